@@ -1,0 +1,125 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mnist_exp.files import replacing
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_half_and_raise(path: Path, raised: type[BaseException]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise raised
+
+
+def test_writes_the_new_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["weights"]
+
+
+def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"ne")
+        assert path.read_bytes() == b"old"
+        with temporary.open("ab") as file:
+            file.write(b"w")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_an_open_reader_keeps_the_whole_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        first = reader.read(1)
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"new")
+        assert first + reader.read() == b"old"
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt])
+def test_the_old_file_stays_when_the_block_raises(
+    tmp_path: Path, raised: type[BaseException]
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    with pytest.raises(raised):
+        write_half_and_raise(path, raised)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["weights"]
+
+
+def test_there_is_no_file_when_the_first_write_raises(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        write_half_and_raise(tmp_path / "weights", RuntimeError)
+    assert names(tmp_path) == []
+
+
+def test_the_old_file_stays_when_nothing_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert path.read_bytes() == b"old"
+
+
+def test_two_processes_write_to_different_temporaries(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    child = "; ".join(
+        [
+            "import pathlib, sys",
+            "from mnist_exp.files import replacing",
+            "r = replacing(pathlib.Path(sys.argv[1]))",
+            "print(r.__enter__())",
+        ]
+    )
+    theirs = subprocess.run(
+        [sys.executable, "-c", child, path], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"ours")
+        assert str(temporary) != theirs
+
+
+WRITER = """
+import pathlib, sys
+from mnist_exp.files import replacing
+while True:
+    for letter in b"ab":
+        with replacing(pathlib.Path(sys.argv[1])) as temporary, temporary.open("wb") as file:
+            for _ in range(64):
+                file.write(bytes([letter]) * 4096)
+                file.flush()
+"""
+
+
+def test_a_reader_in_another_process_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * 64 * 4096)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, path])
+    whole = {letter * 64 * 4096 for letter in (b"a", b"b")}
+    try:
+        seen, reads, deadline = set(), 0, time.monotonic() + 30
+        while (reads < 500 or seen != whole) and time.monotonic() < deadline:
+            seen.add(path.read_bytes())
+            reads += 1
+    finally:
+        writer.kill()
+        writer.wait()
+    assert sorted(map(len, seen)) == [64 * 4096, 64 * 4096]
+    assert seen == whole
