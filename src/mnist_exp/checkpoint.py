@@ -1,0 +1,83 @@
+"""Checkpoints: all that the next step depends on, in one file that is whole or not there."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mnist_exp.errors import Failure
+from mnist_exp.files import replacing
+
+FORMAT = 1  # raised when an older reader would misread a newer file
+
+
+class CheckpointError(Failure):
+    """A checkpoint that cannot be read, or not be written."""
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write numbers, strings and tensors to `path`, replacing what was there at once.
+
+    Serialised in memory first, which costs the checkpoint's size, to know how much room it needs.
+    Raises CheckpointError when it cannot be written; the file that was there is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    size = buffer.tell() / 1e6
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary, buffer.getbuffer() as content:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: a checkpoint of {size:.1f} MB could not be written ({error.strerror}); "
+            "the one before it is whole"
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, its tensors on the CPU. Nothing in the file can run code.
+
+    Raises CheckpointError for a file that is absent, truncated, foreign, of a newer format, or
+    that asks for anything but numbers, strings and tensors.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no checkpoint") from None
+    except Exception as error:  # a foreign file can make the reader raise anything
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise CheckpointError(f"{path}: not a checkpoint of this project")
+    if state["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: of format {state['format']}, newer than this code, which reads {FORMAT}"
+        )
+    return state
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all global random generators, as numbers and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put all global random generators where they were."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all(states["cuda"])
+    np.random.set_state(states["numpy"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))

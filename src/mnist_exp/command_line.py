@@ -1,0 +1,278 @@
+"""What is wrong with a command line, all of it at once, before anything is made.
+
+Hydra itself stops at the first problem, and a wrong value shows only when the job uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
+from mnist_exp.paths import CONF, REPOSITORY
+
+OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
+OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+
+PRESETS = "experiment"  # the group whose options are laid over all others
+
+
+class Setting(NamedTuple):
+    """A value for a key or group, and how a person knows it: as typed, or with its YAML file."""
+
+    line: str
+    key: str
+    value: Any
+    changes: bool = True  # rather than adds or removes
+
+
+class Job(NamedTuple):
+    """A config, the option of each of its groups, and what its keys are without the preset."""
+
+    config: DictConfig
+    choices: dict[str, str]
+    defaults: dict[str, Any]  # every key that can be set
+    in_files: list[Setting]
+
+
+def problems(arguments: Sequence[str], multirun: bool = False) -> list[str]:
+    """One line for each thing that is wrong with these overrides: key, value, what is allowed.
+
+    The YAML files that they choose are checked with them.
+    """
+    found: list[tuple[str, str | None]] = []
+    choices: dict[str, list[str]] = {}  # group → its valid overrides, several in a sweep
+    settings: list[Setting] = []  # of keys
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        for argument in arguments:
+            try:
+                override, singles = parse(argument, loader)
+            except Exception as error:  # Hydra's functions raise what Python raises: range(1,9,0)
+                found.append((argument, not_understood(error)))
+                continue
+            found.append((argument, wrong_sweep(override, len(singles), multirun)))
+            options = loader.get_group_options(override.key_or_group)
+            if not options:
+                settings += singles
+                continue
+            wrong = {single.line: wrong_option(single, options) for single in singles}
+            found += wrong.items()
+            choices[override.key_or_group] = [line for line in wrong if not wrong[line]]
+        hydra_options = [lines[0] for group, lines in choices.items() if lines and "/" in group]
+        found += [(s.line, wrong_hydra_key(s, hydra_options)) for s in settings if is_hydras(s)]
+        ours = [s for s in settings if not is_hydras(s)]
+        unsure = [group for group, lines in choices.items() if not lines]
+        for options in jobs(choices):
+            found += wrong_in_job(options, ours, unsure)
+    lines = [f"{line}: {problem}" for line, problem in found if problem]
+    return list(dict.fromkeys(lines))  # several jobs can have the same problem
+
+
+# --- what can be said of one argument ---
+
+
+def parse(argument: str, loader: ConfigLoader) -> tuple[Override, list[Setting]]:
+    """An argument as Hydra reads it, and each single value in it.
+
+    Raises HydraException, or what a function in it raises: ValueError, TypeError and others.
+    """
+    parser = OverridesParser.create()
+    override = parser.parse_override(argument)
+    if not override.key_or_group:
+        raise HydraException("no key")
+    singles = [override]
+    if override.is_sweep_override():
+        override.config_loader = loader  # glob(*) asks it for the options
+        key = override.get_key_element()
+        lines = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        singles = [parser.parse_override(line) for line in lines]
+    changes = override.type is OverrideType.CHANGE and override.package is None
+    key = override.key_or_group
+    return override, [Setting(str(o.input_line), key, o.value(), changes) for o in singles]
+
+
+def not_understood(error: Exception) -> str:
+    what = str(error).partition("\n")[0].partition(" expecting ")[0]
+    return f"not understood ({what}); write key=value, or 'key=\"value\"' for special characters"
+
+
+def wrong_sweep(override: Override, count: int, multirun: bool) -> str | None:
+    if not override.is_sweep_override():
+        return None
+    if not multirun:
+        return "several values; a sweep over them needs -m"
+    if override.is_hydra_override():
+        return "several values; Hydra cannot sweep over its own keys"
+    return None if count else "gives no value"
+
+
+def wrong_option(setting: Setting, options: Sequence[str]) -> str | None:
+    if not setting.changes:
+        return f"groups cannot be added or removed; write {setting.key}=<option>"
+    return one_of(*options).wrong(setting.value)
+
+
+def is_hydras(setting: Setting) -> bool:
+    return setting.key.startswith(("hydra.", "hydra/"))
+
+
+def wrong_hydra_key(setting: Setting, options: Sequence[str]) -> str | None:
+    """What Hydra says of a key of its own. Asked about one at a time, it tells of all."""
+    try:
+        compose("config", [*options, setting.line])
+    except Exception as error:  # of more kinds than Hydra's own
+        keys = leaves(OmegaConf.structured(HydraConf), resolve=False)
+        known = [f"hydra.{key}" for key, _ in keys]
+        near = "" if setting.key in known else did_you_mean(setting.key, known)
+        return reason(error) + near
+    return None
+
+
+# --- what can be said only of a whole job ---
+
+
+def jobs(choices: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    """Group overrides of so many jobs that each option is in one.
+
+    Not all combinations, which can be many: what keys there are depends on single options.
+    """
+    several = [lines for lines in choices.values() if lines]
+    for number in range(max(map(len, several), default=1)):
+        yield [lines[number % len(lines)] for lines in several]
+
+
+def wrong_in_job(
+    options: Sequence[str], typed: Sequence[Setting], unsure: Collection[str]
+) -> Iterator[tuple[str, str | None]]:
+    """What is wrong in a job with these options: with what was typed, or in the YAML files.
+
+    unsure: groups whose option is not known, so that neither are their keys.
+    """
+    try:
+        job = compose_job(options)
+    except Exception as error:  # YAML files can make Hydra raise anything
+        yield " ".join(options) or "conf/config.yaml", reason(error)
+        if options:  # what was typed can be checked without them, but for their own keys
+            yield from wrong_in_job([], typed, [option.partition("=")[0] for option in options])
+        return
+    for key, rule in RULES.items():
+        yield key, None if key in job.defaults else f"in no YAML file; must be {rule.allowed}"
+    typed = [s for s in typed if s.key in job.defaults or s.key.partition(".")[0] not in unsure]
+    in_force = {setting.key: setting for setting in [*job.in_files, *typed]}
+    for setting in [*typed, *in_force.values()]:
+        yield setting.line, wrong_setting(setting, job)
+
+
+def wrong_setting(setting: Setting, job: Job) -> str | None:
+    """What is wrong with this setting; sets it in the job's config, for others may refer to it."""
+    key, value = setting.key, setting.value
+    if key not in job.defaults:
+        return no_such_key(key, job)
+    if not setting.changes:
+        return f"keys cannot be added or removed; write {key}=<value>"
+    if "${hydra:" in str(value):  # has a value only in a running job
+        return None
+    try:
+        OmegaConf.update(job.config, key, value, merge=False)
+        found = resolved(job.config, key)
+    except OmegaConfBaseException as error:
+        return reason(error)
+    problem = rule_for(key, job.defaults[key]).wrong(found)
+    if problem is None and key == "trainer.device" and found not in ("auto", "cpu"):
+        return absent_device(found)
+    return problem
+
+
+def absent_device(name: str) -> str | None:
+    from mnist_exp.environment import present_devices  # imports torch: more than a second
+
+    present = present_devices()
+    return None if name in present else f"not on this machine, which has {', '.join(present)}"
+
+
+def no_such_key(key: str, job: Job) -> str:
+    """Says which keys there are instead, and which is nearest: of the same name, or near it."""
+    group, _, name = key.partition(".")
+    if group in job.choices:
+        names = [k.removeprefix(f"{group}.") for k in job.defaults if k.startswith(f"{group}.")]
+        there_are = f"{group}={job.choices[group]} has {', '.join(names) or 'none'}"
+    else:
+        name, names = key, [*job.defaults, *job.choices]
+        there_are = f"there are {', '.join(sorted({k.partition('.')[0] for k in names}))}"
+    elsewhere = [k for k in job.defaults if f".{k}".endswith(f".{key.rpartition('.')[2]}")]
+    near = did_you_mean(key, elsewhere, cutoff=0) or did_you_mean(name, names)
+    return f"no such key; {there_are}{near}"
+
+
+def compose_job(options: Sequence[str]) -> Job:
+    """Raises what Hydra raises for YAML files that it cannot read or put together."""
+    config, choices = composed(options)
+    plain = config
+    if PRESETS in choices:
+        below = {group: option for group, option in choices.items() if group != PRESETS}
+        plain, _ = composed([f"{group}={option}" for group, option in below.items()])
+    before = dict(settable(plain))
+    in_files = []
+    for key, value in settable(config):
+        group = key.partition(".")[0] if before.get(key, ...) == value else PRESETS
+        file = f"{group}/{choices[group]}" if group in choices else "config"
+        line = f"{key}={json.dumps(value, default=str)} (conf/{file}.yaml)"
+        in_files.append(Setting(line, key, value))
+    return Job(config, choices, {key: default(plain, key) for key in before}, in_files)
+
+
+def composed(options: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config with these options, without Hydra's part, and the option of each group in it."""
+    config = compose("config", list(options), return_hydra_config=True)
+    choices = config.hydra.runtime.choices.items()
+    ours = {group: option for group, option in choices if option and "hydra/" not in group}
+    with open_dict(config):
+        del config["hydra"]
+    return config, ours
+
+
+def settable(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Every key that can be set, with its value as it is written; `_target_` cannot."""
+    for key, value in leaves(config, resolve=False):
+        if not key.rpartition(".")[2].startswith("_"):
+            yield key, value
+
+
+def default(config: DictConfig, key: str) -> Any:
+    """The key's value, or None where it has none yet."""
+    try:
+        return resolved(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def resolved(config: DictConfig, key: str) -> Any:
+    """Raises OmegaConfBaseException where the value is missing, or refers to nothing."""
+    value = OmegaConf.select(config, key, throw_on_missing=True)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def reason(error: BaseException) -> str:
+    """What began it, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option} {one_of(*error.options).wrong(option)}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        lines = str(error).splitlines()  # all but the first are about how Hydra works
+        return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,181 @@
+"""What every config value may be, and what is wrong with one that is something else.
+
+Standard library and omegaconf only: a bad value is answered before torch is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import NoneType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+Test = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be: in words, by its type, and by a test of values of that type."""
+
+    allowed: str
+    types: tuple[type, ...] = ()  # exactly these, so that true is no integer; none: any
+    test: Test = lambda value: True
+    words: tuple[str, ...] = ()  # the values themselves, where there are few
+
+    def admits(self, value: Any) -> bool:
+        return (not self.types or type(value) in self.types) and self.test(value)
+
+    def wrong(self, value: Any) -> str | None:
+        """What the value must be, and which is nearest, if it is not that."""
+        if self.admits(value):
+            return None
+        return f"must be {self.allowed}{did_you_mean(str(value), self.words)}"
+
+
+def integer(low: int, high: int | None = None) -> Rule:
+    if high is None:
+        return Rule(f"an integer >= {low}", (int,), lambda value: value >= low)
+    return Rule(f"an integer from {low} to {high}", (int,), lambda value: low <= value <= high)
+
+
+def number(allowed: str, test: Test = lambda value: True) -> Rule:
+    def finite_and(value: Any) -> bool:
+        return abs(value) <= sys.float_info.max and test(value)  # false for nan, too
+
+    return Rule(allowed, (int, float), finite_and)
+
+
+def one_of(*words: str) -> Rule:
+    return Rule(" | ".join(words), (str,), lambda value: value in words, words)
+
+
+def optional(rule: Rule) -> Rule:
+    def none_or(value: Any) -> bool:
+        return value is None or rule.test(value)
+
+    return Rule(f"null or {rule.allowed}", (NoneType, *rule.types), none_or, rule.words)
+
+
+def list_of(rule: Rule) -> Rule:
+    return Rule(f"a list, each {rule.allowed}", (list,), lambda value: all(map(rule.admits, value)))
+
+
+def is_device(name: str) -> bool:
+    return re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", name) is not None
+
+
+flag = Rule("true or false", (bool,))
+text = Rule("text that is not empty", (str,), lambda value: value != "")
+finite = number("a finite number")
+positive = number("a number > 0", lambda value: value > 0)
+fraction = number("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
+seed = integer(0, 2**32 - 1)
+
+# The keys that this code reads itself.
+RULES = {
+    "batch_size": integer(1),
+    "seed": seed,
+    "resume": optional(text),
+    "reproduce": optional(text),
+    "trainer.epochs": integer(1),
+    "trainer.device": Rule(
+        "auto | cpu | cuda | cuda:<index> | mps",
+        (str,),
+        is_device,
+        ("auto", "cpu", "cuda", "mps"),
+    ),
+    "trainer.keep": one_of("best", "last"),
+    "trainer.deterministic": flag,
+    "trainer.checkpoint_every_steps": optional(integer(1)),
+    "trainer.max_batches": optional(integer(1)),
+}
+
+# Keys that go to what a `_target_` names. Another class may mean something else by the name: there,
+# as for every other key, a value has to be of its YAML default's type.
+OPTION_RULES = {
+    "data.root": text,
+    "data.cache": text,
+    "data.mirrors": optional(list_of(text)),
+    "data.mean": finite,
+    "data.std": positive,
+    "data.val_fraction": number(
+        "a number between 0 and 1, both excluded", lambda value: 0 < value < 1
+    ),
+    "data.split_seed": seed,
+    "model.hidden_sizes": list_of(integer(1)),
+    "model.dropout": fraction,
+    "optimizer.lr": positive,
+    "optimizer.betas": Rule(
+        "a list of two numbers from 0 up to but not including 1",
+        (list,),
+        lambda value: len(value) == 2 and all(map(fraction.admits, value)),
+    ),
+    "optimizer.eps": positive,
+    "optimizer.momentum": fraction,
+    "optimizer.weight_decay": number("a number >= 0", lambda value: value >= 0),
+    "scheduler.factor": number("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "scheduler.total_iters": integer(0),
+    "tracking.experiment": text,
+    "tracking.uri": optional(text),
+}
+
+
+def rule_for(key: str, default: Any) -> Rule:
+    """The key's own rule, or where it has none, one that asks for the default's type.
+
+    default: the value in the YAML file that brings the key.
+    """
+    if key in RULES:
+        return RULES[key]
+    if key in OPTION_RULES and type(default) in OPTION_RULES[key].types:
+        return OPTION_RULES[key]
+    return same_type(default)
+
+
+def same_type(default: Any) -> Rule:
+    """Admits what is of the default's type; for a null, which tells nothing, anything."""
+    match default:
+        case bool():
+            return flag
+        case int():
+            return Rule("an integer", (int,))
+        case float():
+            return finite if math.isfinite(default) else Rule("a number", (int, float))
+        case str():
+            return Rule("text", (str,))
+        case [first, *_] if (rule := list_of(same_type(first))).admits(default):
+            return rule
+        case list():
+            return Rule("a list", (list,))
+        case _:
+            return Rule("anything")
+
+
+def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """A closing question that names the nearest of `words`, or nothing where none is near."""
+    near = get_close_matches(word, list(words), 1, cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def leaves(config: DictConfig, resolve: bool = True) -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its plain value, lists being values.
+
+    Raises OmegaConfBaseException for a value that cannot be resolved.
+    """
+
+    def below(prefix: str, values: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from below(f"{prefix}{name}.", value)
+            else:
+                yield f"{prefix}{name}", value
+
+    container = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(container, dict)
+    yield from below("", container)

@@ -1,0 +1,86 @@
+"""Where a run runs: device, versions, commit. What someone needs to get the same numbers again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from mnist_exp.errors import BadInput
+from mnist_exp.paths import REPOSITORY
+
+
+def present_devices() -> list[str]:
+    """The names that trainer.device may have here besides "auto", the fastest first."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*(["cuda", *cuda] if cuda else []), *mps, "cpu"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA, then MPS, then the CPU, whichever is there first.
+
+    Raises BadInput for a device that this machine does not have.
+    """
+    present = present_devices()
+    if name == "auto":
+        name = present[0]
+    if name not in present:
+        raise BadInput(f"trainer.device={name}: this machine has {', '.join(present)}")
+    return torch.device(name)
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Whether torch may use only algorithms that give the same bits each time.
+
+    Free on a CPU. On CUDA some operations get slower, or are refused where there is no such
+    algorithm; without it two equal runs may differ in the last bits.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def device_name(device: torch.device) -> str:
+    """The maker's name of a GPU, or the kind of device and the threads that torch uses on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def tags(device: torch.device) -> dict[str, str]:
+    """Commit, dirty state, versions and device, by MLflow's own names where it has one."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "mlflow.source.git.commit": commit or "unknown",
+        "mlflow.source.git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": os.environ.get("USER", "unknown"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+    }
+
+
+def installed_versions() -> str:
+    """Every installed distribution as name==version, a line each: a constraints file for pip."""
+    found = {(d.metadata["Name"], d.version) for d in metadata.distributions()}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found))
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints of this repository, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,368 @@
+"""One experiment: builds what the config names, trains it, tests it once, and closes.
+
+The only room that knows both the config and the objects.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mnist_exp import checkpoint, environment, screen
+from mnist_exp.checkpoint import CheckpointError
+from mnist_exp.config import leaves
+from mnist_exp.data import Dataset
+from mnist_exp.errors import BadInput
+from mnist_exp.files import replacing
+from mnist_exp.paths import BEST, LAST, REPOSITORY
+from mnist_exp.resuming import resumed_config
+from mnist_exp.signals import Interrupted, deferred
+from mnist_exp.tracking import Patient, RunRecord, Status, first_line
+from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
+
+log = logging.getLogger(__name__)
+
+EMPTY: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of metrics.jsonl, and one call to the tracker."""
+
+    epoch: int  # from 1
+    at: float  # Unix time, seconds
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the test set, opened once, said of the kept weights."""
+
+    epoch: int  # that they are of
+    figures: Figures
+    at: float  # Unix time, seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run found, of the weights that it kept."""
+
+    epoch: Epoch
+    test: Figures
+
+
+def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result:
+    """Train as the config says; leave everything in `folder` and with the tracker.
+
+    overrides: what the person typed, for the run's name.
+
+    Raises Failure for what a person can mend, and Interrupted. However the run ends, the tracker
+    is told.
+    """
+    return Experiment(config, folder, run_name(config, overrides)).run()
+
+
+def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result | None:
+    """Go on with the run in `folder` from its last checkpoint, in the same MLflow run.
+
+    composed: the defaults with `overrides`, of which only what was typed counts. A run that has
+    ended is left alone. Raises what `run` does, and CheckpointError.
+    """
+    saved = checkpoint.load(folder / LAST)
+    try:
+        config = resumed_config(saved["config"], composed, overrides)
+        experiment = Experiment(config, folder, saved["name"])
+        experiment.load_state_dict(saved)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / LAST}: does not fit this code ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if experiment.ended:
+        log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
+        return None
+    return experiment.run()
+
+
+class Experiment:
+    """The objects of one run, and what is known of it so far."""
+
+    def __init__(
+        self, config: DictConfig, folder: Path, name: str, tags: Mapping[str, str] = EMPTY
+    ) -> None:
+        self.config, self.folder, self.name, self.tags = config, folder, name, tags
+        self.device = environment.choose_device(config.trainer.device)
+        self.dataset: Dataset = build(config, "data")
+        environment.set_deterministic(config.trainer.deterministic)
+        torch.manual_seed(config.seed)
+        shape, classes = self.dataset.image_shape, self.dataset.classes
+        self.model: nn.Module = build(config, "model", input_shape=shape, classes=classes)
+        self.model.to(self.device)
+        self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
+        self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer)
+        self.tracker = Patient(build(config, "tracking"))
+        self.progress = Progress(self.model)
+        self.tested: Tested | None = None
+        self.run_id: str | None = None
+        self.ended = False
+
+    # --- the run, top to bottom ---
+
+    def run(self) -> Result:
+        """Train to the end, test, close. A signal waits for the end of the step in hand."""
+        status: Status = "FAILED"
+        with deferred() as check_signals:
+            self.run_id = self.tracker.start(self.record(), self.run_id) or self.run_id
+            try:
+                self.describe()
+                self.train(check_signals)
+                result = self.finish()
+                status = "FINISHED"
+            except Interrupted:
+                status = "KILLED"
+                raise
+            finally:
+                self.close(status)
+        self.show(result)
+        return result
+
+    def describe(self) -> None:
+        """Leave in the folder all that is known, and tell all figures so far, to a run anew."""
+        OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
+        (self.folder / "requirements.txt").write_text(environment.installed_versions())
+        log.info("%s on %s", self.name, environment.device_name(self.device))
+        self.save_last_and_best()
+        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        for epoch in self.progress.epochs:
+            self.tell(epoch_entry(epoch))
+
+    def train(self, check_signals: Callable[[], None]) -> None:
+        """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
+        config, progress = self.config, self.progress
+        limit = config.trainer.max_batches and config.trainer.max_batches * config.batch_size
+        train = self.dataset.prepare(self.dataset.train[:limit], self.device)
+        val = self.dataset.prepare(self.dataset.val[:limit], self.device)
+        every = config.trainer.checkpoint_every_steps
+        bar = screen.progress_bar(config.trainer.epochs, len(train), config.batch_size)
+        with bar as show_step:
+
+            def on_step(progress: Progress) -> None:
+                show_step(progress)
+                if every and len(progress.losses) % every == 0:
+                    self.save(LAST)
+                check_signals()
+
+            try:
+                for epoch in fit(
+                    self.model,
+                    self.optimizer,
+                    self.scheduler,
+                    train,
+                    val,
+                    progress,
+                    epochs=config.trainer.epochs,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    keep=config.trainer.keep,
+                    on_step=on_step,
+                ):
+                    self.save_last_and_best()
+                    log.info(screen.epoch_line(epoch, config.trainer.epochs))
+                    self.tell(epoch_entry(epoch))
+                check_signals()
+            except Interrupted:
+                self.save(LAST)
+                raise
+            except Diverged:
+                self.save_model(self.kept_model())
+                raise
+
+    def finish(self) -> Result:
+        """Open the test set, once, with the kept weights; save them."""
+        model = self.kept_model()
+        best = self.progress.best
+        assert best is not None, "fit ended without an epoch"
+        if self.tested is None or self.tested.epoch != best.number:
+            split = self.dataset.prepare(self.dataset.test, self.device)
+            self.tested = Tested(best.number, evaluate(model, split), time.time())
+            self.save(LAST)
+        self.tell(test_entry(self.tested))
+        self.save_model(model)
+        return Result(best, self.tested.figures)
+
+    def close(self, status: Status) -> None:
+        """Hand the files over, and say how it ended and how to go on."""
+        names = ("config.yaml", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
+        self.tracker.upload(self.present(*names))
+        self.tracker.upload(self.present(LAST, BEST), "checkpoints")
+        self.tracker.end(status)
+        if self.tracker.behind:
+            text = "the tracker has not got everything; once it answers:\n%s"
+            log.warning(text, resume_command(self.folder))
+        elif status == "FINISHED":
+            self.ended = True
+            self.save(LAST)
+        elif status == "KILLED":
+            text = "interrupted in epoch %d; to go on:\n%s"
+            log.info(text, self.progress.number, resume_command(self.folder))
+
+    def show(self, result: Result) -> None:
+        """The closing table, where the outputs lie, and how to compare."""
+        figures = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
+        rows = [(name, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for name, f in figures.items()]
+        title = f"Weights of epoch {result.epoch.number}"
+        screen.show_table(title, ("split", "loss", "accuracy"), rows)
+        log.info("outputs  %s", shown(self.folder))
+        if where := self.tracker.where():
+            log.info("compare  %s", where)
+
+    # --- what is known, and where it is kept ---
+
+    def record(self) -> RunRecord:
+        return RunRecord(
+            name=self.name,
+            params=dict(leaves(self.config)),
+            tags={
+                **environment.tags(self.device),
+                "output_folder": str(self.folder),
+                **self.tags,
+            },
+            dataset=self.dataset.name,
+            dataset_digest=self.dataset.digest,
+            dataset_sizes=self.dataset.sizes,
+        )
+
+    def entries(self) -> list[Entry]:
+        """All figures of a run that has ended."""
+        tested = [] if self.tested is None else [test_entry(self.tested)]
+        return [*map(epoch_entry, self.progress.epochs), *tested]
+
+    def tell(self, entry: Entry) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as journal:
+            print(json.dumps({"epoch": entry.epoch, **entry.metrics}), file=journal)
+        self.tracker.log(entry.metrics, entry.epoch, entry.at)
+
+    def kept_model(self) -> nn.Module:
+        """A copy of the model with the kept weights; the one in training stays as it is."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.progress.kept)
+        return model
+
+    def save_model(self, model: nn.Module) -> None:
+        state_dict = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        with replacing(self.folder / "mnist_model.pth") as temporary:
+            torch.save(state_dict, temporary)
+
+    def save(self, name: Path) -> None:
+        checkpoint.save(self.folder / name, self.state_dict())
+
+    def save_last_and_best(self) -> None:
+        """At the end of the best epoch so far, the state is that epoch's, too."""
+        self.save(LAST)
+        progress = self.progress
+        if progress.best and progress.best is progress.epochs[-1] and not progress.losses:
+            with replacing(self.folder / BEST) as temporary:
+                shutil.copyfile(self.folder / LAST, temporary)
+
+    def present(self, *names: str | Path) -> list[Path]:
+        return [path for path in map(self.folder.joinpath, names) if path.exists()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "config": OmegaConf.to_container(self.config, resolve=True),
+            "run_id": self.run_id,
+            "ended": self.ended,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "progress": self.progress.state_dict(),
+            "tested": self.tested and asdict(self.tested),
+            "random": checkpoint.random_states(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.run_id = state["run_id"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress.load_state_dict(state["progress"], self.device)
+        if state["tested"]:
+            figures = Figures(**state["tested"]["figures"])
+            self.tested = Tested(**{**state["tested"], "figures": figures})
+        self.ended = state["ended"] and len(self.progress.epochs) >= self.config.trainer.epochs
+        checkpoint.set_random_states(state["random"])
+
+
+def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
+    """What the group's `_target_` makes of its other values and of these arguments.
+
+    Raises BadInput when it refuses them.
+    """
+    try:
+        target = instantiate(config[group], _partial_=True, _convert_="all")
+        return target(*arguments, **more)
+    except (InstantiationException, TypeError, ValueError) as error:
+        raise BadInput(f"{group}={config[group]._target_}: {error}") from error
+
+
+def epoch_entry(epoch: Epoch) -> Entry:
+    """An epoch by the names that its figures have in metrics.jsonl and in the tracker."""
+    metrics = {
+        "train/loss": epoch.train.loss,
+        "train/accuracy": epoch.train.accuracy,
+        "val/loss": epoch.val.loss,
+        "val/accuracy": epoch.val.accuracy,
+        "lr": epoch.lr,
+        "epoch_seconds": epoch.seconds,
+        "images_per_second": epoch.images_per_second,
+    }
+    return Entry(epoch.number, epoch.ended, metrics)
+
+
+def test_entry(tested: Tested) -> Entry:
+    figures = tested.figures
+    metrics = {"test/loss": figures.loss, "test/accuracy": figures.accuracy}
+    return Entry(tested.epoch, tested.at, metrics)
+
+
+def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
+    """Model, optimizer, learning rate and batch size, then what else was typed."""
+
+    def kind(node: DictConfig) -> str:
+        return str(node._target_).rpartition(".")[2].lower()
+
+    said = ("model=", "optimizer=", "optimizer.lr=", "batch_size=", "tracking", "data.root=")
+    more = [override for override in overrides if not override.startswith(said)]
+    parts = [kind(config.model), kind(config.optimizer), f"lr{config.optimizer.lr:g}"]
+    return "-".join([*parts, f"bs{config.batch_size}", *more])
+
+
+def shown(folder: Path) -> str:
+    """The folder as a person would type it from where they are."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
+def resume_command(folder: Path) -> str:
+    """What goes on with the run in this folder, to be typed from where the person is."""
+    value = shown(folder)
+    if not re.fullmatch(r"/?[\w.-]+(/[\w.-]+)+", value, re.ASCII):  # else Hydra reads it so, too
+        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"python {shlex.quote(shown(REPOSITORY / 'train.py'))} {shlex.quote(f'resume={value}')}"

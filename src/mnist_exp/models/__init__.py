@@ -1,0 +1,6 @@
+"""Models: plain modules from images [n, channels, height, width] to logits [n, classes]."""
+
+from mnist_exp.models.linear import Linear
+from mnist_exp.models.mlp import MLP
+
+__all__ = ["MLP", "Linear"]

@@ -1,0 +1,31 @@
+"""A fully connected network."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Pixels → each of `hidden_sizes`, with ReLU and dropout after it → classes."""
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        hidden_sizes: Sequence[int] = (128, 64),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = [math.prod(input_shape), *hidden_sizes]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: float [n, channels, height, width]; returns logits [n, classes]."""
+        return self.layers(images.flatten(1))

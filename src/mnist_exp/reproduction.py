@@ -1,0 +1,91 @@
+"""Doing a run again from its id, and checking that the same numbers come out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_exp import environment, screen
+from mnist_exp.errors import Failure
+from mnist_exp.experiment import Experiment
+from mnist_exp.resuming import refuse_foreign_targets
+from mnist_exp.tracking.mlflow import RecordedRun, recorded_run
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, dict[int, float]]  # by name and epoch
+
+EPOCH_FIGURES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
+TEST_FIGURES = ("test/loss", "test/accuracy")
+
+# Where this machine keeps things, which is not the first run's to say.
+LOCAL = ("tracking", "data.root", "data.cache", "data.mirrors")
+
+
+class NotReproduced(Failure):
+    """The same config gave other numbers."""
+
+
+def reproduce(composed: DictConfig, folder: Path) -> None:
+    """Train the run `composed.reproduce` again, in a new run, and compare all of its figures.
+
+    Raises NotReproduced when one differs in any bit, BadInput when its config is not to be
+    trusted, and what a run raises.
+    """
+    first = recorded_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
+    config = OmegaConf.create(first.config)
+    assert isinstance(config, DictConfig), "our runs write a mapping"
+    refuse_foreign_targets(OmegaConf.to_container(config))
+    for key in LOCAL:
+        if (
+            OmegaConf.select(composed, key) is not None
+            and OmegaConf.select(config, key) is not None
+        ):
+            OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
+    experiment = Experiment(config, folder, first.name, tags={"reproduces": composed.reproduce})
+    for line in differences(first, experiment):
+        log.info("differs  %s", line)
+    experiment.run()
+
+    again: Figures = {}
+    for entry in experiment.entries():
+        for key, value in entry.metrics.items():
+            again.setdefault(key, {})[entry.epoch] = value
+    if differing := compare(first.metrics, again):
+        raise NotReproduced(f"not reproduced; the first that differs is {differing[0]}")
+    log.info("reproduced: every figure is the same, bit for bit")
+
+
+def differences(first: RecordedRun, experiment: Experiment) -> Iterator[str]:
+    """What is not as it was: commit, dirty state, device and threads, versions; a line each."""
+    now = environment.tags(experiment.device)
+    for key in ("mlflow.source.git.commit", "mlflow.source.git.dirty", "python", "device"):
+        if first.tags.get(key) != now[key]:
+            yield f"{key.removeprefix('mlflow.source.')}: was {first.tags.get(key)}, is {now[key]}"
+    was, here = set(first.versions.split()), set(environment.installed_versions().split())
+    for name in sorted({line.partition("==")[0] for line in was ^ here}):
+        old, new = (
+            next((line for line in lines if line.startswith(f"{name}==")), f"no {name}")
+            for lines in (was, here)
+        )
+        yield f"{old} was installed, {new} is"
+
+
+def compare(first: Figures, again: Figures) -> list[str]:
+    """Show both side by side; returns what is not equal, the earliest epoch first."""
+    rows, differing = [], []
+    for shown, keys in (("val/loss", EPOCH_FIGURES), ("test/loss", TEST_FIGURES)):
+        for epoch in sorted({e for f in (first, again) for key in keys for e in f.get(key, {})}):
+            was, now = ({key: f.get(key, {}).get(epoch) for key in keys} for f in (first, again))
+            unequal = [key for key in keys if was[key] != now[key]]
+            differing += [
+                f"{key} of epoch {epoch}: was {was[key]}, is {now[key]}" for key in unequal
+            ]
+            verdict = ", ".join(unequal) or "equal"
+            rows.append((f"{epoch}", shown, f"{was[shown]}", f"{now[shown]}", verdict))
+    header = ("epoch", "figure", "first", "again", "what differs")
+    screen.show_table("Reproduction", header, rows)
+    return differing

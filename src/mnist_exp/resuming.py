@@ -1,0 +1,146 @@
+"""Finding a run to go on with, and what of its config may change on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_exp.config import leaves
+from mnist_exp.errors import BadInput
+from mnist_exp.paths import LAST, REPOSITORY
+
+# What does not change the numbers that training finds. Epochs may only grow.
+FREE = (
+    "resume",
+    "tracking",
+    "trainer.epochs",
+    "trainer.device",
+    "trainer.checkpoint_every_steps",
+    "data.root",
+    "data.cache",
+    "data.mirrors",
+)
+
+# What a saved config may name: what the YAML files name, and no function that starts a process.
+TRUSTED = (
+    "mnist_exp.data.",
+    "mnist_exp.models.",
+    "mnist_exp.tracking.",
+    "torch.nn.",
+    "torch.optim.",
+    "torchvision.models.",
+)
+UNTRUSTED = "mnist_exp.data.sources."
+
+
+def find_run(word: str, tracking_uri: str | None) -> Path:
+    """The output folder that "latest", a folder's path, or an MLflow run id stands for.
+
+    "latest" is the run that has written a checkpoint last. Raises BadInput for a word that stands
+    for no folder with a checkpoint, TrackerError for an unknown run id.
+    """
+    if word == "latest":
+        written = (REPOSITORY / "outputs").rglob(str(LAST))
+        found = max(written, key=lambda path: path.stat().st_mtime, default=None)
+        if found is None:
+            raise BadInput("resume=latest: no run in outputs/ has a checkpoint")
+        return found.parents[1]
+    folder = next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)
+    if folder is None and len(word) == 32 and set(word) <= set("0123456789abcdef"):
+        from mnist_exp.tracking.mlflow import output_folder  # two seconds to import
+
+        folder = output_folder(word, tracking_uri)
+    if folder is None:
+        raise BadInput(f"resume={word}: neither a folder, nor an MLflow run id, nor latest")
+    if not (folder / LAST).is_file():
+        raise BadInput(f"resume={word}: there is no {folder / LAST}")
+    return folder
+
+
+def resumed_config(saved: Any, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The saved config with what was typed now, where that leaves the training what it was.
+
+    saved: the plain config in a checkpoint; composed: the defaults with `overrides`.
+
+    Raises BadInput for a changed value that would make it another training, and for a target that
+    is not to be trusted.
+    """
+    config = trusted(saved)
+    was, now = dict(leaves(config)), dict(leaves(composed))
+    typed = set(typed_keys(overrides, now))
+    problems = [
+        f"{key}={now[key]}: the run has {was.get(key)}, which cannot change"
+        for key in sorted(typed)
+        if not key.startswith(FREE) and was.get(key) != now[key]
+    ]
+    if "trainer.epochs" in typed and now["trainer.epochs"] < was["trainer.epochs"]:
+        problems.append(
+            f"trainer.epochs={now['trainer.epochs']}: the run has {was['trainer.epochs']}, "
+            "which can only be raised"
+        )
+    if problems:
+        raise BadInput("\n".join(problems))
+    if "tracking._target_" in typed:
+        config.tracking = {}  # another tracker has other keys
+    for key in typed - {"resume"}:
+        OmegaConf.update(config, key, now[key])
+    return config
+
+
+def typed_keys(overrides: Sequence[str], config: dict[str, Any]) -> Iterator[str]:
+    """The leaves that these overrides set: one key, all of a group, all there are by a preset."""
+    for override in overrides:
+        name = override.lstrip("+").partition("=")[0]
+        for key in config:
+            if name in (key, "experiment") or key.startswith(f"{name}."):
+                yield key
+
+
+def trusted(saved: Any) -> DictConfig:
+    """A saved config, YAML or plain, that is known to build nothing but what is TRUSTED.
+
+    Raises BadInput.
+    """
+    try:
+        config = OmegaConf.create(saved)
+        plain = OmegaConf.to_container(config)
+    except Exception as error:  # YAML has its own kinds
+        reason = " ".join(str(error).split())
+        raise BadInput(f"the saved config cannot be read ({reason})") from None
+    if not isinstance(config, DictConfig):
+        raise BadInput("the saved config is no mapping")
+    refuse_foreign_targets(plain)
+    return config
+
+
+def refuse_foreign_targets(node: Any) -> None:
+    """Raise BadInput for a `_target_` anywhere in a saved config that is not from TRUSTED.
+
+    By its name, and by where the named thing really comes from: a trusted module's imports are
+    not part of it. A string that only becomes something when it is resolved is refused, too.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise BadInput(f"the saved config has {node!r}; our runs save values")
+    if isinstance(node, dict):
+        if "_target_" in node and not is_trusted(node["_target_"]):
+            only = f"only {', '.join(TRUSTED)}* are trusted"
+            raise BadInput(f"the saved config asks for {node['_target_']}; {only}")
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            refuse_foreign_targets(item)
+
+
+def is_trusted(target: Any) -> bool:
+    """Raises BadInput for a name that would be trusted but names nothing."""
+    if not isinstance(target, str) or not target.startswith(TRUSTED):
+        return False
+    try:
+        origin = f"{getattr(get_object(target), '__module__', None)}."
+    except Exception as error:  # of whatever is imported on the way
+        raise BadInput(f"the saved config asks for {target}, which is not there") from error
+    return origin.startswith(TRUSTED) and not origin.startswith(UNTRUSTED)

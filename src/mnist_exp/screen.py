@@ -1,0 +1,109 @@
+"""What a person sees while a run runs.
+
+Lines that stay are log records, so that the screen and the log file show the same. On a terminal
+a progress bar runs below them; in a pipe there are the lines alone, without control codes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mnist_exp.training import Epoch
+from mnist_exp.training import Progress as Training
+
+log = logging.getLogger(__name__)
+console = Console(highlight=False)
+
+REDRAW_SECONDS = 0.2
+WINDOW = 100  # batches that the running loss and accuracy are taken over
+
+
+class ScreenHandler(logging.Handler):
+    """Prints records above the progress bar; one that carries a table shows it on a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        table = getattr(record, "table", None)
+        if table is not None and console.is_terminal:
+            console.print(table)
+        else:
+            style = "red" if record.levelno >= logging.ERROR else None
+            console.print(self.format(record), markup=False, soft_wrap=True, style=style)
+
+
+@contextmanager
+def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable[[Training], None]]:
+    """A bar over a whole training, and the function that moves it, to be called at each step."""
+    if not console.is_terminal:
+        yield lambda training: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("", total=epochs * images, figures="")
+        drawn_at, drawn = time.perf_counter(), 0
+
+        def step(training: Training) -> None:
+            nonlocal drawn_at, drawn
+            now = time.perf_counter()
+            if now - drawn_at < REDRAW_SECONDS:
+                return
+            done = len(training.epochs) * images + len(training.losses) * batch_size
+            speed = (done - drawn) / (now - drawn_at)
+            bar.update(
+                task,
+                completed=done,
+                description=f"epoch {len(training.epochs) + 1}/{epochs}",
+                figures=f"{running(training, batch_size)}{speed:,.0f} images/s",
+                refresh=True,
+            )
+            drawn_at, drawn = now, done
+
+        yield step
+
+
+def running(training: Training, batch_size: int) -> str:
+    """Loss and accuracy over the last batches.
+
+    On a GPU, which a look at them would hold up, those of the last epoch's training.
+    """
+    if training.losses[-1].device.type == "cpu":
+        losses, correct = training.losses[-WINDOW:], training.correct[-WINDOW:]
+        loss = torch.stack(losses).mean().item()
+        accuracy = torch.stack(correct).sum().item() / (len(correct) * batch_size)
+    elif training.epochs:
+        loss, accuracy = training.epochs[-1].train.loss, training.epochs[-1].train.accuracy
+    else:
+        return ""
+    return f"loss {loss:.4f}  accuracy {accuracy:.4f}  "
+
+
+def epoch_line(epoch: Epoch, epochs: int) -> str:
+    """One finished epoch in one line."""
+    return (
+        f"epoch {epoch.number}/{epochs}"
+        f"  train loss {epoch.train.loss:.4f} accuracy {epoch.train.accuracy:.4f}"
+        f"  val loss {epoch.val.loss:.4f} accuracy {epoch.val.accuracy:.4f}"
+        f"  {epoch.seconds:.1f} s  {epoch.images_per_second:,.0f} images/s"
+    )
+
+
+def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table that stays: drawn on a terminal, aligned lines in a pipe and in the log file."""
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
+    log.info("%s", "\n".join([title, *lines]), extra={"table": table})

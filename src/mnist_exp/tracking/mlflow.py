@@ -1,0 +1,198 @@
+"""Runs in MLflow: SQLite and files in the repository, or the server that tracking.uri names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from mnist_exp.errors import BadInput
+from mnist_exp.paths import REPOSITORY
+from mnist_exp.tracking import RunRecord, Status, TrackerError, root_cause
+
+# Read by mlflow: no telemetry unless the person has turned it on, and a server that does not answer
+# is given up after seconds instead of minutes (`Patient` tries again, later).
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
+
+LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
+LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
+
+
+class MLflowTracker:
+    """One MLflow run, told through a client: MLflow's global state is left alone."""
+
+    def __init__(
+        self, experiment: str, uri: str | None = None, log_checkpoints: bool = True
+    ) -> None:
+        self.experiment, self.uri = experiment, uri or LOCAL_URI
+        self.log_checkpoints = log_checkpoints
+        self.client: MlflowClient
+        self.run_id: str
+
+    def start(self, record: RunRecord, run_id: str | None) -> str:
+        try:
+            self.client = open_store(self.uri)
+            if run_id is None:
+                experiment_id = get_or_create(self.client, self.experiment, self.uri)
+                run = self.client.create_run(experiment_id, run_name=record.name)
+                run_id = run.info.run_id
+            else:
+                self.client.update_run(run_id, status="RUNNING")
+            self.run_id = run_id
+            self._describe(record)
+        except TrackerError:
+            raise
+        except Exception as error:  # whatever a database or a network can think of
+            raise no_answer(self.uri, error) from error
+        return run_id
+
+    def _describe(self, record: RunRecord) -> None:
+        """Tags, params and the data set. A param that a resumed run has changed keeps its value."""
+        known = self.client.get_run(self.run_id).data.params
+        params = [
+            Param(key, str(value)) for key, value in record.params.items() if key not in known
+        ]
+        self.client.log_batch(self.run_id, params=params)
+        for key, value in record.tags.items():
+            self.client.set_tag(self.run_id, key, value)
+        dataset = Dataset(
+            name=record.dataset,
+            digest=record.dataset_digest[:36],  # MLflow admits no more
+            source_type="local",
+            source=json.dumps({"name": record.dataset}),
+            profile=json.dumps(dict(record.dataset_sizes)),
+        )
+        context = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
+
+    def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
+        # MLflow ignores a metric that it has with the same value, step and time.
+        batch = [Metric(key, value, int(at * 1000), step) for key, value in metrics.items()]
+        self.client.log_batch(self.run_id, batch)
+
+    def upload(self, paths: Sequence[Path], folder: str = "") -> None:
+        if folder == "checkpoints" and not self.log_checkpoints:
+            return
+        for path in paths:
+            self.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def end(self, status: Status) -> None:
+        self.client.set_terminated(self.run_id, status)
+
+    def where(self) -> str:
+        if self.uri != LOCAL_URI:
+            return self.uri
+        here = Path.cwd() == REPOSITORY
+        return "mlflow ui" if here else f"cd {shlex.quote(str(REPOSITORY))} && mlflow ui"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client whose store has answered.
+
+    A database is opened under a lock, because several processes that open a fresh SQLite store at
+    once can break it for good. Raises TrackerError.
+    """
+    try:
+        if uri.startswith("http"):
+            return answering_client(uri)
+        from mlflow.store.db import utils  # half a second to import
+
+        utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
+        with FileLock(REPOSITORY / "mlflow.db.lock"):
+            return answering_client(uri)
+    except Exception as error:  # whatever a database or a network can think of
+        raise no_answer(uri, error) from error
+
+
+def answering_client(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def no_answer(uri: str, error: Exception) -> TrackerError:
+    return TrackerError(
+        f"MLflow at {uri} does not answer ({root_cause(error)}); tracking=none trains without it"
+    )
+
+
+def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
+    """The experiment's id."""
+    with FileLock(REPOSITORY / "mlflow.db.lock"):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            # Stated, because the server behind `mlflow ui` has a default scheme of its own, which
+            # a client of the database cannot write to.
+            artifacts = (LOCAL_ARTIFACTS / experiment).as_uri() if uri == LOCAL_URI else None
+            return client.create_experiment(experiment, artifacts, KIND)
+    if found.lifecycle_stage == "deleted":
+        raise TrackerError(
+            f"the MLflow experiment {experiment} is deleted; restore it in the UI, "
+            "or choose another with tracking.experiment=NAME"
+        )
+    return found.experiment_id
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What MLflow holds of a run."""
+
+    name: str
+    tags: dict[str, str]
+    metrics: dict[str, dict[int, float]]  # by name and epoch
+    config: str  # YAML
+    versions: str  # name==version, a line each
+
+
+def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
+    """The run and the client that knows it. Raises BadInput for an unknown id, TrackerError."""
+    uri = uri or LOCAL_URI
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not database.exists():  # nor is it to be made for that
+        raise BadInput(f"no MLflow run {run_id}: there is no {database}")
+    client = open_store(uri)
+    try:
+        return client, client.get_run(run_id)
+    except MlflowException as error:
+        raise BadInput(f"no MLflow run {run_id} at {uri}: {root_cause(error)}") from None
+
+
+def output_folder(run_id: str, uri: str | None) -> Path:
+    """Where the run's outputs lie on the machine that it ran on. Raises what `find_run` does."""
+    _, run = find_run(run_id, uri)
+    return Path(run.data.tags.get("output_folder", "(unknown)"))
+
+
+def recorded_run(run_id: str, uri: str | None) -> RecordedRun:
+    """All that another run can be compared with. Raises what `find_run` does, TrackerError."""
+    client, run = find_run(run_id, uri)
+    metrics = {
+        key: {metric.step: metric.value for metric in client.get_metric_history(run_id, key)}
+        for key in run.data.metrics
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config, versions = (
+                Path(client.download_artifacts(run_id, name, folder)).read_text()
+                for name in ("config.yaml", "requirements.txt")
+            )
+        except (MlflowException, OSError) as error:
+            raise TrackerError(f"{run_id}: its artifacts are gone ({root_cause(error)})") from None
+    return RecordedRun(run.info.run_name, run.data.tags, metrics, config, versions)

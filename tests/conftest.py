@@ -1,0 +1,84 @@
+"""What the tests share: a clone of the repository to run commands in, and quick experiments."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mnist_exp.paths import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A copy of the repository: its runs leave nothing in the real one."""
+
+    root: Path
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        ours = {"PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1"}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        return {**inherited, **ours, **extra}
+
+    def start(self, *command: str, **options: object) -> subprocess.Popen[str]:
+        """`python <command>` in the clone, not waited for."""
+        env = self.environment(**options.pop("env", {}))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.root}
+        return subprocess.Popen(
+            [sys.executable, *command], text=True, env=env, **{**pipes, **options}
+        )
+
+    def run(
+        self, *command: str, timeout: float = 120, **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        """`python <command>` in the clone, to its end, or killed after `timeout` seconds."""
+        process = self.start(*command, **options)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def folders(self) -> list[Path]:
+        """The output folders of runs, oldest first."""
+        return sorted(path.parent for path in self.root.glob("outputs/*/*/config.yaml"))
+
+
+@pytest.fixture(scope="session")
+def digits_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the decoded digits, read once for all tests."""
+    from mnist_exp.data import digits
+
+    cache = tmp_path_factory.mktemp("cache")
+    digits(cache=str(cache), mean=0.3059, std=0.3763)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def new_clone(tmp_path_factory: pytest.TempPathFactory, digits_cache: Path) -> Callable[[], Clone]:
+    def make() -> Clone:
+        root = tmp_path_factory.mktemp("clone")
+        for name in ("src", "conf"):
+            shutil.copytree(
+                REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        for name in ("outputs", "mlruns"):
+            (root / name).mkdir()
+        for script in REPOSITORY.glob("*.py"):
+            shutil.copy(script, root)
+        shutil.copytree(digits_cache, root / "data" / "cache")
+        return Clone(root)
+
+    return make
+
+
+@pytest.fixture
+def clone(new_clone: Callable[[], Clone]) -> Clone:
+    """A fresh clone, with the decoded digits already there."""
+    return new_clone()

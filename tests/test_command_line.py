@@ -1,0 +1,552 @@
+"""Bad input: all of it answered at once, in under a second, before anything is made."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Clone
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import mnist_exp.cli  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp.command_line import problems
+from mnist_exp.paths import CONF, REPOSITORY
+
+
+def said(command: str) -> list[str]:
+    """What is wrong with `python train.py <command>`."""
+    arguments = shlex.split(command)
+    return problems([a for a in arguments if a != "-m"], multirun="-m" in arguments)
+
+
+TOP = (
+    "no such key; there are batch_size, data, model, optimizer, reproduce, resume, scheduler, "
+    "seed, tracking, trainer"
+)
+ADAM = "no such key; optimizer=adam has lr, betas, eps, weight_decay, fused"
+MLP = "no such key; model=mlp has hidden_sizes, dropout"
+POSITIVE = "must be an integer >= 1"
+BETAS = "must be a list of two numbers from 0 up to but not including 1"
+QUOTE = "write key=value, or 'key=\"value\"' for special characters"
+
+# argument of a default job: what is wrong with it
+WRONG = {
+    # keys
+    "optimzer.lr=1": f"{TOP}; did you mean optimizer.lr?",
+    "optimzer.wieght_decay=1": f"{TOP}; did you mean optimizer.weight_decay?",
+    "lr=0.1": f"{TOP}; did you mean optimizer.lr?",
+    "epochs=3": f"{TOP}; did you mean trainer.epochs?",
+    "modle=mlp": f"{TOP}; did you mean model?",
+    "quite_other=1": TOP,
+    "optimizer.epoch=1": ADAM,
+    "optimizer.wieght_decay=0": f"{ADAM}; did you mean weight_decay?",
+    "optimizer.momentum=0.9": ADAM,  # there is one with optimizer=sgd
+    "+optimizer.foo=1": ADAM,
+    "++optimizer.foo=1": ADAM,
+    "~optimizer.foo": ADAM,
+    "model.lr=1": f"{MLP}; did you mean optimizer.lr?",
+    "model.hidden_sizes.0=5": f"{MLP}; did you mean hidden_sizes?",
+    "model._target_=torch.nn.Linear": MLP,
+    "+batch_size=32": "keys cannot be added or removed; write batch_size=<value>",
+    "++batch_size=32": "keys cannot be added or removed; write batch_size=<value>",
+    "~batch_size": "keys cannot be added or removed; write batch_size=<value>",
+    "~optimizer.lr=0.001": "keys cannot be added or removed; write optimizer.lr=<value>",
+    "batch_size@elsewhere=32": "keys cannot be added or removed; write batch_size=<value>",
+    # types
+    "batch_size=abc": POSITIVE,
+    "batch_size=": POSITIVE,
+    "batch_size='32'": POSITIVE,
+    "batch_size=32.0": POSITIVE,
+    "batch_size=1e2": POSITIVE,
+    "batch_size=true": POSITIVE,
+    "batch_size=null": POSITIVE,
+    "batch_size=[32]": POSITIVE,
+    "batch_size={a:1}": POSITIVE,
+    "optimizer.lr=fast": "must be a number > 0",
+    "optimizer.lr=[0.1]": "must be a number > 0",
+    "optimizer.fused=1": "must be true or false",
+    "optimizer.betas=0.9": BETAS,
+    "optimizer.betas={a:1}": BETAS,
+    "model.hidden_sizes=128": "must be a list, each an integer >= 1",
+    "model.hidden_sizes=[128,x]": "must be a list, each an integer >= 1",
+    "tracking.experiment=5": "must be text that is not empty",
+    "data.root=": "must be text that is not empty",
+    # ranges
+    "batch_size=0": POSITIVE,
+    "optimizer.lr=-1": "must be a number > 0",
+    "optimizer.lr=nan": "must be a number > 0",
+    "optimizer.lr=inf": "must be a number > 0",
+    f"optimizer.lr={'9' * 400}": "must be a number > 0",
+    "optimizer.betas=[0.9]": BETAS,
+    "data.val_fraction=1.5": "must be a number between 0 and 1, both excluded",
+    "trainer.epochs=0": POSITIVE,
+    "trainer.max_batches=0": f"must be null or {POSITIVE.removeprefix('must be ')}",
+    "trainer.keep=lst": "must be best | last; did you mean last?",
+    "trainer.device=cudaa": ("must be auto | cpu | cuda | cuda:<index> | mps; did you mean cuda?"),
+    "seed=-1": "must be an integer from 0 to 4294967295",
+    # references
+    "optimizer.lr=${sed}": "Interpolation key 'sed' not found",
+    "optimizer.lr=${model.hidden_sizes}": "must be a number > 0",
+    "optimizer.lr=${oc.env:NOT_SET}": (
+        "KeyError raised while resolving interpolation: "
+        "\"Environment variable 'NOT_SET' not found\""
+    ),
+    "optimizer.lr=${no_resolver:1}": "Unsupported interpolation type no_resolver",
+}
+
+
+def test_every_wrong_key_and_value_of_a_line_is_told_in_its_order() -> None:
+    assert problems(list(WRONG)) == [f"{argument}: {wrong}" for argument, wrong in WRONG.items()]
+
+
+# argument: what is wrong with it, before any job is thought of
+NOT_EVEN_READ = {
+    "mlp": f"not understood (missing EQUAL at '<EOF>'); {QUOTE}",
+    "=3": f"not understood (no key); {QUOTE}",
+    "seed==1": f"not understood (extraneous input '='); {QUOTE}",
+    " seed=1": f"not understood (token recognition error at: ' '); {QUOTE}",
+    "data.root=(a)": f"not understood (extraneous input '('); {QUOTE}",
+    "data.root=[a": f"not understood (no viable alternative at input '[a'); {QUOTE}",
+    "data.root=Zähler": f"not understood (token recognition error at: 'ä'); {QUOTE}",
+    "sämen=1": f"not understood (token recognition error at: 'ä'); {QUOTE}",
+    "optimizer.lr=${": f"not understood (extraneous input '{{'); {QUOTE}",
+    "seed=int(x)": (
+        "not understood (ValueError while evaluating 'int(x)': invalid literal for int() with "
+        f"base 10: 'x'); {QUOTE}"
+    ),
+    "batch_size=32,64": "several values; a sweep over them needs -m",
+    "model=mlp,linear": "several values; a sweep over them needs -m",
+    "model=mlpp": "must be linear | mlp; did you mean mlp?",
+    "model=": "must be linear | mlp",
+    "model=null": "must be linear | mlp",
+    "model=[mlp,linear]": "must be linear | mlp",
+    "model={dropout:0.1}": "must be linear | mlp",
+    "experiment=basline": "must be baseline; did you mean baseline?",
+    "hydra/launcher=joblib": "must be basic",
+    "+model=mlp": "groups cannot be added or removed; write model=<option>",
+    "++model=mlp": "groups cannot be added or removed; write model=<option>",
+    "~scheduler": "groups cannot be added or removed; write scheduler=<option>",
+    "data@elsewhere=mnist": "groups cannot be added or removed; write data=<option>",
+    "hydra.rund.dir=x": "Key 'rund' not in 'HydraConf'; did you mean hydra.run.dir?",
+    "hydra.job.num=abc": "Value 'abc' of type 'str' could not be converted to Integer",
+    "hydra.searchpath=3": "hydra.searchpath must be a list of strings. Got: 3",
+}
+
+
+def test_every_argument_that_cannot_be_read_or_chosen_is_told() -> None:
+    told = [f"{argument}: {wrong}" for argument, wrong in NOT_EVEN_READ.items()]
+    assert sorted(problems(list(NOT_EVEN_READ))) == sorted(told)
+
+
+# arguments of a default job that are as they should be
+RIGHT = [
+    "optimizer.lr=1e-3",
+    "optimizer.lr=.5",
+    "optimizer.lr=1",
+    "batch_size=1_000",
+    "batch_size=int(3.2)",
+    "model.hidden_sizes=[]",
+    "model.hidden_sizes=[${batch_size},3]",
+    "data.mirrors=[http://127.0.0.1:8000/]",
+    "data.mirrors=null",
+    "data.root='a, (b)=ä'",
+    "data.root=a b",
+    "optimizer.lr=${seed}",
+    "tracking.experiment=${hydra:job.name}",  # has a value only in a running job
+    "tracking.uri=http://127.0.0.1:5000",
+    "trainer.device=cpu",  # whether it is there is asked where torch is at hand
+    "hydra.run.dir=elsewhere",
+    "+hydra.job.env_set.A=1",
+    "hydra/help=default",
+    "seed=1",
+    "seed=2",
+]
+
+
+def test_nothing_is_said_of_what_is_right() -> None:
+    assert problems(RIGHT) == []
+    assert problems([]) == []
+
+
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_nothing_is_wrong_with_any_option(group: str, option: str) -> None:
+    assert problems([f"{group}={option}"]) == []
+
+
+LISTS = "must be a list, each an integer >= 1"
+NOT_LINEAR = "model.dropout=0.1: no such key; model=linear has none"
+
+# command line: the whole answer
+SWEEPS = {
+    "-m batch_size=32,0,abc model=mlp,mlpp": [
+        "model=mlpp: must be linear | mlp; did you mean mlp?",
+        f"batch_size=0: {POSITIVE}",
+        f"batch_size=abc: {POSITIVE}",
+    ],
+    "-m batch_size=32,64 model=mlp,linear optimizer=glob(*)": [],
+    "-m seed='${hydra:job.num}'": [],
+    "-m batch_size=range(0,3)": [f"batch_size=0: {POSITIVE}"],
+    "-m batch_size=choice(1,2,0)": [f"batch_size=0: {POSITIVE}"],
+    "-m model.hidden_sizes=[64],[0]": [f"model.hidden_sizes=[0]: {LISTS}"],
+    "-m batch_size=range(1,1)": ["batch_size=range(1,1): gives no value"],
+    "-m model=glob(x*)": ["model=glob(x*): gives no value"],
+    "-m batch_size=range(1,9,0)": [
+        f"batch_size=range(1,9,0): not understood (range() arg 3 must not be zero); {QUOTE}"
+    ],
+    "-m optimizer.lr=interval(0.1,1)": [
+        "optimizer.lr=interval(0.1,1): not understood (Can only enumerate CHOICE and RANGE "
+        f"sweeps, type is ValueType.INTERVAL_SWEEP); {QUOTE}"
+    ],
+    "-m hydra.run.dir=a,b": [
+        "hydra.run.dir=a,b: several values; Hydra cannot sweep over its own keys"
+    ],
+    # Without -m the values are checked all the same.
+    "model.hidden_sizes=128,64": [
+        "model.hidden_sizes=128,64: several values; a sweep over them needs -m",
+        f"model.hidden_sizes=128: {LISTS}",
+        f"model.hidden_sizes=64: {LISTS}",
+    ],
+}
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_a_sweep_is_checked_value_by_value(command: str) -> None:
+    assert said(command) == SWEEPS[command]
+
+
+# command line: the whole answer
+OTHER_OPTIONS = {
+    "model=linear model.dropout=0.1": [NOT_LINEAR],
+    "-m model=linear,mlp model.dropout=0.1": [NOT_LINEAR],
+    "model=linear model=mlp model.dropout=0.1": [],  # the last one counts
+    "optimizer=sgd optimizer.momentum=0.5": [],
+    "optimizer=sgd optimizer.betas=[0.9,0.9]": [
+        "optimizer.betas=[0.9,0.9]: no such key; optimizer=sgd has lr, momentum, weight_decay, "
+        "nesterov, fused"
+    ],
+    # Which keys an unknown option has is not known.
+    "model=cnn model.width=3": ["model=cnn: must be linear | mlp"],
+    # A value is wrong even where a later one of the same key would count.
+    "batch_size=0 batch_size=32": [f"batch_size=0: {POSITIVE}"],
+    # What is referred to may be wrong for what refers to it.
+    "batch_size='${seed}' seed=0": [f"batch_size=${{seed}}: {POSITIVE}"],
+}
+
+
+@pytest.mark.parametrize("command", OTHER_OPTIONS)
+def test_a_key_is_checked_against_the_options_of_its_job(command: str) -> None:
+    assert said(command) == OTHER_OPTIONS[command]
+
+
+# --- YAML files ---
+
+Write = Callable[[str, str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a YAML file into a copy of conf/, which `problems` then reads."""
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    monkeypatch.setattr("mnist_exp.command_line.CONF", conf)
+
+    def to(name: str, text: str) -> None:
+        (conf / name).write_text(text)
+
+    return to
+
+
+PRESET = "# @package _global_\n"
+
+
+@pytest.mark.parametrize(
+    ("preset", "told"),
+    [
+        (f"{PRESET}batch_size: 32\ntrainer:\n  epochs: 2\n", []),
+        (
+            f"{PRESET}batch_size: 0\ntracking:\n  experiment: 5\n",
+            [
+                f"batch_size=0 (conf/experiment/mine.yaml): {POSITIVE}",
+                "tracking.experiment=5 (conf/experiment/mine.yaml): must be text that is not empty",
+            ],
+        ),
+        (
+            f"{PRESET}optimizer:\n  amsgrad: true\n  wieght_decay: 0\n",
+            [
+                f"optimizer.amsgrad=true (conf/experiment/mine.yaml): {ADAM}",
+                f"optimizer.wieght_decay=0 (conf/experiment/mine.yaml): {ADAM}; "
+                "did you mean weight_decay?",
+            ],
+        ),
+        (  # the first line is forgotten
+            "batch_size: 32\n",
+            [
+                "experiment.batch_size=32 (conf/experiment/mine.yaml): no such key; "
+                "experiment=mine has none; did you mean batch_size?"
+            ],
+        ),
+        (
+            f"{PRESET}defaults:\n  - override /model: linear\nmodel:\n  dropout: 0.1\n",
+            [
+                "model.dropout=0.1 (conf/experiment/mine.yaml): no such key; model=linear has none",
+            ],
+        ),
+        (
+            f"{PRESET}defaults:\n  - override /model: mlpp\n",
+            ["experiment=mine: model=mlpp must be linear | mlp; did you mean mlp?"],
+        ),
+        (
+            f"{PRESET}defaults:\n  - override /modle: mlp\n",
+            [
+                "experiment=mine: In 'experiment/mine': Could not override 'modle'. "
+                "No match in the defaults list."
+            ],
+        ),
+        (
+            f"{PRESET}hydra:\n  rund: x\n",
+            [
+                "experiment=mine: In 'experiment/mine': ConfigKeyError raised while composing "
+                "config: Key 'rund' not in 'HydraConf'"
+            ],
+        ),
+        (
+            f"{PRESET}batch_size: ${{sed}}\n",
+            [
+                'batch_size="${sed}" (conf/experiment/mine.yaml): '
+                "Interpolation key 'sed' not found"
+            ],
+        ),
+    ],
+)
+def test_a_preset_is_checked_like_the_command_line(
+    preset: str, told: list[str], write: Write
+) -> None:
+    write("experiment/mine.yaml", preset)
+    assert said("experiment=mine") == told
+
+
+def test_what_is_typed_replaces_what_is_wrong_in_a_file(write: Write) -> None:
+    write("experiment/mine.yaml", f"{PRESET}batch_size: 0\n")
+    assert said("experiment=mine batch_size=32") == []
+
+
+def test_a_file_that_is_no_yaml_is_told_with_its_line_and_hides_nothing_else(write: Write) -> None:
+    write("experiment/mine.yaml", "batch_size: 32\n seed: 1\n")
+    broken, *others = said("experiment=mine seed=-1")
+    assert broken.startswith("experiment=mine: mapping values are not allowed here in ")
+    assert broken.endswith('mine.yaml", line 2, column 6')
+    assert others == ["seed=-1: must be an integer from 0 to 4294967295"]
+
+
+def test_a_wrong_value_in_an_option_is_told_with_its_file(write: Write) -> None:
+    write("trainer/mine.yaml", "defaults: [default]\nepochs: 0\n")
+    assert said("trainer=mine") == [f"trainer.epochs=0 (conf/trainer/mine.yaml): {POSITIVE}"]
+
+
+def test_a_wrong_default_is_told_with_its_file(write: Write) -> None:
+    write("config.yaml", (CONF / "config.yaml").read_text().replace("size: 64", "size: many"))
+    assert said("") == [f'batch_size="many" (conf/config.yaml): {POSITIVE}']
+
+
+def test_a_trainer_that_lacks_a_key_is_told(write: Write) -> None:
+    write("trainer/mine.yaml", "defaults: [default]\n")
+    assert said("trainer=mine") == []
+    text = (CONF / "trainer" / "default.yaml").read_text()
+    write("trainer/mine.yaml", re.sub("^keep:.*", "", text, flags=re.MULTILINE))
+    assert said("trainer=mine") == ["trainer.keep: in no YAML file; must be best | last"]
+
+
+MODEL = """
+_target_: somewhere.Model
+width: 5
+scale: 1.0
+activation: relu
+skip: true
+kernels: [3, 3]
+block:
+  depth: 2
+hidden_sizes: 128 # the MLP means a list by it
+pretrained: null
+outputs: ???
+images: ${batch_size}
+"""
+MINE = (
+    "no such key; model=mine has width, scale, activation, skip, kernels, block.depth, "
+    "hidden_sizes, pretrained, outputs, images"
+)
+
+
+def test_a_new_models_options_are_checked_by_the_types_of_their_defaults(write: Write) -> None:
+    write("model/mine.yaml", MODEL)
+    right = [
+        "model=mine",
+        "model.width=-1",
+        "model.scale=1",
+        "model.activation=gelu",
+        "model.skip=false",
+        "model.kernels=[5]",
+        "model.block.depth=3",
+        "model.hidden_sizes=64",
+        "model.pretrained=[anything]",
+        "model.outputs=10",
+        "model.images=3",
+    ]
+    assert problems(right) == []
+    wrong = {
+        "model.width=2.5": "must be an integer",
+        "model.scale=abc": "must be a finite number",
+        "model.activation=3": "must be text",
+        "model.skip=1": "must be true or false",
+        "model.kernels=[a]": "must be a list, each an integer",
+        "model.block.depth=a": "must be an integer",
+        "model.block={depth:3}": f"{MINE}; did you mean block.depth?",
+        "model.blok.depth=3": f"{MINE}; did you mean model.block.depth?",
+        "model.hidden_sizes=[64]": "must be an integer",
+        "model.images=a": "must be an integer",
+        "model.widht=5": f"{MINE}; did you mean width?",
+        "model.dropout=0.1": MINE,
+    }
+    told = [f"{argument}: {problem}" for argument, problem in wrong.items()]
+    assert problems([*right, *wrong]) == told
+
+
+def test_an_option_without_a_default_has_to_be_typed(write: Write) -> None:
+    write("model/mine.yaml", MODEL)
+    assert said("model=mine") == [
+        'model.outputs="???" (conf/model/mine.yaml): Missing mandatory value: model.outputs'
+    ]
+
+
+# --- through the surface ---
+
+
+def made(clone: Clone) -> list[Path]:
+    """All that is in the clone, but for what Python makes of its sources."""
+    return sorted(path for path in clone.root.rglob("*") if "__pycache__" not in path.parts)
+
+
+SIX = {
+    "optimzer.lr=1": f"{TOP}; did you mean optimizer.lr?",
+    "+optimizer.foo=1": ADAM,
+    "batch_size=abc": POSITIVE,
+    "data.val_fraction=1.5": "must be a number between 0 and 1, both excluded",
+    "trainer.epochs=0": POSITIVE,
+    "optimizer.lr=-1": "must be a number > 0",
+}
+
+
+def test_bad_input_ends_with_2_says_all_and_makes_nothing(clone: Clone) -> None:
+    before = made(clone)
+    done = clone.run("train.py", *SIX)
+    assert done.stderr == "".join(f"{argument}: {wrong}\n" for argument, wrong in SIX.items())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert made(clone) == before
+
+
+def test_a_bad_sweep_ends_with_2_says_all_and_makes_nothing(clone: Clone) -> None:
+    before = made(clone)
+    done = clone.run("train.py", "-m", "batch_size=32,0,abc", "model=mlp,mlpp")
+    assert done.stderr.splitlines() == [
+        "model=mlpp: must be linear | mlp; did you mean mlp?",
+        f"batch_size=0: {POSITIVE}",
+        f"batch_size=abc: {POSITIVE}",
+    ]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert made(clone) == before
+
+
+def test_a_bad_preset_ends_with_2_and_makes_nothing(clone: Clone) -> None:
+    (clone.root / "conf" / "experiment" / "mine.yaml").write_text(f"{PRESET}batch_size: 0\n")
+    before = made(clone)
+    done = clone.run("train.py", "experiment=mine")
+    assert done.stderr == f"batch_size=0 (conf/experiment/mine.yaml): {POSITIVE}\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert made(clone) == before
+
+
+def test_an_absent_device_ends_with_2_and_makes_nothing(clone: Clone) -> None:
+    before = made(clone)
+    done = clone.run("train.py", "trainer.device=cuda:99")
+    assert done.stderr.startswith("trainer.device=cuda:99: not on this machine, which has ")
+    assert done.stderr.endswith("cpu\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert made(clone) == before
+
+
+def test_an_unknown_flag_ends_with_2_and_makes_nothing(clone: Clone) -> None:
+    before = made(clone)
+    done = clone.run("train.py", "--foo")
+    assert done.stderr.endswith("error: unrecognized arguments: --foo\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert made(clone) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "optimizer.lr=-1",
+        "-m batch_size=32,0 model=mlp,linear optimizer=adam,adamw,sgd data=mnist,digits",
+    ],
+)
+def test_bad_input_is_answered_in_under_a_second(clone: Clone, command: str) -> None:
+    def processor_seconds() -> float:  # a busy machine makes all wait, and nothing waits here
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    seconds = []
+    for _ in range(3):
+        before = processor_seconds()
+        assert clone.run("train.py", *command.split()).returncode == 2
+        seconds.append(processor_seconds() - before)
+    assert min(seconds) < 1
+
+
+# --- what --help says ---
+
+
+@pytest.fixture(scope="module")
+def help_text(new_clone: Callable[[], Clone]) -> str:
+    clone = new_clone()
+    before = made(clone)
+    done = clone.run("train.py", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert made(clone) == before
+    return done.stdout
+
+
+def test_help_lists_every_group_with_every_option(help_text: str) -> None:
+    groups: dict[str, list[str]] = {}
+    for group, option in OPTIONS:
+        groups.setdefault(group, []).append(option)
+    listed = re.findall(r"^(\w+): (.+)$", help_text, re.MULTILINE)
+    assert dict(listed) == {group: ", ".join(options) for group, options in groups.items()}
+
+
+def test_help_shows_common_keys_with_the_defaults_that_they_have(help_text: str) -> None:
+    shown = dict(re.findall(r"^  ([\w.]+)=(\S+)  ", help_text, re.MULTILINE))
+    assert {"optimizer.lr", "batch_size", "seed", "trainer.epochs"} <= shown.keys()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config")
+    defaults = {}
+    for key in shown:
+        value = OmegaConf.select(config, key)
+        defaults[key] = "null" if value is None else str(value).removeprefix(f"{REPOSITORY}/")
+    assert shown == defaults
+
+
+def test_help_shows_three_examples_that_are_right(help_text: str) -> None:
+    examples = help_text.partition("Examples:\n\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) == 3
+    for example in examples:
+        start, _, command = example.partition("train.py ")
+        assert start == "  python "
+        assert said(command) == []

@@ -1,0 +1,126 @@
+"""What a config value may be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_exp.config import OPTION_RULES, RULES, did_you_mean, leaves, rule_for
+from mnist_exp.paths import CONF
+
+HUGE = 10**400  # no float is as large
+
+# key: values that it may have, values that it may not have
+VALUES: dict[str, tuple[list[Any], list[Any]]] = {
+    "batch_size": ([1, 64, 60_000], [0, -1, 1.0, True, "64", None, [64], math.inf]),
+    "seed": ([0, 42, 2**32 - 1], [-1, 2**32, 0.5, None]),
+    "resume": ([None, "latest", "outputs/2026-01-31/12-00-00-a1b2c3"], ["", 3, True]),
+    "reproduce": ([None, "d1fc0ea5"], ["", 3, True]),
+    "trainer.epochs": ([1, 5], [0, -1, 2.5, None]),
+    "trainer.device": (
+        ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"],
+        ["", "gpu", "cuda:", "cuda:a", "cuda:-1", "cuda:0 ", "CPU", 0, None],
+    ),
+    "trainer.keep": (["best", "last"], ["first", "", None]),
+    "trainer.deterministic": ([True, False], [0, 1, "true", None]),
+    "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),
+    "trainer.max_batches": ([None, 1, 100], [0, -1, 1.5]),
+    "data.root": (["data", "/a/b"], ["", None, 3]),
+    "data.cache": (["data/cache"], ["", None, 3]),
+    "data.mirrors": ([None, [], ["https://a.b/c/"]], ["https://a.b/c/", [3], [""]]),
+    "data.mean": ([0, -0.5, 0.1307], [math.nan, -math.inf, HUGE, "0.1", None]),
+    "data.std": ([1, 0.3081], [0, -0.1, math.nan, math.inf, None]),
+    "data.val_fraction": ([0.15, 0.999], [0, 0.0, 1, 1.0, 1.5, -0.1, math.nan]),
+    "data.split_seed": ([0, 7], [-1, 2**32]),
+    "model.hidden_sizes": ([[], [1], [128, 64]], [[0], [1, "a"], [1.5], [[1]], 128, None]),
+    "model.dropout": ([0, 0.5, 0.99], [1, -0.1, True]),
+    "optimizer.lr": ([1e-300, 0.1, 1, 10], [0, -1, math.nan, math.inf, HUGE, "1e-3x", True]),
+    "optimizer.betas": ([[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], [0.9, 0.9, 0.9], 0.9, None]),
+    "optimizer.eps": ([1e-8], [0, -1e-8]),
+    "optimizer.momentum": ([0, 0.9], [1, -0.1]),
+    "optimizer.weight_decay": ([0, 0.01], [-0.01, math.inf]),
+    "scheduler.factor": ([0, 1, 0.5], [-0.1, 1.1]),
+    "scheduler.total_iters": ([0, 5], [-1, 0.5]),
+    "tracking.experiment": (["mnist_exp", "Zähler"], ["", 3, None]),
+    "tracking.uri": ([None, "http://127.0.0.1:5000"], ["", 3]),
+}
+
+
+@pytest.mark.parametrize("key", VALUES)
+def test_a_rule_admits_just_what_is_allowed(key: str) -> None:
+    admitted, refused = VALUES[key]
+    rule = rule_for(key, default=admitted[-1])
+    assert [value for value in admitted if not rule.admits(value)] == []
+    assert [value for value in refused if rule.admits(value)] == []
+
+
+def test_every_rule_is_tested() -> None:
+    assert VALUES.keys() == RULES.keys() | OPTION_RULES.keys()
+
+
+def test_every_rule_is_of_a_key_that_a_yaml_file_has() -> None:
+    there = {key for key, _ in leaves(OmegaConf.load(CONF / "config.yaml"), resolve=False)}
+    for path in CONF.glob("*/*.yaml"):
+        keys = leaves(OmegaConf.load(path), resolve=False)
+        there |= {f"{path.parent.name}.{key}" for key, _ in keys}
+    assert (RULES.keys() | OPTION_RULES.keys()) - there == set()
+
+
+# default of a key that no rule is about, what it may be, values it may have, values it may not have
+DEFAULTS: list[tuple[Any, str, list[Any], list[Any]]] = [
+    (True, "true or false", [False], [0, "true", None]),
+    (3, "an integer", [-1, 0], [0.5, True, "3", None]),
+    (0.5, "a finite number", [0, -1, 1e-9], [math.nan, math.inf, HUGE, True, "0.5", None]),
+    (math.inf, "a number", [1.5, -math.inf], [True, "inf"]),
+    ("relu", "text", ["", "gelu"], [1, True, None]),
+    ([3, 3], "a list, each an integer", [[], [5]], [[0.5], ["a"], 3, None]),
+    ([[1], [2]], "a list, each a list, each an integer", [[[1, 2]]], [[1], [["a"]]]),
+    ([1, "a"], "a list", [[], [None]], [1, "a"]),
+    ([], "a list", [[1, "a"]], [1]),
+    (None, "anything", [None, 1, "a", [1]], []),
+]
+
+
+@pytest.mark.parametrize(("default", "allowed", "admitted", "refused"), DEFAULTS)
+def test_a_key_without_a_rule_keeps_its_defaults_type(
+    default: Any, allowed: str, admitted: list[Any], refused: list[Any]
+) -> None:
+    rule = rule_for("model.mine", default)
+    assert rule.allowed == allowed
+    assert [value for value in [default, *admitted] if not rule.admits(value)] == []
+    assert [value for value in refused if rule.admits(value)] == []
+
+
+def test_another_class_may_mean_something_else_by_an_options_name() -> None:
+    assert rule_for("model.hidden_sizes", default=128).allowed == "an integer"
+    assert rule_for("data.std", default=[0.2, 0.3]).allowed == "a list, each a finite number"
+
+
+def test_a_key_that_the_code_reads_itself_keeps_its_rule_whatever_a_yaml_file_says() -> None:
+    assert rule_for("batch_size", default="many").allowed == "an integer >= 1"
+
+
+def test_what_is_wrong_names_what_is_allowed_and_the_nearest_word() -> None:
+    assert RULES["trainer.keep"].wrong("lst") == "must be best | last; did you mean last?"
+    assert RULES["trainer.keep"].wrong("none") == "must be best | last"
+    assert RULES["trainer.keep"].wrong("last") is None
+
+
+def test_the_nearest_word_is_asked_for_only_where_one_is_near() -> None:
+    assert did_you_mean("optimzer", ["optimizer", "scheduler"]) == "; did you mean optimizer?"
+    assert did_you_mean("foo", ["optimizer", "scheduler"]) == ""
+
+
+def test_leaves_are_dotted_keys_with_resolved_values_and_lists_whole() -> None:
+    config = OmegaConf.create({"a": 1, "b": {"c": "${a}", "d": {"e": [1, "${a}"], "f": None}}})
+    assert dict(leaves(config)) == {"a": 1, "b.c": 1, "b.d.e": [1, 1], "b.d.f": None}
+    assert dict(leaves(config, resolve=False))["b.c"] == "${a}"
+
+
+def test_leaves_of_a_broken_reference_raise() -> None:
+    with pytest.raises(OmegaConfBaseException, match="nowhere"):
+        list(leaves(OmegaConf.create({"a": "${nowhere}"})))

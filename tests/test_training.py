@@ -1,0 +1,229 @@
+"""The loop: exact figures, exact repetition, exact continuation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
+
+from mnist_exp.data import Split
+from mnist_exp.models import MLP
+from mnist_exp.training import (
+    Diverged,
+    Epoch,
+    Figures,
+    Progress,
+    evaluate,
+    fit,
+    mean_per_sample,
+    shuffled,
+)
+
+Parts = tuple[nn.Module, torch.optim.Optimizer, LRScheduler, Progress]
+
+
+def made_split(count: int, seed: int) -> Split:
+    """Noise with a learnable class: the brightest of four quadrants."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 1, 4, 4, generator=generator)
+    labels = F.avg_pool2d(images, 2).flatten(1).argmax(1)
+    return Split(images, labels)
+
+
+TRAIN, VAL = made_split(100, seed=1), made_split(30, seed=2)
+
+
+def made_parts(dropout: float = 0.0, lr: float = 0.01) -> Parts:
+    torch.manual_seed(0)
+    model = MLP((1, 4, 4), 4, hidden_sizes=[8], dropout=dropout)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    return model, optimizer, ConstantLR(optimizer, 1.0, 0), Progress(model)
+
+
+def fitted(parts: Parts, epochs: int = 3, **changes: object) -> Iterator[Epoch]:
+    options: dict[str, object] = {"batch_size": 16, "seed": 7, **changes}
+    model, optimizer, scheduler, progress = parts
+    return fit(model, optimizer, scheduler, TRAIN, VAL, progress, epochs=epochs, **options)
+
+
+def figures(epochs: list[Epoch]) -> list[tuple[Figures, Figures]]:
+    return [(epoch.train, epoch.val) for epoch in epochs]
+
+
+def test_the_figures_of_an_epoch_equal_a_loop_written_out_by_hand() -> None:
+    model, *_ = parts = made_parts()
+    reference = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.01, fused=True)
+    (epoch,) = fitted(parts, epochs=1)
+
+    loss_sum, correct = 0.0, 0
+    for index in shuffled(100, seed=7, epoch=1).split(16):  # six batches of 16, one of 4
+        logits = reference(TRAIN.images[index])
+        loss = F.cross_entropy(logits, TRAIN.labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item() * len(index)
+        correct += int((logits.argmax(1) == TRAIN.labels[index]).sum())
+    assert epoch.train.loss == pytest.approx(loss_sum / 100, rel=1e-12)
+    assert epoch.train.accuracy == correct / 100
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        logits = reference(VAL.images)
+    assert epoch.val.loss == F.cross_entropy(logits, VAL.labels).double().item()
+    assert epoch.val.accuracy == (logits.argmax(1) == VAL.labels).double().mean().item()
+    assert (epoch.number, epoch.lr) == (1, 0.01)
+
+
+def test_the_last_short_batch_counts_at_its_true_size() -> None:
+    losses, correct = [torch.tensor(1.0), torch.tensor(4.0)], [torch.tensor(3), torch.tensor(0)]
+    assert mean_per_sample(losses, correct, [3, 1]) == Figures(loss=1.75, accuracy=0.75)
+
+
+def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, *_ = made_parts()
+    whole = evaluate(model, TRAIN)
+    monkeypatch.setattr("mnist_exp.training.EVALUATION_BATCH", 33)
+    parts = evaluate(model, TRAIN)
+    assert parts.accuracy == whole.accuracy
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_the_order_is_a_permutation_that_seed_and_epoch_alone_decide() -> None:
+    first = shuffled(1000, seed=3, epoch=1)
+    torch.rand(5)
+    assert torch.equal(shuffled(1000, seed=3, epoch=1), first)
+    assert first.sort().values.tolist() == list(range(1000))
+    others = [shuffled(1000, seed, epoch) for seed, epoch in ((3, 2), (4, 1), (2, 2))]
+    assert all(not torch.equal(first, other) for other in others)
+
+
+def test_the_order_is_the_same_on_every_machine_and_version() -> None:
+    assert shuffled(8, seed=42, epoch=1).tolist() == [7, 2, 5, 3, 4, 1, 0, 6]
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    first, second = made_parts(dropout=0.5), made_parts(dropout=0.5)
+    torch.manual_seed(1)
+    one = figures(list(fitted(first)))
+    torch.manual_seed(1)
+    two = figures(list(fitted(second)))
+    assert one == two
+    assert all(map(torch.equal, first[3].kept.values(), second[3].kept.values()))
+
+
+def test_the_model_trains_in_train_mode_and_is_evaluated_in_eval_mode() -> None:
+    modes: list[bool] = []
+
+    class Spy(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            modes.append(self.training)
+            return super().forward(images.flatten(1))
+
+    model = Spy(16, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parts = (model, optimizer, ConstantLR(optimizer, 1.0, 0), Progress(model))
+    list(fitted(parts, epochs=2))
+    assert modes == ([True] * 7 + [False]) * 2
+
+
+def test_the_best_weights_are_kept_the_earliest_of_equals() -> None:
+    parts = made_parts(lr=0.05)
+    model, *_, progress = parts
+    weights = []
+    for _ in fitted(parts, epochs=8):
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    accuracies = [epoch.val.accuracy for epoch in progress.epochs]
+    best = accuracies.index(max(accuracies))
+    assert best not in (0, 7), "the case is to be told from the first and the last epoch"
+    assert progress.best is progress.epochs[best]
+    assert all(torch.equal(progress.kept[name], weights[best][name]) for name in progress.kept)
+
+
+def test_the_last_weights_are_kept_on_request() -> None:
+    model, *_, progress = parts = made_parts(lr=0.05)
+    list(fitted(parts, epochs=8, keep="last"))
+    assert progress.best is progress.epochs[7]
+    assert all(map(torch.equal, progress.kept.values(), model.state_dict().values()))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_finite_weights() -> None:
+    model, optimizer, _, progress = parts = made_parts()
+    epochs = fitted(parts, epochs=5)
+    next(epochs)
+    kept = {name: tensor.clone() for name, tensor in progress.kept.items()}
+    optimizer.param_groups[0]["lr"] = 1e30
+    with pytest.raises(Diverged, match=r"in epoch 2 \(train .*\) at learning rate 1e\+30$"):
+        next(epochs)
+    assert len(progress.epochs) == 1
+    assert all(torch.equal(progress.kept[name], kept[name]) for name in kept)
+    assert not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("stop_at", [1, 6, 7, 8, 13])
+def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(stop_at: int) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if len(progress.epochs) * 7 + len(progress.losses) == stop_at:
+            raise Stop
+
+    whole = made_parts(dropout=0.3)
+    torch.manual_seed(5)
+    expected = figures(list(fitted(whole)))
+
+    first = made_parts(dropout=0.3)
+    torch.manual_seed(5)
+    with pytest.raises(Stop):
+        list(fitted(first, on_step=stop))
+    saved = copy.deepcopy([part.state_dict() for part in first])
+    random_state = torch.get_rng_state()
+
+    second = made_parts(dropout=0.3)
+    torch.manual_seed(99)
+    for part, state in zip(second[:3], saved[:3], strict=True):
+        part.load_state_dict(state)
+    second[3].load_state_dict(saved[3], torch.device("cpu"))
+    torch.set_rng_state(random_state)
+    list(fitted(second))
+
+    assert figures(second[3].epochs) == expected
+    assert all(map(torch.equal, second[0].state_dict().values(), whole[0].state_dict().values()))
+    assert all(map(torch.equal, second[3].kept.values(), whole[3].kept.values()))
+
+
+def test_nothing_is_read_from_the_device_inside_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        original = getattr(torch.Tensor, name)
+
+        def spy(self: torch.Tensor, *args: object, _o: object = original, _n: str = name) -> object:
+            reads.append(_n)
+            return _o(self, *args)  # type: ignore[operator]
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    at_last_step: list[list[str]] = []
+
+    def on_step(progress: Progress) -> None:
+        if len(progress.losses) == 7:
+            at_last_step.append(list(reads))
+
+    list(fitted(made_parts(), epochs=1, on_step=on_step))
+    assert at_last_step == [[]]
+    assert reads, "the spies see the reads at the epoch's end"
+
+
+def test_the_time_of_an_epoch_counts_its_validation_and_the_speed_does_not() -> None:
+    (epoch,) = fitted(made_parts(), epochs=1)
+    assert 100 / epoch.images_per_second < epoch.seconds
+    assert math.isfinite(epoch.images_per_second)
