@@ -128,14 +128,6 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(whole: Clone, clone: Clone)
     same(clone, whole)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_run_killed_twenty_times_ends_as_one_that_was_not(whole: Clone, clone: Clone) -> None:
-    in_writing = kill_and_resume(clone, kills=20, rng=random.Random(1))
-    assert in_writing > 0, "no kill fell into the writing of a checkpoint"
-    same(clone, whole)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_and_the_last_line_goes_on(
     number: signal.Signals, code: int, whole: Clone, clone: Clone
