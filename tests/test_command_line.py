@@ -27,7 +27,7 @@ def said(command: str) -> list[str]:
 
 TOP = (
     "no such key; there are batch_size, data, model, optimizer, reproduce, resume, scheduler, "
-    "seed, tracking, trainer"
+    "seed, sweep, tracking, trainer"
 )
 ADAM = "no such key; optimizer=adam has lr, betas, eps, weight_decay, fused"
 MLP = "no such key; model=mlp has hidden_sizes, dropout"
@@ -128,7 +128,7 @@ NOT_EVEN_READ = {
     "model=[mlp,linear]": "must be linear | mlp",
     "model={dropout:0.1}": "must be linear | mlp",
     "experiment=basline": "must be baseline; did you mean baseline?",
-    "hydra/launcher=joblib": "must be basic",
+    "hydra/launcher=joblob": "must be basic",
     "+model=mlp": "groups cannot be added or removed; write model=<option>",
     "++model=mlp": "groups cannot be added or removed; write model=<option>",
     "~scheduler": "groups cannot be added or removed; write scheduler=<option>",
@@ -179,7 +179,7 @@ OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_nothing_is_wrong_with_any_option(group: str, option: str) -> None:
-    assert problems([f"{group}={option}"]) == []
+    assert problems([f"{group}={option}"], multirun=True) == []
 
 
 LISTS = "must be a list, each an integer >= 1"
@@ -226,6 +226,14 @@ def test_a_sweep_is_checked_value_by_value(command: str) -> None:
 # command line: the whole answer
 OTHER_OPTIONS = {
     "model=linear model.dropout=0.1": [NOT_LINEAR],
+    "-m batch_size=32,64,32": ["batch_size=32,64,32: has 32 more than once"],
+    "-m optimizer.lr=0.001,1e-3": ["optimizer.lr=0.001,1e-3: has 0.001 more than once"],
+    "-m modle=mlp,linear": [f"modle={m}: {TOP}; did you mean model?" for m in ("mlp", "linear")],
+    "sweep.test=all": ["sweep.test=all: is about a sweep, which needs -m"],
+    "hydra.mode=MULTIRUN": ["hydra.mode=MULTIRUN: cannot be set; a sweep needs -m"],
+    "sweep=seeds": ["sweep=seeds: is about a sweep, which needs -m"],
+    "-m sweep=seed": ["sweep=seed: must be lr_batch | seeds; did you mean seeds?"],
+    "-m sweep.test=none": ["sweep.test=none: must be winner | all; did you mean winner?"],
     "-m model=linear,mlp model.dropout=0.1": [NOT_LINEAR],
     "model=linear model=mlp model.dropout=0.1": [],  # the last one counts
     "optimizer=sgd optimizer.momentum=0.5": [],

@@ -20,6 +20,9 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "seed": ([0, 42, 2**32 - 1], [-1, 2**32, 0.5, None]),
     "resume": ([None, "latest", "outputs/2026-01-31/12-00-00-a1b2c3"], ["", 3, True]),
     "reproduce": ([None, "d1fc0ea5"], ["", 3, True]),
+    "sweep.test": (["winner", "all"], ["none", True, None]),
+    "sweep.resume": ([None, "latest", "outputs/2026-01-31/12-00-00-a1b2c3"], ["", 3, True]),
+    "sweep.max_jobs": ([1, 10_000], [0, 1.5, None]),
     "trainer.epochs": ([1, 5], [0, -1, 2.5, None]),
     "trainer.device": (
         ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"],
@@ -29,6 +32,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "trainer.deterministic": ([True, False], [0, 1, "true", None]),
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),
     "trainer.max_batches": ([None, 1, 100], [0, -1, 1.5]),
+    "trainer.test": ([True, False], [0, "winner", None]),
     "data.root": (["data", "/a/b"], ["", None, 3]),
     "data.cache": (["data/cache"], ["", None, 3]),
     "data.mirrors": ([None, [], ["https://a.b/c/"]], ["https://a.b/c/", [3], [""]]),

@@ -39,9 +39,15 @@ ROOMS = {
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"
     ),
+    "figures": "matplotlib files",
+    "leaderboard": "files",
+    "sweeps": (
+        "omegaconf command_line errors experiment figures files leaderboard paths screen signals "
+        "tracking"
+    ),
     "cli": (
         "hydra omegaconf command_line config errors paths resuming signals "
-        "| experiment reproduction"
+        "| experiment reproduction sweeps"
     ),
 }
 

@@ -208,19 +208,6 @@ def test_tracking_none_imports_no_mlflow_and_leaves_nothing_of_it(clone: Clone) 
     assert list((clone.root / "mlruns").iterdir()) == []
 
 
-def test_a_sweep_makes_a_run_per_value_named_by_it(clone: Clone) -> None:
-    done = clone.run("train.py", "-m", "data=digits", "trainer=debug", "batch_size=32,64,128")
-    assert done.returncode == 0
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
-    experiment = client.get_experiment_by_name("mnist_exp")
-    runs = client.search_runs([experiment.experiment_id])
-    names = {f"mlp-adam-lr0.001-bs{n}-data=digits-trainer=debug" for n in (32, 64, 128)}
-    assert {run.info.run_name for run in runs} == names
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    (sweep,) = {folder.parent for folder in clone.root.glob("outputs/*/*/*") if folder.is_dir()}
-    assert sorted(f.name for f in sweep.iterdir() if f.is_dir()) == ["0", "1", "2"]
-
-
 def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone: Clone) -> None:
     runs = []
     for seed in (1, 1, 2):

@@ -19,9 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from mnist_exp.command_line import problems
+from mnist_exp.command_line import plan_sweep, preset_axes, problems
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import CONF
 from mnist_exp.resuming import find_run
@@ -39,12 +39,17 @@ def train() -> None:
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         run_with_hydra()
         return
-    if found := problems(arguments.overrides, multirun=arguments.multirun):
+    typed = list(arguments.overrides)
+    if arguments.multirun:
+        typed = [*preset_axes(typed), *typed]
+    if found := problems(typed, multirun=arguments.multirun):
         leave("\n".join(found), code=BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
         with raising():
-            sys.argv += folder_of_resumed(arguments.overrides, arguments.multirun)
+            if arguments.multirun:
+                leave("", code=sweep(typed))
+            sys.argv += folder_of_resumed(arguments.overrides)
             run_with_hydra()
     except KeyboardInterrupt as interrupt:
         leave("", code=getattr(interrupt, "exit_code", 130))
@@ -52,45 +57,68 @@ def train() -> None:
         leave(f"error: {error}", code=exit_code(error))
     except HydraException as error:  # about its own flags; its keys have been checked
         leave(f"error: {error}", code=BadInput.exit_code)
-    if not arguments.multirun:
-        leave("", code=0)
+    leave("", code=0)
+
+
+def sweep(arguments: list[str]) -> int:
+    """All jobs of a sweep; returns the exit code."""
+    from mnist_exp.sweeps import run_sweep
+
+    def launch(folder: Path) -> None:
+        sys.argv.append(f"hydra.sweep.dir={quoted(folder)}")
+        run_with_hydra()
+
+    return run_sweep(plan_sweep(arguments), launch)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def run_with_hydra(config: DictConfig) -> None:
-    """One run, or one job of a sweep, in the output folder that Hydra made for it."""
-    from mnist_exp.experiment import resume, run
+def run_with_hydra(config: DictConfig) -> object:
+    """What Hydra calls, with the output folder made: a run, or a job of a sweep.
 
-    job = HydraConfig.get()
-    folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+    Returns a job's outcome, for the sweeper.
+    """
+    hydras = HydraConfig.get()
+    folder, overrides = Path(hydras.runtime.output_dir), list(hydras.overrides.task)
+    with open_dict(config):
+        del config["sweep"]  # how a run came about is no part of it
+    if hydras.mode is RunMode.MULTIRUN:
+        from mnist_exp.sweeps import run_job
+
+        return run_job(config, folder, hydras.job.num, overrides)
+    run_alone(config, folder, overrides)
+    return None
+
+
+def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
+    """A run that is new, resumed, or done again; ends the process where it fails."""
     try:
         if config.reproduce:
             from mnist_exp.reproduction import reproduce  # imports MLflow
 
             reproduce(config, folder)
-        elif config.resume:
-            resume(config, folder, overrides)
-        else:
-            run(config, folder, overrides)
+            return
+        from mnist_exp.experiment import resume, run
+
+        (resume if config.resume else run)(config, folder, overrides)
     except (Failure, OSError) as error:
-        log.error("error: %s", error)  # here too, because only here it reaches the job's log file
-        if job.mode is RunMode.MULTIRUN:
-            raise  # Hydra goes on with the other jobs, and raises it again at the end
+        log.error("error: %s", error)  # so that it reaches the run's log file
         leave("", exit_code(error))
 
 
-def folder_of_resumed(arguments: list[str], multirun: bool) -> list[str]:
+def folder_of_resumed(arguments: list[str]) -> list[str]:
     """With resume=..., the override that makes Hydra work in that run's folder."""
     overrides = OverridesParser.create().parse_overrides(arguments)
     typed: dict[str, Any] = {o.key_or_group: o.value() for o in overrides}
     if typed.get("resume") is None:
         return []
-    if multirun:
-        raise BadInput("resume goes on with one run; leave out -m")
     uri = typed.get("tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
     folder = find_run(str(typed["resume"]), uri)
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"hydra.run.dir='{quoted}'"]
+    return [f"hydra.run.dir={quoted(folder)}"]
+
+
+def quoted(folder: Path) -> str:
+    """The folder as Hydra reads one value, whatever is in its name."""
+    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def exit_code(error: Exception) -> int:

@@ -6,8 +6,10 @@ Hydra itself stops at the first problem, and a wrong value shows only when the j
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -26,6 +28,7 @@ from mnist_exp.paths import CONF, REPOSITORY
 OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
 OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 
+PLUGINS = ("joblib", "submitit_local", "submitit_slurm", "optuna")  # of the extra "sweep"
 PRESETS = "experiment"  # the group whose options are laid over all others
 
 
@@ -63,7 +66,8 @@ def problems(arguments: Sequence[str], multirun: bool = False) -> list[str]:
             except Exception as error:  # Hydra's functions raise what Python raises: range(1,9,0)
                 found.append((argument, not_understood(error)))
                 continue
-            found.append((argument, wrong_sweep(override, len(singles), multirun)))
+            found.append((argument, wrong_mode(override, multirun)))
+            found.append((argument, wrong_sweep(override, singles, multirun)))
             options = loader.get_group_options(override.key_or_group)
             if not options:
                 settings += singles
@@ -79,6 +83,52 @@ def problems(arguments: Sequence[str], multirun: bool = False) -> list[str]:
             found += wrong_in_job(options, ours, unsure)
     lines = [f"{line}: {problem}" for line, problem in found if problem]
     return list(dict.fromkeys(lines))  # several jobs can have the same problem
+
+
+# --- what a sweep is ---
+
+
+class Plan(NamedTuple):
+    """A sweep, as its command line and its preset have it."""
+
+    config: DictConfig  # of what all jobs share
+    folder: Path
+    arguments: list[str]  # that make the jobs
+    axes: dict[str, str]  # swept key → its values, as typed
+    jobs: int
+
+
+def plan_sweep(arguments: Sequence[str]) -> Plan:
+    """Of arguments that have no problems, those of a preset among them."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        overrides = parser.parse_overrides(list(arguments))
+        shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+        config = compose("config", shared, return_hydra_config=True)
+    swept = [override for override in overrides if override.is_sweep_override()]
+    axes = {o.key_or_group: str(o.input_line).partition("=")[2] for o in swept}
+    jobs = math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept)
+    job_makers = [str(o.input_line) for o in overrides if makes_jobs(o)]
+    return Plan(config, Path(config.hydra.sweep.dir), job_makers, axes, jobs)
+
+
+def makes_jobs(override: Override) -> bool:
+    """Whether it says what the jobs of a sweep are, rather than where or how they run."""
+    key = override.key_or_group
+    return not override.is_hydra_override() and key.partition(".")[0] not in ("sweep", "tracking")
+
+
+def preset_axes(arguments: Sequence[str]) -> list[str]:
+    """What the YAML files sweep over, but for the keys that are typed; none if in doubt."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            overrides = OverridesParser.create().parse_overrides(list(arguments))
+            shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+            sweeper = compose("config", shared, return_hydra_config=True).hydra.sweeper
+    except Exception:  # `problems` says which
+        return []
+    typed = {override.key_or_group for override in overrides}
+    return [f"{key}={axis}" for key, axis in (sweeper.params or {}).items() if key not in typed]
 
 
 # --- what can be said of one argument ---
@@ -109,19 +159,37 @@ def not_understood(error: Exception) -> str:
     return f"not understood ({what}); write key=value, or 'key=\"value\"' for special characters"
 
 
-def wrong_sweep(override: Override, count: int, multirun: bool) -> str | None:
+def wrong_mode(override: Override, multirun: bool) -> str | None:
+    """Says what is only for a sweep or only for a single run."""
+    key = override.key_or_group
+    if key.partition(".")[0] == "sweep" and not multirun:
+        return "is about a sweep, which needs -m"
+    if key in ("resume", "reproduce") and multirun:
+        return "is about one run; leave out -m"
+    if key == "hydra.mode":
+        return "cannot be set; a sweep needs -m"
+    return None
+
+
+def wrong_sweep(override: Override, singles: Sequence[Setting], multirun: bool) -> str | None:
     if not override.is_sweep_override():
         return None
     if not multirun:
         return "several values; a sweep over them needs -m"
     if override.is_hydra_override():
         return "several values; Hydra cannot sweep over its own keys"
-    return None if count else "gives no value"
+    values = [repr(single.value) for single in singles]
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        return f"has {twice} more than once"
+    return None if values else "gives no value"
 
 
 def wrong_option(setting: Setting, options: Sequence[str]) -> str | None:
     if not setting.changes:
         return f"groups cannot be added or removed; write {setting.key}=<option>"
+    if setting.value in PLUGINS and setting.value not in options:
+        return "is not installed; pip install -e '.[sweep]'"
     return one_of(*options).wrong(setting.value)
 
 

@@ -83,6 +83,9 @@ RULES = {
     "seed": seed,
     "resume": optional(text),
     "reproduce": optional(text),
+    "sweep.test": one_of("winner", "all"),
+    "sweep.resume": optional(text),
+    "sweep.max_jobs": integer(1),
     "trainer.epochs": integer(1),
     "trainer.device": Rule(
         "auto | cpu | cuda | cuda:<index> | mps",
@@ -94,6 +97,7 @@ RULES = {
     "trainer.deterministic": flag,
     "trainer.checkpoint_every_steps": optional(integer(1)),
     "trainer.max_batches": optional(integer(1)),
+    "trainer.test": flag,
 }
 
 # Keys that go to what a `_target_` names. Another class may mean something else by the name: there,

@@ -6,6 +6,7 @@ The only room that knows both the config and the objects.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import re
@@ -34,7 +35,7 @@ from mnist_exp.files import replacing
 from mnist_exp.paths import BEST, LAST, REPOSITORY
 from mnist_exp.resuming import resumed_config
 from mnist_exp.signals import Interrupted, deferred
-from mnist_exp.tracking import Patient, RunRecord, Status, first_line
+from mnist_exp.tracking import DatasetRecord, Patient, RunRecord, Status, first_line
 from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Result:
     """What a finished run found, of the weights that it kept."""
 
     epoch: Epoch
-    test: Figures
+    test: Figures | None  # None with trainer.test=false
+    seconds: float  # of all epochs, training and validation
 
 
 def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result:
@@ -76,14 +78,32 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Resu
     Raises Failure for what a person can mend, and Interrupted. However the run ends, the tracker
     is told.
     """
-    return Experiment(config, folder, run_name(config, overrides)).run()
+    return run_and_show(Experiment(config, folder, run_name(config, overrides)))
 
 
-def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result | None:
+def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result:
     """Go on with the run in `folder` from its last checkpoint, in the same MLflow run.
 
-    composed: the defaults with `overrides`, of which only what was typed counts. A run that has
-    ended is left alone. Raises what `run` does, and CheckpointError.
+    A run that has ended is left alone. Raises what `run` and `resumed` do.
+    """
+    experiment = resumed(composed, folder, overrides)
+    if experiment.ended:
+        log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
+        return experiment.result()
+    return run_and_show(experiment)
+
+
+def run_and_show(experiment: Experiment) -> Result:
+    result = experiment.run()
+    experiment.show(result)
+    return result
+
+
+def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The run in `folder` as its last checkpoint has it.
+
+    composed: the defaults with `overrides`, of which only what was typed counts. Raises BadInput
+    for overrides that would change the training, and CheckpointError.
     """
     saved = checkpoint.load(folder / LAST)
     try:
@@ -94,10 +114,7 @@ def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
         raise CheckpointError(
             f"{folder / LAST}: does not fit this code ({type(error).__name__}: {first_line(error)})"
         ) from error
-    if experiment.ended:
-        log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
-        return None
-    return experiment.run()
+    return experiment
 
 
 class Experiment:
@@ -108,7 +125,7 @@ class Experiment:
     ) -> None:
         self.config, self.folder, self.name, self.tags = config, folder, name, tags
         self.device = environment.choose_device(config.trainer.device)
-        self.dataset: Dataset = build(config, "data")
+        self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
         torch.manual_seed(config.seed)
         shape, classes = self.dataset.image_shape, self.dataset.classes
@@ -121,6 +138,7 @@ class Experiment:
         self.tested: Tested | None = None
         self.run_id: str | None = None
         self.ended = False
+        self.on_epoch: Callable[[Epoch], None] = lambda epoch: None  # may raise, to stop
 
     # --- the run, top to bottom ---
 
@@ -139,7 +157,6 @@ class Experiment:
                 raise
             finally:
                 self.close(status)
-        self.show(result)
         return result
 
     def describe(self) -> None:
@@ -185,6 +202,7 @@ class Experiment:
                     self.save_last_and_best()
                     log.info(screen.epoch_line(epoch, config.trainer.epochs))
                     self.tell(epoch_entry(epoch))
+                    self.on_epoch(epoch)
                 check_signals()
             except Interrupted:
                 self.save(LAST)
@@ -194,8 +212,14 @@ class Experiment:
                 raise
 
     def finish(self) -> Result:
-        """Open the test set, once, with the kept weights; save them."""
+        """Save the kept weights, and open the test set with them, once, if the config says so."""
         model = self.kept_model()
+        if self.config.trainer.test:
+            self.test(model)
+        self.save_model(model)
+        return self.result()
+
+    def test(self, model: nn.Module) -> None:
         best = self.progress.best
         assert best is not None, "fit ended without an epoch"
         if self.tested is None or self.tested.epoch != best.number:
@@ -203,8 +227,12 @@ class Experiment:
             self.tested = Tested(best.number, evaluate(model, split), time.time())
             self.save(LAST)
         self.tell(test_entry(self.tested))
-        self.save_model(model)
-        return Result(best, self.tested.figures)
+
+    def result(self) -> Result:
+        best = self.progress.best
+        assert best is not None, "fit ended without an epoch"
+        seconds = sum(epoch.seconds for epoch in self.progress.epochs)
+        return Result(best, self.tested.figures if self.tested else None, seconds)
 
     def close(self, status: Status) -> None:
         """Hand the files over, and say how it ended and how to go on."""
@@ -225,7 +253,7 @@ class Experiment:
     def show(self, result: Result) -> None:
         """The closing table, where the outputs lie, and how to compare."""
         figures = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
-        rows = [(name, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for name, f in figures.items()]
+        rows = [(name, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for name, f in figures.items() if f]
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
         log.info("outputs  %s", shown(self.folder))
@@ -243,9 +271,7 @@ class Experiment:
                 "output_folder": str(self.folder),
                 **self.tags,
             },
-            dataset=self.dataset.name,
-            dataset_digest=self.dataset.digest,
-            dataset_sizes=self.dataset.sizes,
+            dataset=DatasetRecord(self.dataset.name, self.dataset.digest, self.dataset.sizes),
         )
 
     def entries(self) -> list[Entry]:
@@ -310,6 +336,12 @@ class Experiment:
         checkpoint.set_random_states(state["random"])
 
 
+@functools.lru_cache(maxsize=1)
+def load_dataset(data: str) -> Dataset:
+    """What this YAML of the data group names; the jobs of a serial sweep read it once."""
+    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
+
+
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
     """What the group's `_target_` makes of its other values and of these arguments.
 
@@ -362,7 +394,24 @@ def shown(folder: Path) -> str:
 
 def resume_command(folder: Path) -> str:
     """What goes on with the run in this folder, to be typed from where the person is."""
+    return command(f"resume={quoted(folder)}")
+
+
+def quoted(folder: Path) -> str:
+    """The folder as a person would type it, so that Hydra reads it as one value."""
     value = shown(folder)
-    if not re.fullmatch(r"/?[\w.-]+(/[\w.-]+)+", value, re.ASCII):  # else Hydra reads it so, too
-        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return f"python {shlex.quote(shown(REPOSITORY / 'train.py'))} {shlex.quote(f'resume={value}')}"
+    if re.fullmatch(r"/?[\w.-]+(/[\w.-]+)+", value, re.ASCII):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def command(*arguments: str) -> str:
+    """What runs train.py with these arguments, to be pasted into a shell."""
+    return shlex.join(["python", shown(REPOSITORY / "train.py"), *arguments])
+
+
+def kept_test_figures(folder: Path) -> Figures:
+    """Open the test set with the kept weights of the run in this folder. Raises CheckpointError."""
+    experiment = resumed(OmegaConf.create(), folder)
+    split = experiment.dataset.prepare(experiment.dataset.test, experiment.device)
+    return evaluate(experiment.kept_model(), split)

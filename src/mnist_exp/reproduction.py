@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp import environment, screen
 from mnist_exp.errors import Failure
-from mnist_exp.experiment import Experiment
+from mnist_exp.experiment import Experiment, run_and_show
 from mnist_exp.resuming import refuse_foreign_targets
 from mnist_exp.tracking.mlflow import RecordedRun, recorded_run
 
@@ -48,7 +48,7 @@ def reproduce(composed: DictConfig, folder: Path) -> None:
     experiment = Experiment(config, folder, first.name, tags={"reproduces": composed.reproduce})
     for line in differences(first, experiment):
         log.info("differs  %s", line)
-    experiment.run()
+    run_and_show(experiment)
 
     again: Figures = {}
     for entry in experiment.entries():

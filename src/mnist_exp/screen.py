@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -35,7 +36,15 @@ class ScreenHandler(logging.Handler):
             console.print(table)
         else:
             style = "red" if record.levelno >= logging.ERROR else None
-            console.print(self.format(record), markup=False, soft_wrap=True, style=style)
+            # Its message alone: a traceback is for the log file.
+            console.print(record.getMessage(), markup=False, soft_wrap=True, style=style)
+
+
+def log_to(path: Path) -> None:
+    """Send all records to the screen and to this file, as Hydra does for a run."""
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[ScreenHandler(), file], force=True)
 
 
 @contextmanager

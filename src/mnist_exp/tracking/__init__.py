@@ -23,15 +23,22 @@ class TrackerError(Failure):
 
 
 @dataclass(frozen=True)
+class DatasetRecord:
+    """The data set of a run, so that two runs can be seen to have used the same."""
+
+    name: str
+    digest: str  # SHA-256
+    sizes: Mapping[str, int]  # images in each split
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What is known of a run before it starts."""
 
     name: str
     params: Mapping[str, object]  # every config leaf by its dotted key
     tags: Mapping[str, str]
-    dataset: str
-    dataset_digest: str  # SHA-256
-    dataset_sizes: Mapping[str, int]  # images in each split
+    dataset: DatasetRecord | None = None  # none for the parent run of a sweep
 
 
 class Tracker(Protocol):

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import REPOSITORY
-from mnist_exp.tracking import RunRecord, Status, TrackerError, root_cause
+from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, root_cause
 
 # Read by mlflow: no telemetry unless the person has turned it on, and a server that does not answer
 # is given up after seconds instead of minutes (`Patient` tries again, later).
@@ -72,12 +72,16 @@ class MLflowTracker:
         self.client.log_batch(self.run_id, params=params)
         for key, value in record.tags.items():
             self.client.set_tag(self.run_id, key, value)
+        if record.dataset:
+            self._describe_dataset(record.dataset)
+
+    def _describe_dataset(self, record: DatasetRecord) -> None:
         dataset = Dataset(
-            name=record.dataset,
-            digest=record.dataset_digest[:36],  # MLflow admits no more
+            name=record.name,
+            digest=record.digest[:36],  # MLflow admits no more
             source_type="local",
-            source=json.dumps({"name": record.dataset}),
-            profile=json.dumps(dict(record.dataset_sizes)),
+            source=json.dumps({"name": record.name}),
+            profile=json.dumps(dict(record.sizes)),
         )
         context = InputTag("mlflow.data.context", "training")
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])

@@ -1,0 +1,74 @@
+"""Pictures from plain numbers, in one style. Readable in grey and by the colour-blind."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from mnist_exp.files import replacing
+
+COLOURS = "viridis"  # perceptually uniform, and ordered in grey, too
+LOG_FROM = 4.0  # from this ratio of the last to the first, an axis is logarithmic
+TICKS = 8  # up to so many values, each has its tick
+
+
+def heat_map(
+    path: Path,
+    names: Sequence[str],
+    points: Sequence[Sequence[float]],
+    accuracies: Sequence[float],
+) -> None:
+    """Validation accuracy over two numbers: the first upwards, the second to the right.
+
+    points: (first, second) of each accuracy 0..1; a pair that is absent stays empty.
+    """
+    rows, columns = (sorted({point[axis] for point in points}) for axis in (0, 1))
+    grid = [[float("nan")] * len(columns) for _ in rows]
+    for (row, column), accuracy in zip(points, accuracies, strict=True):
+        grid[rows.index(row)][columns.index(column)] = accuracy
+    figure = Figure((1.8 + 1.1 * len(columns), 1.2 + 0.7 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(grid, cmap=COLOURS, origin="lower", aspect="auto")
+    middle = (min(accuracies) + max(accuracies)) / 2
+    for y, x in itertools.product(range(len(rows)), range(len(columns))):
+        if not math.isnan(grid[y][x]):
+            colour = "white" if grid[y][x] < middle else "black"
+            axes.text(x, y, f"{grid[y][x]:.4f}", ha="center", va="center", color=colour)
+    axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
+    axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
+    figure.colorbar(image, label="validation accuracy")
+    save(figure, path)
+
+
+def curve(
+    path: Path,
+    name: str,
+    xs: Sequence[float],
+    accuracies: Sequence[float],
+    spreads: Sequence[float],
+) -> None:
+    """Validation accuracy 0..1 over one number, with standard deviations where there are any."""
+    xs, accuracies, spreads = zip(*sorted(zip(xs, accuracies, spreads, strict=True)), strict=True)
+    figure = Figure((5.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.errorbar(xs, accuracies, spreads if any(spreads) else None, marker="o", capsize=3)
+    if xs[0] > 0 and xs[-1] / xs[0] >= LOG_FROM:
+        axes.set_xscale("log")
+    if len(xs) <= TICKS:
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel(name)
+    axes.set_ylabel("validation accuracy")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=160)

@@ -1,0 +1,159 @@
+"""What the jobs of a sweep found, ranked: rows for the screen and for a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from mnist_exp.files import replacing
+
+OUTCOME = "outcome.json"  # in each job's folder
+SEED = "seed"  # no hyperparameter: jobs that differ in it alone are one row
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job of a sweep ended, or that it has begun."""
+
+    job: int
+    chosen: Mapping[str, str]  # swept key → this job's value
+    overrides: Sequence[str]  # all that make this job
+    folder: str
+    status: str = "UNFINISHED"  # then FINISHED, PRUNED, FAILED or KILLED
+    reason: str = ""  # of a failure, one line
+    epoch: int = 0  # of the kept weights, from 1
+    accuracy: float = 0.0  # validation, 0..1
+    loss: float = 0.0  # validation, nats per image
+    seconds: float = 0.0  # of all epochs, training and validation
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED"
+
+    def write(self) -> None:
+        with replacing(Path(self.folder, OUTCOME)) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """What is known of the job in this folder, if it has begun."""
+    path = folder / OUTCOME
+    return Outcome(**json.loads(path.read_text())) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Jobs that differ in nothing but the seed. Figures are means over those that finished."""
+
+    chosen: Mapping[str, str]  # swept key → value, without the seed
+    jobs: Sequence[Outcome]
+
+    @property
+    def finished(self) -> list[Outcome]:
+        return [job for job in self.jobs if job.finished]
+
+    @property
+    def accuracy(self) -> float:
+        """-1 where no job finished."""
+        return fmean(job.accuracy for job in self.finished) if self.finished else -1.0
+
+    @property
+    def loss(self) -> float:
+        return fmean(job.loss for job in self.finished)
+
+    @property
+    def accuracy_sd(self) -> float:
+        """Sample standard deviation; 0 for one job, of which there is none."""
+        return spread([job.accuracy for job in self.finished])
+
+    @property
+    def status(self) -> str:
+        """FINISHED, or how the others ended and why."""
+        bad = dict.fromkeys(
+            f"{job.status}: {job.reason}" if job.reason else job.status
+            for job in self.jobs
+            if not job.finished
+        )
+        return "; ".join(bad) or "FINISHED"
+
+    def csv_fields(self, rank: int) -> dict[str, object]:
+        """Figures are empty where no job finished."""
+        done = self.finished
+        figures: dict[str, object] = dict.fromkeys(FIGURES, "")
+        if done:
+            values = (
+                self.accuracy,
+                self.accuracy_sd,
+                fmean(job.loss for job in done),
+                fmean(job.epoch for job in done),
+                fmean(job.seconds for job in done),
+            )
+            figures = dict(zip(FIGURES, values, strict=True))
+        folders = " ".join(Path(job.folder).name for job in self.jobs)
+        ends = {"n": len(done), "status": self.status, "outputs": folders}
+        return {"rank": rank, **self.chosen, **figures, **ends}
+
+    def screen_cells(self, rank: int) -> list[str]:
+        fields = self.csv_fields(rank)
+        accuracy, loss, epoch, seconds = "", "", "", ""
+        if self.finished:
+            accuracy = f"{self.accuracy:.4f}"
+            if len(self.jobs) > 1:
+                accuracy += f" ± {self.accuracy_sd:.4f} (n={len(self.finished)})"
+            loss, epoch = f"{fields['val_loss']:.4f}", f"{fields['best_epoch']:g}"
+            seconds = f"{fields['seconds']:.1f}"
+        figures = [accuracy, loss, epoch, seconds]
+        return [str(rank), *self.chosen.values(), *figures, self.status, str(fields["outputs"])]
+
+
+FIGURES = ("val_accuracy", "val_accuracy_sd", "val_loss", "best_epoch", "seconds")
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def read(sweep: Path) -> list[Outcome]:
+    """Of all jobs that have begun, by number."""
+    outcomes = (read_outcome(path.parent) for path in sweep.glob(f"*/{OUTCOME}"))
+    return sorted((o for o in outcomes if o is not None), key=lambda outcome: outcome.job)
+
+
+def ranked(outcomes: Iterable[Outcome]) -> list[Row]:
+    """The best mean validation accuracy first, of equals the earliest; the failed at the end."""
+    groups: dict[tuple[tuple[str, str], ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        chosen = tuple((key, value) for key, value in outcome.chosen.items() if key != SEED)
+        groups.setdefault(chosen, []).append(outcome)
+    rows = [Row(dict(chosen), jobs) for chosen, jobs in groups.items()]
+    return sorted(rows, key=lambda row: -row.accuracy)
+
+
+def short(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key by its last part, or whole where two would be the same."""
+    lasts = {key: key.rpartition(".")[2] for key in keys}
+    return {
+        key: key if list(lasts.values()).count(last) > 1 else last for key, last in lasts.items()
+    }
+
+
+def screen_table(
+    rows: Sequence[Row], names: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells. names: what each swept key is called there."""
+    figures = ["val accuracy", "val loss", "best epoch", "seconds", "status", "outputs"]
+    header = ["rank", *(names[key] for key in rows[0].chosen), *figures]
+    return header, [row.screen_cells(rank) for rank, row in enumerate(rows, start=1)]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    lines = [row.csv_fields(rank) for rank, row in enumerate(rows, start=1)]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)

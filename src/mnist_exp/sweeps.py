@@ -1,0 +1,253 @@
+"""A sweep as one thing: a parent run, its jobs nested under it, a leaderboard at the end.
+
+It knows neither what chooses the jobs (Hydra's sweeper) nor where they run (its launcher): a job
+finds the sweep in the folder above its own, and leaves its outcome in its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+
+from omegaconf import DictConfig
+
+from mnist_exp import figures, leaderboard, screen
+from mnist_exp.command_line import Plan
+from mnist_exp.errors import BadInput, Failure
+from mnist_exp.experiment import (
+    Experiment,
+    build,
+    command,
+    kept_test_figures,
+    quoted,
+    resumed,
+    shown,
+)
+from mnist_exp.files import replacing
+from mnist_exp.leaderboard import Outcome, Row
+from mnist_exp.paths import LAST, REPOSITORY
+from mnist_exp.signals import Interrupted
+from mnist_exp.tracking import Patient, RunRecord, Status
+
+log = logging.getLogger(__name__)
+
+SWEEP = "sweep.json"  # in the sweep's folder
+ENDED = ("FINISHED", "PRUNED")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a job has to know of its sweep, and a resumed sweep of its beginning."""
+
+    arguments: Sequence[str]  # that make the jobs, as typed
+    swept: Sequence[str]  # keys, in the order typed
+    test: str  # "winner" or "all"
+    run_id: str | None = None  # the parent's
+    tested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by job folder
+
+    def write(self, folder: Path) -> None:
+        with replacing(folder / SWEEP) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read(folder: Path) -> Sweep:
+    return Sweep(**json.loads((folder / SWEEP).read_text()))
+
+
+# --- the sweep, top to bottom ---
+
+
+def run_sweep(plan: Plan, launch: Callable[[Path], None]) -> int:
+    """Open the parent run, let `launch` run the jobs in a folder, close; returns the exit code.
+
+    Raises BadInput and TrackerError before anything is made, Interrupted, and what `launch` raises.
+    However it ends, there is a leaderboard of what is there, and the parent is told.
+    """
+    folder, sweep = begin(plan)
+    tracker = Patient(build(plan.config, "tracking"))
+    record = RunRecord(
+        name="sweep of " + " × ".join(leaderboard.short(sweep.swept).values() or ["one job"]),
+        params=dict(plan.axes),
+        tags={"sweep": folder.name, "output_folder": str(folder)},
+    )
+    run_id = tracker.start(record, sweep.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = replace(sweep, run_id=run_id)
+    sweep.write(folder)
+    screen.log_to(folder / "sweep.log")
+    log.info("a sweep of %d jobs in %s", plan.jobs, shown(folder))
+    if sweep.test == "all":
+        log.warning("sweep.test=all: each job opens the test set; a choice that saw it is biased")
+    status: Status = "FAILED"
+    try:
+        launch(folder)
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        screen.log_to(folder / "sweep.log")  # Hydra has set up logging for the jobs
+        code = close(folder, sweep, tracker, status)
+    return code
+
+
+def begin(plan: Plan) -> tuple[Path, Sweep]:
+    """The folder, and the sweep that is there already or a new one. Raises BadInput."""
+    config = plan.config.sweep
+    if plan.jobs > config.max_jobs:
+        raise BadInput(f"{plan.jobs:,} jobs; if they are meant, write sweep.max_jobs={plan.jobs}")
+    sweep = Sweep(plan.arguments, list(plan.axes), config.test)
+    if config.resume is None:
+        return plan.folder, sweep
+    folder = find_sweep(config.resume)
+    begun = read(folder)
+    if sorted(begun.arguments) != sorted(sweep.arguments):
+        other = command("-m", *begun.arguments)
+        raise BadInput(f"sweep.resume={config.resume}: that sweep is another, {other}")
+    return folder, begun
+
+
+def find_sweep(word: str) -> Path:
+    """The folder that "latest" or a folder's path stands for. Raises BadInput."""
+    if word == "latest":
+        begun = (REPOSITORY / "outputs").glob(f"*/*/{SWEEP}")
+        found = max(begun, key=lambda path: path.stat().st_mtime, default=None)
+        if found is None:
+            raise BadInput("sweep.resume=latest: there is no sweep in outputs/")
+        return found.parent
+    for folder in (Path(word).absolute(), REPOSITORY / word):
+        if (folder / SWEEP).is_file():
+            return folder
+    raise BadInput(f"sweep.resume={word}: neither a sweep's folder nor latest")
+
+
+def close(folder: Path, sweep: Sweep, tracker: Patient, status: Status) -> int:
+    """Leaderboard, picture, the winner's test, and the parent's end; returns the exit code."""
+    rows = leaderboard.ranked(leaderboard.read(folder))
+    bad = [job for row in rows for job in row.jobs if job.status not in ENDED]
+    if bad and status == "FINISHED":
+        status = "FAILED"
+    if rows:
+        names = leaderboard.short(sweep.swept)
+        screen.show_table("Leaderboard", *leaderboard.screen_table(rows, names))
+        leaderboard.write_csv(folder / "leaderboard.csv", rows)
+        draw(folder / "leaderboard.png", rows, names)
+    if rows and rows[0].finished:
+        winner = rows[0]
+        log.info("winner   %s", command(*winner.finished[0].overrides))
+        if status != "KILLED":
+            test(folder, sweep, winner, tracker)
+    files = [folder / name for name in ("leaderboard.csv", "leaderboard.png", "sweep.log")]
+    tracker.upload([path for path in files if path.exists()])
+    tracker.end(status)
+    log.info("outputs  %s", shown(folder))
+    if where := tracker.where():
+        log.info("compare  %s", where)
+    if status != "FINISHED" or tracker.behind:
+        text = "to run what has not finished:\n%s"
+        log.info(text, command("-m", *sweep.arguments, f"sweep.resume={quoted(folder)}"))
+    return 0 if status == "FINISHED" else 1
+
+
+def test(folder: Path, sweep: Sweep, winner: Row, tracker: Patient) -> None:
+    """Open the test set for the winner, chosen on validation: once for each of its seeds."""
+    tested = {
+        job.folder: sweep.tested.get(job.folder) or asdict(kept_test_figures(Path(job.folder)))
+        for job in winner.finished
+    }
+    replace(sweep, tested={**sweep.tested, **tested}).write(folder)
+    metrics, said = {}, []
+    for name in ("accuracy", "loss"):
+        values = [figures[name] for figures in tested.values()]
+        metrics[f"test/{name}"] = fmean(values)
+        said.append(f"{name} {fmean(values):.4f}")
+        if len(values) > 1:
+            metrics[f"test/{name}_sd"] = leaderboard.spread(values)
+            said[-1] += f" ± {leaderboard.spread(values):.4f} (n={len(values)})"
+    log.info("test     %s", "  ".join(said))
+    metrics |= {"val/accuracy": winner.accuracy, "val/loss": winner.loss}
+    tracker.log(metrics, step=0, at=time.time())
+
+
+def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
+    """A heat map over two swept numbers, a curve over one, and for anything else nothing."""
+    finished = [row for row in rows if row.finished]
+    try:
+        points = [[float(value) for value in row.chosen.values()] for row in finished]
+    except ValueError:  # a word
+        return
+    if len(points) < 2 or len(points[0]) not in (1, 2):
+        return
+    labels = [names[key] for key in finished[0].chosen]
+    means, spreads = [row.accuracy for row in finished], [row.accuracy_sd for row in finished]
+    if len(labels) == 2:
+        figures.heat_map(path, labels, points, means)
+    else:
+        figures.curve(path, labels[0], [x for (x,) in points], means, spreads)
+
+
+# --- one job ---
+
+
+def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[str]) -> Outcome:
+    """Run one job of a sweep, or go on with it; what has ended is left alone.
+
+    A failure is told by the outcome and the job's log, and not raised: the other jobs run. Raises
+    Interrupted.
+    """
+    sweep = read(folder.parent)
+    outcome = leaderboard.read_outcome(folder)
+    if outcome is not None and outcome.status in ENDED:
+        log.info("job %d has already ended", number)
+        return outcome
+    values = dict(override.split("=", 1) for override in overrides)
+    chosen = {key: values[key] for key in sweep.swept}
+    made_by = [o for o in overrides if not o.startswith("sweep")]
+    outcome = Outcome(number, chosen, made_by, str(folder))
+    outcome.write()
+    try:
+        ended = finished(outcome, sweep, config)
+    except Interrupted:
+        replace(outcome, status="KILLED").write()
+        raise
+    except Exception as error:
+        log.exception("job %d failed: %s", number, error)
+        ended = replace(outcome, status="FAILED", reason=reason(error))
+    ended.write()
+    return ended
+
+
+def finished(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
+    """The outcome of the job after it has trained to its end. Raises what a run raises."""
+    folder = Path(outcome.folder)
+    if (folder / LAST).exists():
+        experiment = resumed(config, folder)
+    else:
+        config.trainer.test = sweep.test == "all"
+        names = leaderboard.short(outcome.chosen)
+        name = ", ".join(f"{names[key]}={value}" for key, value in outcome.chosen.items())
+        tags = {"sweep": folder.parent.name, "job": str(outcome.job)}
+        if sweep.run_id:
+            tags["mlflow.parentRunId"] = sweep.run_id
+        experiment = Experiment(config, folder, name or f"job {outcome.job}", tags)
+    result = experiment.result() if experiment.ended else experiment.run()
+    epoch = result.epoch
+    return replace(
+        outcome,
+        status="FINISHED",
+        epoch=epoch.number,
+        accuracy=epoch.val.accuracy,
+        loss=epoch.val.loss,
+        seconds=result.seconds,
+    )
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line; of an error that is not ours, with its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (Failure, OSError)) else f"{type(error).__name__}: {text}"

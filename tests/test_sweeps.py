@@ -1,0 +1,255 @@
+"""Sweeps through the command: the parent run, the leaderboard, failures, and going on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Clone
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batch_size=32,64")
+LONG = ("-m", "data=digits", "trainer.epochs=30", "batch_size=16", "seed=1,2,3,4")
+TIMES = ("epoch_seconds", "images_per_second")
+
+
+def runs_of(clone: Clone) -> tuple[Run, list[Run]]:
+    """The only sweep's parent run, and its children by job number."""
+    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("mnist_exp")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
+    return parent, sorted(children, key=lambda run: int(run.data.tags["job"]))
+
+
+def folder_of(clone: Clone) -> Path:
+    """The newest sweep's."""
+    return max(clone.root.glob("outputs/*/*/sweep.json"), key=lambda p: p.stat().st_mtime).parent
+
+
+def leaderboard(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "leaderboard.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def figures(clone: Clone) -> list[dict[str, float]]:
+    _, children = runs_of(clone)
+    return [
+        {key: value for key, value in run.data.metrics.items() if key not in TIMES}
+        for run in children
+    ]
+
+
+def after(process: subprocess.Popen[str], happened: Callable[[], bool], number: int) -> str:
+    """Send a signal once something has happened; returns what the process had to say."""
+    ends = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < ends, "it did not happen"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    return out
+
+
+@pytest.fixture(scope="module")
+def grid(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
+    """A clone with a finished sweep over two numbers, and what the sweep printed."""
+    clone = new_clone()
+    done = clone.run("train.py", *GRID)
+    assert (done.returncode, done.stderr) == (0, "")
+    return clone, done.stdout
+
+
+def test_the_children_are_nested_under_one_parent_and_named_by_what_they_override(
+    grid: tuple[Clone, str],
+) -> None:
+    parent, children = runs_of(grid[0])
+    assert parent.info.run_name == "sweep of lr × batch_size"
+    assert parent.data.params == {"optimizer.lr": "1e-3,1e-2", "batch_size": "32,64"}
+    assert [run.info.run_name for run in children] == [
+        "lr=0.001, batch_size=32",
+        "lr=0.001, batch_size=64",
+        "lr=0.01, batch_size=32",
+        "lr=0.01, batch_size=64",
+    ]
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {run.data.tags["sweep"] for run in (parent, *children)} == {folder_of(grid[0]).name}
+
+
+def test_only_the_parent_knows_the_test_set_and_it_is_the_best_on_validation_that_is_tested(
+    grid: tuple[Clone, str],
+) -> None:
+    clone, printed = grid
+    parent, children = runs_of(clone)
+    assert [key for run in children for key in run.data.metrics if key.startswith("test/")] == []
+    best = max(children, key=lambda run: run.data.metrics["val/accuracy"])
+    alone = re.search(r"winner   python train.py (.*)", printed)
+    assert alone is not None
+    done = clone.run("train.py", *shlex.split(alone[1]), "tracking=none")
+    assert done.returncode == 0
+    lines = (clone.folders()[-1] / "metrics.jsonl").read_text().splitlines()
+    (tested,) = (line for line in map(json.loads, lines) if "test/loss" in line)
+    for key in ("test/loss", "test/accuracy"):
+        assert parent.data.metrics[key] == tested[key]
+    assert parent.data.metrics["val/accuracy"] == best.data.metrics["val/accuracy"]
+
+
+def test_the_leaderboard_is_ranked_by_validation_on_the_screen_and_in_the_artifacts(
+    grid: tuple[Clone, str],
+) -> None:
+    clone, printed = grid
+    parent, children = runs_of(clone)
+    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert names == {"leaderboard.csv", "leaderboard.png", "sweep.log"}
+    rows = leaderboard(folder_of(clone))
+    assert list(rows[0]) == [
+        *("rank", "optimizer.lr", "batch_size", "val_accuracy", "val_accuracy_sd", "val_loss"),
+        *("best_epoch", "seconds", "n", "status", "outputs"),
+    ]
+    accuracies = [float(row["val_accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    by_job = {row["outputs"]: float(row["val_accuracy"]) for row in rows}
+    for run in children:
+        assert by_job[run.data.tags["job"]] == run.data.metrics["val/accuracy"]
+    assert re.search(r"^rank  lr +batch_size  val accuracy  val loss", printed, re.MULTILINE)
+    assert (folder_of(clone) / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
+    grid: tuple[Clone, str],
+) -> None:
+    clone, printed = grid
+    before = figures(clone)
+    done = clone.run("train.py", *GRID, "sweep.resume=latest")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "epoch 1/2" not in done.stdout
+    assert (
+        done.stdout[done.stdout.index("Leaderboard") :] == printed[printed.index("Leaderboard") :]
+    )
+    assert figures(clone) == before
+    other = clone.run("train.py", "-m", "data=digits", "batch_size=8,16", "sweep.resume=latest")
+    assert other.returncode == 2
+    assert "that sweep is another, python train.py -m data=digits trainer.epochs=2" in other.stderr
+
+
+def test_seeds_are_no_hyperparameter(clone: Clone) -> None:
+    arguments = ("data=digits", "trainer.epochs=2", "model=linear,mlp", "seed=1,2,3")
+    done = clone.run("train.py", "-m", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = leaderboard(folder_of(clone))
+    assert [row["n"] for row in rows] == ["3", "3"]
+    _, children = runs_of(clone)
+    values = [run.data.metrics["val/accuracy"] for run in children if "mlp" in run.info.run_name]
+    (mlp,) = (row for row in rows if row["model"] == "mlp")
+    assert float(mlp["val_accuracy"]) == pytest.approx(sum(values) / 3)
+    mean = sum(values) / 3
+    assert float(mlp["val_accuracy_sd"]) == pytest.approx(
+        (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
+    )
+    assert re.search(r"test     accuracy 0\.\d{4} ± 0\.\d{4} \(n=3\)", done.stdout)
+    parent, _ = runs_of(clone)
+    assert parent.data.metrics["test/accuracy_sd"] > 0
+
+
+def test_a_job_that_fails_fails_alone(clone: Clone) -> None:
+    sweep = clone.root / "outputs" / "mine"
+    (sweep / "1" / "config.yaml").mkdir(parents=True)  # where the second job has to write a file
+    done = clone.run("train.py", *GRID, f"hydra.sweep.dir={sweep}")
+    assert done.returncode == 1
+    rows = leaderboard(sweep)
+    assert [row["status"] == "FINISHED" for row in rows] == [True, True, True, False]
+    assert rows[-1]["outputs"] == "1"
+    assert "Is a directory" in rows[-1]["status"]
+    assert "Traceback" in (sweep / "1" / "train.log").read_text()
+    assert "Traceback" not in done.stdout + done.stderr
+    parent, children = runs_of(clone)
+    assert parent.info.status == "FAILED"
+    assert sorted(run.info.status for run in children) == ["FAILED", *["FINISHED"] * 3]
+    assert "test/accuracy" in parent.data.metrics
+
+
+def test_a_killed_sweep_goes_on_where_it_was(clone: Clone, new_clone: Callable[[], Clone]) -> None:
+    whole = new_clone()
+    assert whole.run("train.py", *LONG).returncode == 0
+    process = clone.start("train.py", *LONG)
+    third = "*/*/2/checkpoints/last.pt"
+    after(process, lambda: any((clone.root / "outputs").glob(third)), signal.SIGKILL)
+    done = clone.run("train.py", *LONG, "sweep.resume=latest")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("has already ended") == 2
+    assert figures(clone) == figures(whole)
+    assert len(list(clone.root.glob("outputs/*/*/sweep.json"))) == 1
+    columns = ("seed", "val_accuracy", "val_accuracy_sd", "n", "status", "outputs")
+    ours, theirs = leaderboard(folder_of(clone)), leaderboard(folder_of(whole))
+    assert [[row.get(c) for c in columns] for row in ours] == [
+        [row.get(c) for c in columns] for row in theirs
+    ]
+
+
+def test_ctrl_c_leaves_a_leaderboard_and_the_command_that_goes_on(clone: Clone) -> None:
+    process = clone.start("train.py", *LONG)
+    second = "*/*/1/checkpoints/last.pt"
+    out = after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGINT)
+    assert process.returncode == 130
+    assert "Leaderboard" in out
+    parent, children = runs_of(clone)
+    assert parent.info.status == "KILLED"
+    assert [run.info.status for run in children] == ["FINISHED", "KILLED"]
+    assert "test/accuracy" not in parent.data.metrics
+    command = shlex.split(out.splitlines()[-1])
+    assert command[:2] == ["python", "train.py"]
+    done = clone.run(*command[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+    parent, children = runs_of(clone)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 5
+    assert "test/accuracy" in parent.data.metrics
+
+
+def test_every_job_is_tested_when_a_person_insists(clone: Clone) -> None:
+    arguments = ("data=digits", "trainer=debug", "batch_size=32,64", "sweep.test=all")
+    done = clone.run("train.py", "-m", *arguments)
+    assert done.returncode == 0
+    assert "a choice that saw it is biased" in done.stdout
+    assert all("test/accuracy" in run for run in figures(clone))
+
+
+def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -> None:
+    arguments = ("data=digits", "trainer=debug", "sweep=lr_batch", "batch_size=32")
+    done = clone.run("train.py", "-m", *arguments, "tracking=none")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = leaderboard(folder_of(clone))
+    assert {row["optimizer.lr"] for row in rows} == {"0.0001", "0.001", "0.01"}
+    assert "3 jobs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("seed=range(0,10000)",), "10,000 jobs; if they are meant, write sweep.max_jobs=10000"),
+        (("seed=1,2", "sweep.resume=latest"), "there is no sweep in outputs/"),
+        (("seed=1,2", "sweep.resume=conf"), "neither a sweep's folder nor latest"),
+        (("seed=1,2", "resume=latest"), "resume=latest: is about one run; leave out -m"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_answered_before_anything_is_made(
+    clone: Clone, arguments: tuple[str, ...], said: str
+) -> None:
+    done = clone.run("train.py", "-m", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list((clone.root / "outputs").iterdir()) == []
+    assert not (clone.root / "mlflow.db").exists()
