@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import mnist_exp.cli  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp import command_line
 from mnist_exp.command_line import problems
 from mnist_exp.paths import CONF, REPOSITORY
 
@@ -128,7 +129,9 @@ NOT_EVEN_READ = {
     "model=[mlp,linear]": "must be linear | mlp",
     "model={dropout:0.1}": "must be linear | mlp",
     "experiment=basline": "must be baseline; did you mean baseline?",
-    "hydra/launcher=joblob": "must be basic",
+    "hydra/launcher=jobs": (
+        "must be basic | joblib | submitit_local | submitit_slurm; did you mean joblib?"
+    ),
     "+model=mlp": "groups cannot be added or removed; write model=<option>",
     "++model=mlp": "groups cannot be added or removed; write model=<option>",
     "~scheduler": "groups cannot be added or removed; write scheduler=<option>",
@@ -182,6 +185,14 @@ def test_nothing_is_wrong_with_any_option(group: str, option: str) -> None:
     assert problems([f"{group}={option}"], multirun=True) == []
 
 
+def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "find_spec", lambda name: None)
+    assert said("-m seed=1,2 hydra/launcher=joblib hydra/sweeper=optuna") == [
+        "hydra/launcher=joblib: is not installed; pip install -e '.[sweep]'",
+        "hydra/sweeper=optuna: is not installed; pip install -e '.[sweep]'",
+    ]
+
+
 LISTS = "must be a list, each an integer >= 1"
 NOT_LINEAR = "model.dropout=0.1: no such key; model=linear has none"
 
@@ -202,10 +213,8 @@ SWEEPS = {
     "-m batch_size=range(1,9,0)": [
         f"batch_size=range(1,9,0): not understood (range() arg 3 must not be zero); {QUOTE}"
     ],
-    "-m optimizer.lr=interval(0.1,1)": [
-        "optimizer.lr=interval(0.1,1): not understood (Can only enumerate CHOICE and RANGE "
-        f"sweeps, type is ValueType.INTERVAL_SWEEP); {QUOTE}"
-    ],
+    "-m optimizer.lr=interval(0.1,1)": [],  # which a search can do
+    "-m optimizer.lr=interval(-1,1)": ["optimizer.lr=-1.0: must be a number > 0"],
     "-m hydra.run.dir=a,b": [
         "hydra.run.dir=a,b: several values; Hydra cannot sweep over its own keys"
     ],

@@ -26,7 +26,7 @@ ROOMS = {
     "models": "torch",
     "checkpoint": "torch numpy errors files",
     "environment": "torch errors paths",
-    "command_line": "hydra omegaconf config paths | environment",
+    "command_line": "hydra omegaconf config errors paths | environment",
     "tracking": "errors",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
     "training": "torch data.splits errors",
@@ -41,13 +41,14 @@ ROOMS = {
     ),
     "figures": "matplotlib files",
     "leaderboard": "files",
+    "search": "optuna hydra",
     "sweeps": (
         "omegaconf command_line errors experiment figures files leaderboard paths screen signals "
-        "tracking"
+        "tracking training | search"
     ),
     "cli": (
         "hydra omegaconf command_line config errors paths resuming signals "
-        "| experiment reproduction sweeps"
+        "| experiment joblib reproduction sweeps"
     ),
 }
 

@@ -241,6 +241,7 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
         (("seed=range(0,10000)",), "10,000 jobs; if they are meant, write sweep.max_jobs=10000"),
         (("seed=1,2", "sweep.resume=latest"), "there is no sweep in outputs/"),
         (("seed=1,2", "sweep.resume=conf"), "neither a sweep's folder nor latest"),
+        (("optimizer.lr=interval(0.1,1)",), "an interval, which needs hydra/sweeper=optuna"),
         (("seed=1,2", "resume=latest"), "resume=latest: is about one run; leave out -m"),
     ],
 )
@@ -253,3 +254,46 @@ def test_a_sweep_that_cannot_be_is_answered_before_anything_is_made(
     assert done.stderr.count("\n") == 1
     assert list((clone.root / "outputs").iterdir()) == []
     assert not (clone.root / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_find_what_jobs_in_turn_find(
+    clone: Clone, new_clone: Callable[[], Clone]
+) -> None:
+    in_turn = new_clone()
+    assert in_turn.run("train.py", *GRID).returncode == 0  # on one thread, as all tests
+    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    done = clone.run("train.py", *GRID, *parallel)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "on cpu, 1 threads" in done.stdout
+    assert figures(clone) == figures(in_turn)
+    parent, _ = runs_of(clone)
+    other, _ = runs_of(in_turn)
+    for key in ("test/loss", "test/accuracy", "val/accuracy"):
+        assert parent.data.metrics[key] == other.data.metrics[key]
+
+
+@pytest.mark.slow
+def test_a_search_prunes_and_goes_on_when_interrupted(clone: Clone) -> None:
+    ranges = ("optimizer.lr=tag(log,interval(1e-5,1e-1))", "batch_size=int(interval(16,128))")
+    search = ("-m", "hydra/sweeper=optuna", "data=digits", "trainer.epochs=6", *ranges)
+    process = clone.start("train.py", *search)
+    begun = "*/*/7/checkpoints/last.pt"
+    out = after(process, lambda: any((clone.root / "outputs").glob(begun)), signal.SIGINT)
+    assert process.returncode == 130
+    done = clone.run(*shlex.split(out.splitlines()[-1])[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+    parent, children = runs_of(clone)
+    assert parent.info.status == "FINISHED"
+    assert [run.data.tags["job"] for run in children] == [str(number) for number in range(20)]
+    ends = [row["status"] for row in leaderboard(folder_of(clone))]
+    assert ends.count("FINISHED") + ends.count("PRUNED") == 20
+    assert ends.count("PRUNED") >= 3
+    assert {len(row["optimizer.lr"]) > 6 for row in leaderboard(folder_of(clone))} == {True}
+    for run in children:
+        pruned = len(run.data.metrics) and run.info.status == "KILLED"
+        epochs = MlflowClient(f"sqlite:///{clone.root}/mlflow.db").get_metric_history(
+            run.info.run_id, "val/accuracy"
+        )
+        assert [point.step for point in epochs] == list(range(1, len(epochs) + 1))
+        assert (len(epochs) < 6) == bool(pruned)

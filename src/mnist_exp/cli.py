@@ -7,6 +7,7 @@ once; torch comes with the experiment.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -39,16 +40,14 @@ def train() -> None:
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         run_with_hydra()
         return
-    typed = list(arguments.overrides)
-    if arguments.multirun:
-        typed = [*preset_axes(typed), *typed]
-    if found := problems(typed, multirun=arguments.multirun):
+    preset = preset_axes(arguments.overrides) if arguments.multirun else []
+    if found := problems([*preset, *arguments.overrides], arguments.multirun):
         leave("\n".join(found), code=BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
         with raising():
             if arguments.multirun:
-                leave("", code=sweep(typed))
+                leave("", code=sweep(preset, arguments.overrides))
             sys.argv += folder_of_resumed(arguments.overrides)
             run_with_hydra()
     except KeyboardInterrupt as interrupt:
@@ -60,15 +59,21 @@ def train() -> None:
     leave("", code=0)
 
 
-def sweep(arguments: list[str]) -> int:
+def sweep(preset: list[str], typed: list[str]) -> int:
     """All jobs of a sweep; returns the exit code."""
     from mnist_exp.sweeps import run_sweep
 
     def launch(folder: Path) -> None:
         sys.argv.append(f"hydra.sweep.dir={quoted(folder)}")
-        run_with_hydra()
+        try:
+            run_with_hydra()
+        finally:
+            if "joblib" in sys.modules:  # whose workers wait minutes for more, a gigabyte each
+                from joblib.externals.loky import get_reusable_executor
 
-    return run_sweep(plan_sweep(arguments), launch)
+                get_reusable_executor().shutdown(kill_workers=True)
+
+    return run_sweep(plan_sweep([*preset, *typed]), typed, launch)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -132,7 +137,7 @@ def leave(message: str, code: int) -> NoReturn:
     """
     if message:
         print(message, file=sys.stderr)
-    logging.shutdown()
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

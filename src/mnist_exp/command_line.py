@@ -9,6 +9,7 @@ import json
 import math
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +18,25 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
+from mnist_exp.errors import BadInput
 from mnist_exp.paths import CONF, REPOSITORY
 
 OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
 OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 
-PLUGINS = ("joblib", "submitit_local", "submitit_slurm", "optuna")  # of the extra "sweep"
+# Options that the extra "sweep" brings, and the package that each needs.
+PLUGINS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "optuna": "optuna",
+}
 PRESETS = "experiment"  # the group whose options are laid over all others
 
 
@@ -93,13 +101,16 @@ class Plan(NamedTuple):
 
     config: DictConfig  # of what all jobs share
     folder: Path
-    arguments: list[str]  # that make the jobs
     axes: dict[str, str]  # swept key → its values, as typed
     jobs: int
+    search: bool  # by Optuna
 
 
 def plan_sweep(arguments: Sequence[str]) -> Plan:
-    """Of arguments that have no problems, those of a preset among them."""
+    """Of arguments that have no problems, those of a preset among them.
+
+    Raises BadInput for an interval without a search.
+    """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         overrides = parser.parse_overrides(list(arguments))
@@ -107,15 +118,14 @@ def plan_sweep(arguments: Sequence[str]) -> Plan:
         config = compose("config", shared, return_hydra_config=True)
     swept = [override for override in overrides if override.is_sweep_override()]
     axes = {o.key_or_group: str(o.input_line).partition("=")[2] for o in swept}
-    jobs = math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept)
-    job_makers = [str(o.input_line) for o in overrides if makes_jobs(o)]
-    return Plan(config, Path(config.hydra.sweep.dir), job_makers, axes, jobs)
-
-
-def makes_jobs(override: Override) -> bool:
-    """Whether it says what the jobs of a sweep are, rather than where or how they run."""
-    key = override.key_or_group
-    return not override.is_hydra_override() and key.partition(".")[0] not in ("sweep", "tracking")
+    search = "n_trials" in config.hydra.sweeper
+    if search:
+        jobs = config.hydra.sweeper.n_trials
+    elif intervals := [str(o.input_line) for o in swept if not o.is_discrete_sweep()]:
+        raise BadInput(f"{intervals[0]}: an interval, which needs hydra/sweeper=optuna")
+    else:
+        jobs = math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept)
+    return Plan(config, Path(config.hydra.sweep.dir), axes, jobs, search)
 
 
 def preset_axes(arguments: Sequence[str]) -> list[str]:
@@ -147,7 +157,9 @@ def parse(argument: str, loader: ConfigLoader) -> tuple[Override, list[Setting]]
     if override.is_sweep_override():
         override.config_loader = loader  # glob(*) asks it for the options
         key = override.get_key_element()
-        lines = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        space = override.value()
+        ends = [space.start, space.end] if isinstance(space, IntervalSweep) else None
+        lines = [f"{key}={value}" for value in ends or override.sweep_string_iterator()]
         singles = [parser.parse_override(line) for line in lines]
     changes = override.type is OverrideType.CHANGE and override.package is None
     key = override.key_or_group
@@ -188,7 +200,8 @@ def wrong_sweep(override: Override, singles: Sequence[Setting], multirun: bool) 
 def wrong_option(setting: Setting, options: Sequence[str]) -> str | None:
     if not setting.changes:
         return f"groups cannot be added or removed; write {setting.key}=<option>"
-    if setting.value in PLUGINS and setting.value not in options:
+    package = PLUGINS.get(str(setting.value))
+    if package and find_spec(package) is None:
         return "is not installed; pip install -e '.[sweep]'"
     return one_of(*options).wrong(setting.value)
 

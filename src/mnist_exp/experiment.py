@@ -117,6 +117,10 @@ def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -
     return experiment
 
 
+class Stopped(Exception):
+    """Whoever was told of the epochs has seen enough."""
+
+
 class Experiment:
     """The objects of one run, and what is known of it so far."""
 
@@ -138,7 +142,7 @@ class Experiment:
         self.tested: Tested | None = None
         self.run_id: str | None = None
         self.ended = False
-        self.on_epoch: Callable[[Epoch], None] = lambda epoch: None  # may raise, to stop
+        self.on_epoch: Callable[[Epoch], None] = lambda epoch: None  # may raise Stopped
 
     # --- the run, top to bottom ---
 
@@ -152,7 +156,7 @@ class Experiment:
                 self.train(check_signals)
                 result = self.finish()
                 status = "FINISHED"
-            except Interrupted:
+            except (Interrupted, Stopped):
                 status = "KILLED"
                 raise
             finally:

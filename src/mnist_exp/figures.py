@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mnist_exp.files import replacing
 
 COLOURS = "viridis"  # perceptually uniform, and ordered in grey, too
-LOG_FROM = 4.0  # from this ratio of the last to the first, an axis is logarithmic
+LOG_FROM = 4.0  # from this ratio of the largest to the smallest, an axis is logarithmic
 TICKS = 8  # up to so many values, each has its tick
 
 
@@ -46,6 +46,25 @@ def heat_map(
     save(figure, path)
 
 
+def scatter(
+    path: Path,
+    names: Sequence[str],
+    points: Sequence[Sequence[float]],
+    accuracies: Sequence[float],
+) -> None:
+    """Validation accuracy at points that are no grid; arguments as for `heat_map`."""
+    ys, xs = zip(*points, strict=True)
+    figure = Figure((5.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    dots = axes.scatter(xs, ys, c=accuracies, cmap=COLOURS, edgecolors="grey")
+    for values, set_scale in ((xs, axes.set_xscale), (ys, axes.set_yscale)):
+        set_scale(scale(values))
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
+    figure.colorbar(dots, label="validation accuracy")
+    save(figure, path)
+
+
 def curve(
     path: Path,
     name: str,
@@ -58,8 +77,7 @@ def curve(
     figure = Figure((5.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.errorbar(xs, accuracies, spreads if any(spreads) else None, marker="o", capsize=3)
-    if xs[0] > 0 and xs[-1] / xs[0] >= LOG_FROM:
-        axes.set_xscale("log")
+    axes.set_xscale(scale(xs))
     if len(xs) <= TICKS:
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.set_xticks([], minor=True)
@@ -67,6 +85,10 @@ def curve(
     axes.set_xlabel(name)
     axes.set_ylabel("validation accuracy")
     save(figure, path)
+
+
+def scale(values: Sequence[float]) -> str:
+    return "log" if 0 < min(values) * LOG_FROM <= max(values) else "linear"
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -13,6 +13,7 @@ from mnist_exp.files import replacing
 
 OUTCOME = "outcome.json"  # in each job's folder
 SEED = "seed"  # no hyperparameter: jobs that differ in it alone are one row
+MAX_WIDTH = 8  # of a number on the screen, in characters
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,13 @@ class Row:
             loss, epoch = f"{fields['val_loss']:.4f}", f"{fields['best_epoch']:g}"
             seconds = f"{fields['seconds']:.1f}"
         figures = [accuracy, loss, epoch, seconds]
-        return [str(rank), *self.chosen.values(), *figures, self.status, str(fields["outputs"])]
+        return [
+            str(rank),
+            *map(brief, self.chosen.values()),
+            *figures,
+            self.status,
+            str(fields["outputs"]),
+        ]
 
 
 FIGURES = ("val_accuracy", "val_accuracy_sd", "val_loss", "best_epoch", "seconds")
@@ -140,6 +147,20 @@ def short(keys: Iterable[str]) -> dict[str, str]:
     return {
         key: key if list(lasts.values()).count(last) > 1 else last for key, last in lasts.items()
     }
+
+
+def name(chosen: Mapping[str, str]) -> str:
+    """A job by what it overrides: lr=0.001, batch_size=64."""
+    names = short(chosen)
+    return ", ".join(f"{names[key]}={brief(value)}" for key, value in chosen.items())
+
+
+def brief(value: str) -> str:
+    """A number in at most four digits; anything else as it is."""
+    try:
+        return value if len(value) <= MAX_WIDTH else f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def screen_table(

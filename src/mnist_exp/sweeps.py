@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,7 @@ from mnist_exp.command_line import Plan
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import (
     Experiment,
+    Stopped,
     build,
     command,
     kept_test_figures,
@@ -33,10 +35,12 @@ from mnist_exp.leaderboard import Outcome, Row
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import Patient, RunRecord, Status
+from mnist_exp.training import Epoch
 
 log = logging.getLogger(__name__)
 
 SWEEP = "sweep.json"  # in the sweep's folder
+NOT_THE_JOBS = ("hydra.", "hydra/launcher=", "sweep.", "tracking")
 ENDED = ("FINISHED", "PRUNED")
 
 
@@ -44,9 +48,10 @@ ENDED = ("FINISHED", "PRUNED")
 class Sweep:
     """What a job has to know of its sweep, and a resumed sweep of its beginning."""
 
-    arguments: Sequence[str]  # that make the jobs, as typed
+    typed: Sequence[str]  # arguments
     swept: Sequence[str]  # keys, in the order typed
     test: str  # "winner" or "all"
+    search: bool  # by Optuna, which may prune jobs
     run_id: str | None = None  # the parent's
     tested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by job folder
 
@@ -62,13 +67,13 @@ def read(folder: Path) -> Sweep:
 # --- the sweep, top to bottom ---
 
 
-def run_sweep(plan: Plan, launch: Callable[[Path], None]) -> int:
+def run_sweep(plan: Plan, typed: Sequence[str], launch: Callable[[Path], None]) -> int:
     """Open the parent run, let `launch` run the jobs in a folder, close; returns the exit code.
 
     Raises BadInput and TrackerError before anything is made, Interrupted, and what `launch` raises.
     However it ends, there is a leaderboard of what is there, and the parent is told.
     """
-    folder, sweep = begin(plan)
+    folder, sweep = begin(plan, typed)
     tracker = Patient(build(plan.config, "tracking"))
     record = RunRecord(
         name="sweep of " + " × ".join(leaderboard.short(sweep.swept).values() or ["one job"]),
@@ -96,20 +101,26 @@ def run_sweep(plan: Plan, launch: Callable[[Path], None]) -> int:
     return code
 
 
-def begin(plan: Plan) -> tuple[Path, Sweep]:
+def begin(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
     """The folder, and the sweep that is there already or a new one. Raises BadInput."""
     config = plan.config.sweep
     if plan.jobs > config.max_jobs:
         raise BadInput(f"{plan.jobs:,} jobs; if they are meant, write sweep.max_jobs={plan.jobs}")
-    sweep = Sweep(plan.arguments, list(plan.axes), config.test)
+    typed = [argument for argument in typed if not argument.startswith("sweep.resume=")]
+    sweep = Sweep(typed, list(plan.axes), config.test, plan.search)
     if config.resume is None:
         return plan.folder, sweep
     folder = find_sweep(config.resume)
     begun = read(folder)
-    if sorted(begun.arguments) != sorted(sweep.arguments):
-        other = command("-m", *begun.arguments)
+    if job_makers(begun.typed) != job_makers(typed):
+        other = command("-m", *begun.typed)
         raise BadInput(f"sweep.resume={config.resume}: that sweep is another, {other}")
     return folder, begun
+
+
+def job_makers(typed: Sequence[str]) -> set[str]:
+    """The arguments that say what the jobs are, rather than where and how they run."""
+    return {argument for argument in typed if not argument.startswith(NOT_THE_JOBS)}
 
 
 def find_sweep(word: str) -> Path:
@@ -150,7 +161,7 @@ def close(folder: Path, sweep: Sweep, tracker: Patient, status: Status) -> int:
         log.info("compare  %s", where)
     if status != "FINISHED" or tracker.behind:
         text = "to run what has not finished:\n%s"
-        log.info(text, command("-m", *sweep.arguments, f"sweep.resume={quoted(folder)}"))
+        log.info(text, command("-m", *sweep.typed, f"sweep.resume={quoted(folder)}"))
     return 0 if status == "FINISHED" else 1
 
 
@@ -175,7 +186,7 @@ def test(folder: Path, sweep: Sweep, winner: Row, tracker: Patient) -> None:
 
 
 def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
-    """A heat map over two swept numbers, a curve over one, and for anything else nothing."""
+    """Over two swept numbers a heat map, or dots; over one a curve; for anything else nothing."""
     finished = [row for row in rows if row.finished]
     try:
         points = [[float(value) for value in row.chosen.values()] for row in finished]
@@ -186,7 +197,9 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
     labels = [names[key] for key in finished[0].chosen]
     means, spreads = [row.accuracy for row in finished], [row.accuracy_sd for row in finished]
     if len(labels) == 2:
-        figures.heat_map(path, labels, points, means)
+        cells = math.prod(len(set(axis)) for axis in zip(*points, strict=True))
+        picture = figures.heat_map if len(points) > cells / 2 else figures.scatter
+        picture(path, labels, points, means)
     else:
         figures.curve(path, labels[0], [x for (x,) in points], means, spreads)
 
@@ -211,40 +224,59 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     outcome = Outcome(number, chosen, made_by, str(folder))
     outcome.write()
     try:
-        ended = finished(outcome, sweep, config)
+        outcome = ended(outcome, sweep, config)
     except Interrupted:
         replace(outcome, status="KILLED").write()
         raise
     except Exception as error:
         log.exception("job %d failed: %s", number, error)
-        ended = replace(outcome, status="FAILED", reason=reason(error))
-    ended.write()
-    return ended
+        outcome = replace(outcome, status="FAILED", reason=reason(error))
+    outcome.write()
+    return outcome
 
 
-def finished(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
+def ended(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
     """The outcome of the job after it has trained to its end. Raises what a run raises."""
-    folder = Path(outcome.folder)
-    if (folder / LAST).exists():
-        experiment = resumed(config, folder)
-    else:
-        config.trainer.test = sweep.test == "all"
-        names = leaderboard.short(outcome.chosen)
-        name = ", ".join(f"{names[key]}={value}" for key, value in outcome.chosen.items())
-        tags = {"sweep": folder.parent.name, "job": str(outcome.job)}
-        if sweep.run_id:
-            tags["mlflow.parentRunId"] = sweep.run_id
-        experiment = Experiment(config, folder, name or f"job {outcome.job}", tags)
-    result = experiment.result() if experiment.ended else experiment.run()
+    experiment = experiment_of(outcome, sweep, config)
+    status = "FINISHED"
+    try:
+        result = experiment.result() if experiment.ended else experiment.run()
+    except Stopped:
+        status, result = "PRUNED", experiment.result()
     epoch = result.epoch
     return replace(
         outcome,
-        status="FINISHED",
+        status=status,
         epoch=epoch.number,
         accuracy=epoch.val.accuracy,
         loss=epoch.val.loss,
         seconds=result.seconds,
     )
+
+
+def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experiment:
+    """The job's experiment, new or from its last checkpoint."""
+    folder = Path(outcome.folder)
+    if (folder / LAST).exists():
+        experiment = resumed(config, folder)
+    else:
+        config.trainer.test = sweep.test == "all"
+        tags = {"sweep": folder.parent.name, "job": str(outcome.job)}
+        if sweep.run_id:
+            tags["mlflow.parentRunId"] = sweep.run_id
+        name = leaderboard.name(outcome.chosen) or f"job {outcome.job}"
+        experiment = Experiment(config, folder, name, tags)
+    if sweep.search:
+        from mnist_exp.search import pruning  # imports optuna
+
+        told = pruning(folder.parent, outcome.job)
+
+        def on_epoch(epoch: Epoch) -> None:
+            if told(epoch.number, epoch.val.accuracy):
+                raise Stopped
+
+        experiment.on_epoch = on_epoch
+    return experiment
 
 
 def reason(error: Exception) -> str:
