@@ -62,6 +62,34 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def check_like(found: Any, expected: Any, where: str) -> None:
+    """Raise ValueError for the first place where `found` has not the keys and shapes of `expected`.
+
+    Numbers may be others; what they may be is not known here.
+    """
+    if isinstance(expected, torch.Tensor):
+        shape = getattr(found, "shape", type(found).__name__)
+        if shape != expected.shape:
+            raise ValueError(f"{where}: {shape}, not {expected.shape}")
+    elif isinstance(expected, dict):
+        keys = found.keys() if isinstance(found, dict) else type(found).__name__
+        if keys != expected.keys():
+            raise ValueError(f"{where}: {keys}, not {expected.keys()}")
+        for key in expected:
+            check_like(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            raise ValueError(f"{where}: {found}, not {expected}")
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            check_like(*pair, f"{where}.{number}")
+    elif kind(found) is not kind(expected):
+        raise ValueError(f"{where}: {found!r}, not {expected!r}")
+
+
+def kind(value: Any) -> type:
+    return float if isinstance(value, int | float) else type(value)
+
+
 def random_states() -> dict[str, Any]:
     """The states of all global random generators, as numbers and tensors."""
     kind, keys, *rest = np.random.get_state()

@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 from mnist_exp.command_line import problems
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import CONF
-from mnist_exp.resuming import find_run
-from mnist_exp.signals import raising
+from mnist_exp.resuming import find_run, quoted
+from mnist_exp.signals import end_at_once, raising
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ def train() -> None:
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         run_with_hydra()
         return
-    if found := problems(arguments.overrides, multirun=arguments.multirun):
-        leave("\n".join(found), code=BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
         with raising():
+            if found := problems(arguments.overrides, multirun=arguments.multirun):
+                leave("\n".join(found), code=BadInput.exit_code)
             sys.argv += folder_of_resumed(arguments.overrides, arguments.multirun)
             run_with_hydra()
     except KeyboardInterrupt as interrupt:
@@ -67,7 +67,7 @@ def run_with_hydra(config: DictConfig) -> None:
         if config.reproduce:
             from mnist_exp.reproduction import reproduce  # imports MLflow
 
-            reproduce(config, folder)
+            reproduce(config, folder, overrides)
         elif config.resume:
             resume(config, folder, overrides)
         else:
@@ -87,10 +87,13 @@ def folder_of_resumed(arguments: list[str], multirun: bool) -> list[str]:
         return []
     if multirun:
         raise BadInput("resume goes on with one run; leave out -m")
+    if typed.get("reproduce") is not None:
+        raise BadInput(
+            "resume goes on with a run, reproduce starts one anew; leave out one of them"
+        )
     uri = typed.get("tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
     folder = find_run(str(typed["resume"]), uri)
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"hydra.run.dir='{quoted}'"]
+    return [f"hydra.run.dir={quoted(str(folder))}"]
 
 
 def exit_code(error: Exception) -> int:
@@ -102,6 +105,7 @@ def leave(message: str, code: int) -> NoReturn:
 
     With torch and MLflow loaded that takes one to four seconds and frees only memory.
     """
+    end_at_once()
     if message:
         print(message, file=sys.stderr)
     logging.shutdown()
