@@ -173,15 +173,6 @@ def whole(new_clone: Callable[[], Clone]) -> Clone:
     return clone
 
 
-def test_a_run_killed_in_writing_a_checkpoint_ends_as_one_that_was_not(
-    whole: Clone, clone: Clone
-) -> None:
-    victim = Victim(clone, RUN, random.Random(0))
-    victim.kill("writing")
-    victim.end()
-    check_same(clone, whole)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_killed_twenty_times_ends_as_one_that_was_not(
@@ -486,6 +477,28 @@ def kill(*arguments: object) -> None:
     raise Kill
 
 
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.Experiment.tell", 2)],
+    ids=["writing a checkpoint", "before an epoch is told"],
+)
+def test_a_run_killed_in_between_goes_on_bit_for_bit(
+    new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch, where: str, call: int
+) -> None:
+    calls = itertools.count(1)
+    whole, desk = new_desk(), new_desk()
+    settings = (*SETTINGS, "tracking=none", "trainer.epochs=5")
+    whole.run(*settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, lambda *arguments: kill() if next(calls) == call else None)
+        with pytest.raises(Kill):
+            desk.run(*settings)
+    assert next(calls) == call + 1
+    desk.resume()
+    assert weights(desk.folder) == weights(whole.folder)
+    assert journal(desk.folder) == journal(whole.folder)
+
+
 def test_a_kill_between_the_last_checkpoint_and_the_best_leaves_no_stale_best(
     new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -676,12 +689,13 @@ def replaced(state: State, value: object, *keys: Any) -> State:
 
 
 UNREADABLE = "not a checkpoint that can be read ("
+FOREIGN = f"{UNREADABLE}it holds other things than numbers, strings and tensors)"
 MISFIT = "does not fit this code ("
 
 # What is done to a good checkpoint of two epochs, and how it is then refused.
 CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
-    "a pickle that runs a command": (lambda state: pickle.dumps(Bomb()), UNREADABLE),
-    "a command among the tensors": (lambda state: {**state, "model": Bomb()}, UNREADABLE),
+    "a pickle that runs a command": (lambda state: pickle.dumps(Bomb()), FOREIGN),
+    "a command among the tensors": (lambda state: {**state, "model": Bomb()}, FOREIGN),
     "a command in the config": (
         lambda state: replaced(state, [128, (HARMFUL,)], "config", "model", "hidden_sizes"),
         "the saved config asks for os.mkdir; only ",

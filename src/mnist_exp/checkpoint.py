@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import pickle
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,14 @@ def load(path: Path) -> dict[str, Any]:
     that asks for anything but numbers, strings and tensors.
     """
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of what it then refuses
+            state = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no checkpoint") from None
+    except pickle.UnpicklingError:  # torch's message advises to let the file run its code
+        reason = "it holds other things than numbers, strings and tensors"
+        raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
     except Exception as error:  # a foreign file can make the reader raise anything
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
@@ -72,9 +79,9 @@ def check_like(found: Any, expected: Any, where: str) -> None:
         if shape != expected.shape:
             raise ValueError(f"{where}: {shape}, not {expected.shape}")
     elif isinstance(expected, dict):
-        keys = found.keys() if isinstance(found, dict) else type(found).__name__
-        if keys != expected.keys():
-            raise ValueError(f"{where}: {keys}, not {expected.keys()}")
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            keys = list(found) if isinstance(found, dict) else type(found).__name__
+            raise ValueError(f"{where}: {keys}, not {list(expected)}")
         for key in expected:
             check_like(found[key], expected[key], f"{where}.{key}")
     elif isinstance(expected, list | tuple):
