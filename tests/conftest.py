@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads on cores with other work wait
+
 from mnist_exp.paths import REPOSITORY
 
 
@@ -22,9 +24,8 @@ class Clone:
     root: Path
 
     def environment(self, **extra: str) -> dict[str, str]:
-        ours = {"PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1"}
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-        return {**inherited, **ours, **extra}
+        return {**inherited, "PYTHONPATH": str(self.root / "src"), **extra}
 
     def start(self, *command: str, **options: object) -> subprocess.Popen[str]:
         """`python <command>` in the clone, not waited for."""

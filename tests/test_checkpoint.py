@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import random
-import re
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +112,8 @@ def test_a_crafted_checkpoint_runs_nothing_and_is_refused_with_its_path(
     else:
         torch.save(content, path)
     message = refusal(path)
-    assert re.match(rf"{re.escape(str(path))}: not a checkpoint that can be read \(.+\)$", message)
+    reason = "it holds other things than numbers, strings and tensors"
+    assert message == f"{path}: not a checkpoint that can be read ({reason})"
     assert not target.exists()
 
 

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from conftest import Clone
 from mlflow import MlflowClient
 
+from mnist_exp.reproduction import compare, of_last_test
 
-def test_a_run_is_reproduced_and_a_changed_model_is_found_out(clone: Clone) -> None:
+
+@pytest.fixture(scope="module")
+def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
+    """A clone, and the id of its run of two epochs, which was then trained for one more."""
+    clone = new_clone()
     assert clone.run("train.py", "data=digits", "trainer.epochs=2").returncode == 0
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
-    experiment = client.get_experiment_by_name("mnist_exp").experiment_id
-    (first,) = client.search_runs([experiment])
+    assert clone.run("train.py", "resume=latest", "trainer.epochs=3").returncode == 0
+    client = client_of(clone)
+    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
+    return clone, run.info.run_id
 
-    done = clone.run("train.py", f"reproduce={first.info.run_id}")
+
+def client_of(clone: Clone) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+
+
+def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
+    trained: tuple[Clone, str],
+) -> None:
+    clone, run_id = trained
+    client = client_of(clone)
+    tests = client.get_metric_history(run_id, "test/loss")
+    assert [point.step for point in tests] == [2, 3]  # else the last of them were not chosen
+
+    typed = ("trainer.checkpoint_every_steps=7", "tracking.experiment=again")
+    done = clone.run("train.py", f"reproduce={run_id}", *typed)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("reproduced: every figure is the same, bit for bit\n")
-    assert done.stdout.count(" equal\n") == 3  # two epochs and the test
-    again = client.search_runs([experiment], f"tags.reproduces = '{first.info.run_id}'")
-    assert [run.info.status for run in again] == ["FINISHED"]
+    assert done.stdout.count(" equal\n") == 4  # three epochs and the test
+    (again,) = client.search_runs([client.get_experiment_by_name("again").experiment_id])
+    assert again.info.status == "FINISHED"
+    assert again.data.tags["reproduces"] == run_id
+    assert again.data.params["trainer.checkpoint_every_steps"] == "7"
 
     model = clone.root / "src" / "mnist_exp" / "models" / "mlp.py"
     model.write_text(model.read_text().replace("nn.ReLU()", "nn.Tanh()"))
-    done = clone.run("train.py", f"reproduce={first.info.run_id}")
+    done = clone.run("train.py", f"reproduce={run_id}")
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
     assert last.startswith(
@@ -29,9 +54,46 @@ def test_a_run_is_reproduced_and_a_changed_model_is_found_out(clone: Clone) -> N
     )
 
 
-def test_an_unknown_run_is_one_line(clone: Clone) -> None:
-    assert clone.run("train.py", "data=digits", "trainer=debug").returncode == 0
-    done = clone.run("train.py", f"reproduce={'0' * 32}")
-    assert done.returncode == 2
-    assert f"error: no MLflow run {'0' * 32} at " in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        (
+            ["reproduce={run_id}", "optimizer.lr=0.5", "trainer.epochs=9"],
+            "optimizer.lr=0.5: the run has 0.001, which cannot change\n"
+            "trainer.epochs=9: the run has 3, which cannot change\n",
+        ),
+        ([f"reproduce={'a' * 32}"], f"no MLflow run {'a' * 32} at "),
+    ],
+)
+def test_what_cannot_be_reproduced_is_bad_input_and_makes_no_run(
+    trained: tuple[Clone, str], arguments: list[str], problems: str
+) -> None:
+    clone, run_id = trained
+    before = clone.folders()
+    done = clone.run("train.py", *(argument.format(run_id=run_id) for argument in arguments))
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout.startswith(f"error: {problems}")
+    assert clone.folders() == before
+
+
+FIRST = {"val/loss": {1: 0.5, 2: 0.25}, "test/loss": {1: 0.75, 2: 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("again", "differing"),
+    [
+        ({"val/loss": {1: 0.5, 2: 0.25}, "test/loss": {2: 0.5}}, []),
+        ({"val/loss": {1: 0.5, 2: 0.25, 3: 0.125}, "test/loss": {2: 0.5, 3: 0.4}}, []),
+        (
+            {"val/loss": {1: 0.5, 2: 0.2500001}, "test/loss": {1: 0.75}},
+            [
+                "val/loss of epoch 2: was 0.25, is 0.2500001",
+                "test/loss of epoch 2: was 0.5, is None",
+            ],
+        ),
+    ],
+)
+def test_every_figure_of_the_first_run_and_its_last_test_must_be_equal(
+    again: dict[str, dict[int, float]], differing: list[str]
+) -> None:
+    assert compare(of_last_test(FIRST), again) == differing

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,7 +143,132 @@ def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> N
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(clone: Clone) -> None:
+@contextmanager
+def mlflow_server(folder: Path, uri: str) -> Iterator[None]:
+    """A real server with its database and artifacts in the folder, that has answered."""
+    *_, port = uri.rpartition(":")
+    options = [
+        "--port",
+        port,
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *options, *store],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        ends = time.monotonic() + 60
+        while not is_healthy(uri):
+            assert time.monotonic() < ends, "the server does not answer"
+            time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # with its workers
+        server.wait()
+
+
+def is_healthy(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def check_whole(client: MlflowClient, run_id: str, clone: Clone) -> None:
+    """The tracker has each line of the journal once, all files, and the end."""
+    (folder,) = clone.folders()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics.keys() == {key for line in lines for key in line} - {"epoch"}
+    for key in run.data.metrics:
+        points = client.get_metric_history(run_id, key)
+        told = [(line["epoch"], line[key]) for line in lines if key in line]
+        assert [(point.step, point.value) for point in points] == told
+    for path in ("metrics.jsonl", "mnist_model.pth", "checkpoints/last.pt"):
+        client.download_artifacts(run_id, path, str(clone.root))
+    assert (clone.root / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
+
+
+# Half a minute of training, so that a server can be started in it.
+LONGER = ("data=digits", "batch_size=1", "trainer.epochs=40")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_killed_and_started_again_during_training_misses_nothing(
+    clone: Clone, tmp_path: Path
+) -> None:
+    with closed_port() as uri:
+        pass
+    with mlflow_server(tmp_path, uri):
+        process = clone.start("train.py", *LONGER, env={"MLFLOW_TRACKING_URI": uri})
+        wait_for_epoch(clone)
+    time.sleep(1)
+    with mlflow_server(tmp_path, uri):
+        assert process.poll() is None, "it has ended before the server was back"
+        out, err = process.communicate(timeout=200)
+        assert (process.returncode, err) == (0, "")
+        assert out.count("the tracker does not answer") == 1
+        assert "the tracker has not got everything" not in out
+        client, run_id = only_run(uri)
+        check_whole(client, run_id, clone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
+    clone: Clone, tmp_path: Path
+) -> None:
+    with closed_port() as uri:
+        pass
+    env = {"MLFLOW_TRACKING_URI": uri}
+    with mlflow_server(tmp_path, uri):
+        process = clone.start("train.py", *LONG, env=env)
+        wait_for_epoch(clone)
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, "")
+    assert out.count("the tracker does not answer") == 1
+    (folder,) = clone.folders()
+    command = f"python train.py resume={folder.relative_to(clone.root)}"
+    assert f"the tracker has not got everything; once it answers:\n{command}\n" in out
+    with mlflow_server(tmp_path, uri):
+        client, run_id = only_run(uri)
+        assert client.get_run(run_id).info.status == "RUNNING"
+        done = clone.run(*command.split()[1:], env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        check_whole(client, run_id, clone)
+        before = client.get_run(run_id).to_dictionary()
+        done = clone.run(*command.split()[1:], env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "has already ended" in done.stdout
+        assert client.get_run(run_id).to_dictionary() == before
+        check_whole(client, run_id, clone)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        0,
+        *(
+            pytest.param(n, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
+            for n in range(1, 10)
+        ),
+    ],
+)
+def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(
+    clone: Clone, number: int
+) -> None:
     for path in (clone.root / "data" / "cache").rglob("*"):
         if path.is_file():
             path.unlink()
@@ -149,3 +280,6 @@ def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(clone: Clo
     runs = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
     assert len(set(clone.folders())) == 4
+    assert len(client.search_experiments()) == 2  # ours and MLflow's own
+    files = [path.name for path in (clone.root / "data" / "cache").rglob("*") if path.is_file()]
+    assert sorted(files) == ["images", "labels", "lock"]

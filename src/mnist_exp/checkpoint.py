@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import pickle
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,14 @@ def load(path: Path) -> dict[str, Any]:
     that asks for anything but numbers, strings and tensors.
     """
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of what it then refuses
+            state = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no checkpoint") from None
+    except pickle.UnpicklingError:  # torch's message advises to let the file run its code
+        reason = "it holds other things than numbers, strings and tensors"
+        raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
     except Exception as error:  # a foreign file can make the reader raise anything
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
@@ -60,6 +67,34 @@ def load(path: Path) -> dict[str, Any]:
             f"{path}: of format {state['format']}, newer than this code, which reads {FORMAT}"
         )
     return state
+
+
+def check_like(found: Any, expected: Any, where: str) -> None:
+    """Raise ValueError for the first place where `found` has not the keys and shapes of `expected`.
+
+    Numbers may be others; what they may be is not known here.
+    """
+    if isinstance(expected, torch.Tensor):
+        shape = getattr(found, "shape", type(found).__name__)
+        if shape != expected.shape:
+            raise ValueError(f"{where}: {shape}, not {expected.shape}")
+    elif isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            keys = list(found) if isinstance(found, dict) else type(found).__name__
+            raise ValueError(f"{where}: {keys}, not {list(expected)}")
+        for key in expected:
+            check_like(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            raise ValueError(f"{where}: {found}, not {expected}")
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            check_like(*pair, f"{where}.{number}")
+    elif kind(found) is not kind(expected):
+        raise ValueError(f"{where}: {found!r}, not {expected!r}")
+
+
+def kind(value: Any) -> type:
+    return float if isinstance(value, int | float) else type(value)
 
 
 def random_states() -> dict[str, Any]:

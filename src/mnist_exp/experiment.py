@@ -33,7 +33,7 @@ from mnist_exp.data import Dataset
 from mnist_exp.errors import BadInput
 from mnist_exp.files import replacing
 from mnist_exp.paths import BEST, LAST, REPOSITORY
-from mnist_exp.resuming import resumed_config
+from mnist_exp.resuming import quoted, resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, Patient, RunRecord, Status, first_line
 from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
@@ -78,7 +78,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Resu
     Raises Failure for what a person can mend, and Interrupted. However the run ends, the tracker
     is told.
     """
-    return run_and_show(Experiment(config, folder, run_name(config, overrides)))
+    return Experiment(config, folder, run_name(config, overrides)).run()
 
 
 def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result:
@@ -90,13 +90,7 @@ def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
     if experiment.ended:
         log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
         return experiment.result()
-    return run_and_show(experiment)
-
-
-def run_and_show(experiment: Experiment) -> Result:
-    result = experiment.run()
-    experiment.show(result)
-    return result
+    return experiment.run()
 
 
 def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -107,7 +101,7 @@ def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -
     """
     saved = checkpoint.load(folder / LAST)
     try:
-        config = resumed_config(saved["config"], composed, overrides)
+        config = resumed_config(trusted(saved["config"], folder / LAST), composed, overrides)
         experiment = Experiment(config, folder, saved["name"])
         experiment.load_state_dict(saved)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -146,7 +140,7 @@ class Experiment:
 
     # --- the run, top to bottom ---
 
-    def run(self) -> Result:
+    def run(self, show: bool = True) -> Result:
         """Train to the end, test, close. A signal waits for the end of the step in hand."""
         status: Status = "FAILED"
         with deferred() as check_signals:
@@ -161,6 +155,8 @@ class Experiment:
                 raise
             finally:
                 self.close(status)
+            if show:
+                self.show(result)
         return result
 
     def describe(self) -> None:
@@ -169,9 +165,11 @@ class Experiment:
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
         log.info("%s on %s", self.name, environment.device_name(self.device))
         self.save_last_and_best()
-        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-        for epoch in self.progress.epochs:
-            self.tell(epoch_entry(epoch))
+        entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
+        with replacing(self.folder / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(map(json_line, entries)))
+        for entry in entries:
+            self.tracker.log(entry.metrics, entry.epoch, entry.at)
 
     def train(self, check_signals: Callable[[], None]) -> None:
         """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
@@ -285,7 +283,7 @@ class Experiment:
 
     def tell(self, entry: Entry) -> None:
         with (self.folder / "metrics.jsonl").open("a") as journal:
-            print(json.dumps({"epoch": entry.epoch, **entry.metrics}), file=journal)
+            journal.write(json_line(entry))
         self.tracker.log(entry.metrics, entry.epoch, entry.at)
 
     def kept_model(self) -> nn.Module:
@@ -328,9 +326,14 @@ class Experiment:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what a checkpoint has. Raises ValueError where it is of another training."""
+        own = self.state_dict()
+        for name in ("model", "scheduler"):
+            checkpoint.check_like(state[name], own[name], name)
+        checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
+        self.load_optimizer(state["optimizer"])
         self.run_id = state["run_id"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress.load_state_dict(state["progress"], self.device)
         if state["tested"]:
@@ -338,6 +341,19 @@ class Experiment:
             self.tested = Tested(**{**state["tested"], "figures": figures})
         self.ended = state["ended"] and len(self.progress.epochs) >= self.config.trainer.epochs
         checkpoint.set_random_states(state["random"])
+
+    def load_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError for a state of other shapes, which no optimizer looks at itself.
+
+        What shapes there should be a step shows; it leaves nothing behind, all being loaded.
+        """
+        if state["state"]:  # empty before the first step
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        checkpoint.check_like(state, self.optimizer.state_dict(), "optimizer")
+        self.optimizer.load_state_dict(dict(state))
 
 
 @functools.lru_cache(maxsize=1)
@@ -378,6 +394,10 @@ def test_entry(tested: Tested) -> Entry:
     return Entry(tested.epoch, tested.at, metrics)
 
 
+def json_line(entry: Entry) -> str:
+    return json.dumps({"epoch": entry.epoch, **entry.metrics}) + "\n"
+
+
 def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
     """Model, optimizer, learning rate and batch size, then what else was typed."""
 
@@ -398,15 +418,13 @@ def shown(folder: Path) -> str:
 
 def resume_command(folder: Path) -> str:
     """What goes on with the run in this folder, to be typed from where the person is."""
-    return command(f"resume={quoted(folder)}")
+    return command(f"resume={typed_as(folder)}")
 
 
-def quoted(folder: Path) -> str:
-    """The folder as a person would type it, so that Hydra reads it as one value."""
+def typed_as(folder: Path) -> str:
+    """The folder as a person would type it for a value, so that Hydra reads it so, too."""
     value = shown(folder)
-    if re.fullmatch(r"/?[\w.-]+(/[\w.-]+)+", value, re.ASCII):
-        return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return value if re.fullmatch(r"/?[\w.-]+(/[\w.-]+)+", value, re.ASCII) else quoted(value)
 
 
 def command(*arguments: str) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp import environment, screen
-from mnist_exp.errors import Failure
-from mnist_exp.experiment import Experiment, run_and_show
-from mnist_exp.resuming import refuse_foreign_targets
+from mnist_exp.errors import BadInput, Failure
+from mnist_exp.experiment import Experiment
+from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.tracking.mlflow import RecordedRun, recorded_run
 
 log = logging.getLogger(__name__)
@@ -29,16 +29,18 @@ class NotReproduced(Failure):
     """The same config gave other numbers."""
 
 
-def reproduce(composed: DictConfig, folder: Path) -> None:
+def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
     """Train the run `composed.reproduce` again, in a new run, and compare all of its figures.
 
-    Raises NotReproduced when one differs in any bit, BadInput when its config is not to be
-    trusted, and what a run raises.
+    composed: the defaults with `overrides`, of which only what was typed counts. Raises
+    NotReproduced when a figure differs in any bit, BadInput when there is none, when the config is
+    not to be trusted or is to change, and what a run raises.
     """
     first = recorded_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
-    config = OmegaConf.create(first.config)
-    assert isinstance(config, DictConfig), "our runs write a mapping"
-    refuse_foreign_targets(OmegaConf.to_container(config))
+    source = f"reproduce={composed.reproduce}"
+    if not first.metrics:
+        raise BadInput(f"{source}: the run has no figures to compare with")
+    config = resumed_config(trusted(first.config, source), composed, overrides, further=False)
     for key in LOCAL:
         if (
             OmegaConf.select(composed, key) is not None
@@ -48,13 +50,13 @@ def reproduce(composed: DictConfig, folder: Path) -> None:
     experiment = Experiment(config, folder, first.name, tags={"reproduces": composed.reproduce})
     for line in differences(first, experiment):
         log.info("differs  %s", line)
-    run_and_show(experiment)
+    experiment.run()
 
     again: Figures = {}
     for entry in experiment.entries():
         for key, value in entry.metrics.items():
             again.setdefault(key, {})[entry.epoch] = value
-    if differing := compare(first.metrics, again):
+    if differing := compare(of_last_test(first.metrics), again):
         raise NotReproduced(f"not reproduced; the first that differs is {differing[0]}")
     log.info("reproduced: every figure is the same, bit for bit")
 
@@ -74,11 +76,19 @@ def differences(first: RecordedRun, experiment: Experiment) -> Iterator[str]:
         yield f"{old} was installed, {new} is"
 
 
+def of_last_test(figures: Figures) -> Figures:
+    """Without the tests of weights that a run trained further has found better ones than."""
+    return {
+        key: {max(found): found[max(found)]} if key in TEST_FIGURES else found
+        for key, found in figures.items()
+    }
+
+
 def compare(first: Figures, again: Figures) -> list[str]:
-    """Show both side by side; returns what is not equal, the earliest epoch first."""
+    """Show both side by side, as far as the first went; returns what is not equal, in order."""
     rows, differing = [], []
     for shown, keys in (("val/loss", EPOCH_FIGURES), ("test/loss", TEST_FIGURES)):
-        for epoch in sorted({e for f in (first, again) for key in keys for e in f.get(key, {})}):
+        for epoch in sorted({e for key in keys for e in first.get(key, {})}):
             was, now = ({key: f.get(key, {}).get(epoch) for key in keys} for f in (first, again))
             unequal = [key for key in keys if was[key] != now[key]]
             differing += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from mnist_exp.config import leaves
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import LAST, REPOSITORY
 
-# What does not change the numbers that training finds. Epochs may only grow.
+# What does not change the numbers that training finds.
 FREE = (
     "resume",
+    "reproduce",
     "tracking",
-    "trainer.epochs",
     "trainer.device",
     "trainer.checkpoint_every_steps",
     "data.root",
@@ -61,32 +62,35 @@ def find_run(word: str, tracking_uri: str | None) -> Path:
     return folder
 
 
-def resumed_config(saved: Any, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def quoted(value: str) -> str:
+    """A string that Hydra reads as this one, whatever is in it."""
+    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)  # elsewhere a backslash is itself
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def resumed_config(
+    saved: DictConfig, composed: DictConfig, overrides: Sequence[str], further: bool = True
+) -> DictConfig:
     """The saved config with what was typed now, where that leaves the training what it was.
 
-    saved: the plain config in a checkpoint; composed: the defaults with `overrides`.
+    composed: the defaults with `overrides`; further: whether there may be more epochs.
 
-    Raises BadInput for a changed value that would make it another training, and for a target that
-    is not to be trusted.
+    Raises BadInput for a changed value that would make it another training.
     """
-    config = trusted(saved)
+    config = saved.copy()
     was, now = dict(leaves(config)), dict(leaves(composed))
     typed = set(typed_keys(overrides, now))
-    problems = [
-        f"{key}={now[key]}: the run has {was.get(key)}, which cannot change"
-        for key in sorted(typed)
-        if not key.startswith(FREE) and was.get(key) != now[key]
-    ]
-    if "trainer.epochs" in typed and now["trainer.epochs"] < was["trainer.epochs"]:
-        problems.append(
-            f"trainer.epochs={now['trainer.epochs']}: the run has {was['trainer.epochs']}, "
-            "which can only be raised"
-        )
+    problems = []
+    for key in sorted(key for key in typed if not key.startswith(FREE)):
+        growing = further and key == "trainer.epochs"
+        if was.get(key) != now[key] and not (growing and now[key] > was[key]):
+            verdict = "can only be raised" if growing else "cannot change"
+            problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")
     if problems:
         raise BadInput("\n".join(problems))
     if "tracking._target_" in typed:
         config.tracking = {}  # another tracker has other keys
-    for key in typed - {"resume"}:
+    for key in typed - {"resume", "reproduce"}:
         OmegaConf.update(config, key, now[key])
     return config
 
@@ -100,20 +104,23 @@ def typed_keys(overrides: Sequence[str], config: dict[str, Any]) -> Iterator[str
                 yield key
 
 
-def trusted(saved: Any) -> DictConfig:
+def trusted(saved: Any, source: object) -> DictConfig:
     """A saved config, YAML or plain, that is known to build nothing but what is TRUSTED.
 
-    Raises BadInput.
+    Raises BadInput, which names the source.
     """
     try:
         config = OmegaConf.create(saved)
         plain = OmegaConf.to_container(config)
     except Exception as error:  # YAML has its own kinds
         reason = " ".join(str(error).split())
-        raise BadInput(f"the saved config cannot be read ({reason})") from None
-    if not isinstance(config, DictConfig):
-        raise BadInput("the saved config is no mapping")
-    refuse_foreign_targets(plain)
+        raise BadInput(f"{source}: the saved config cannot be read ({reason})") from None
+    if plain is None or not isinstance(config, DictConfig):
+        raise BadInput(f"{source}: the saved config is no mapping")
+    try:
+        refuse_foreign_targets(plain)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from error
     return config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -33,11 +32,18 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, previous)
 
 
+def end_at_once() -> None:
+    """The next signal ends the process, even while C code waits for a database."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def raising() -> Iterator[None]:
-    """A signal raises Interrupted wherever the code is."""
+    """A signal raises Interrupted wherever the code is; a second one ends the process at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        end_at_once()
         raise Interrupted(number)
 
     with _handled_by(interrupt):
@@ -46,12 +52,13 @@ def raising() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], None]]:
-    """A signal raises Interrupted when the yielded function is next called; a second one exits."""
+    """A signal raises Interrupted when the yielded function is next called, at the latest at the
+    end; a second one ends the process at once.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(128 + number)
+        end_at_once()
         received.append(number)
 
     def check() -> None:

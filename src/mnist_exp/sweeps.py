@@ -26,9 +26,9 @@ from mnist_exp.experiment import (
     build,
     command,
     kept_test_figures,
-    quoted,
     resumed,
     shown,
+    typed_as,
 )
 from mnist_exp.files import replacing
 from mnist_exp.leaderboard import Outcome, Row
@@ -161,7 +161,7 @@ def close(folder: Path, sweep: Sweep, tracker: Patient, status: Status) -> int:
         log.info("compare  %s", where)
     if status != "FINISHED" or tracker.behind:
         text = "to run what has not finished:\n%s"
-        log.info(text, command("-m", *sweep.typed, f"sweep.resume={quoted(folder)}"))
+        log.info(text, command("-m", *sweep.typed, f"sweep.resume={typed_as(folder)}"))
     return 0 if status == "FINISHED" else 1
 
 
@@ -240,7 +240,7 @@ def ended(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
     experiment = experiment_of(outcome, sweep, config)
     status = "FINISHED"
     try:
-        result = experiment.result() if experiment.ended else experiment.run()
+        result = experiment.result() if experiment.ended else experiment.run(show=False)
     except Stopped:
         status, result = "PRUNED", experiment.result()
     epoch = result.epoch

@@ -17,9 +17,11 @@ from mnist_exp.errors import BadInput
 from mnist_exp.paths import REPOSITORY
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, root_cause
 
-# Read by mlflow: no telemetry unless the person has turned it on, and a server that does not answer
-# is given up after seconds instead of minutes (`Patient` tries again, later).
+# Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
+# server that does not answer is given up after seconds instead of minutes (`Patient` tries again,
+# later).
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
 
