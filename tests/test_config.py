@@ -28,6 +28,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"],
         ["", "gpu", "cuda:", "cuda:a", "cuda:-1", "cuda:0 ", "CPU", 0, None],
     ),
+    "trainer.threads": (["auto", 1, 64], [0, -1, "all", 1.5, None]),
     "trainer.keep": (["best", "last"], ["first", "", None]),
     "trainer.deterministic": ([True, False], [0, 1, "true", None]),
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),

@@ -69,3 +69,12 @@ def test_the_installed_versions_are_lines_that_pip_reads() -> None:
     assert f"torch=={torch.__version__.partition('+')[0]}" in [v.partition("+")[0] for v in lines]
     assert all(line.count("==") == 1 for line in lines)
     assert len(set(lines)) == len(lines)
+
+
+def test_threads_are_chosen_by_the_work_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(environment, "AVAILABLE_THREADS", 8)
+    for wanted, flops in (("auto", 1e6), ("auto", 1e12), (3, 1e6), (3, 1e12)):
+        environment.set_threads(wanted, flops)
+    assert chosen == [1, 8, 3, 3]

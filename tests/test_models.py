@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mnist_exp.models import MLP, Linear
+from mnist_exp.models.flops import flops_per_image
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
@@ -42,3 +43,11 @@ def test_dropout_follows_each_hidden_layer_and_sleeps_in_evaluation() -> None:
 
 def test_no_hidden_layer_makes_an_mlp_linear() -> None:
     assert [type(layer) for layer in MLP((1, 8, 8), 10, hidden_sizes=[]).layers] == [nn.Linear]
+
+
+def test_the_flops_of_linear_layers_and_convolutions_are_counted() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+    assert flops_per_image(linear, (3, 2, 2)) == 2 * (12 * 5 + 5 * 3)
+    convolution = nn.Conv2d(3, 8, 3, padding=1, groups=1)
+    assert flops_per_image(convolution, (3, 10, 6)) == 2 * 3 * 3 * 3 * 8 * 60
+    assert convolution.training

@@ -33,8 +33,8 @@ ROOMS = {
     "screen": "torch rich training",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch hydra omegaconf checkpoint config data environment errors files paths resuming "
-        "screen signals tracking training"
+        "torch hydra omegaconf checkpoint config data environment errors files models.flops paths "
+        "resuming screen signals tracking training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"

@@ -265,7 +265,7 @@ def test_jobs_side_by_side_find_what_jobs_in_turn_find(
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     done = clone.run("train.py", *GRID, *parallel)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "on cpu, 1 threads" in done.stdout
+    assert "on cpu, 1 thread," in done.stdout
     assert figures(clone) == figures(in_turn)
     parent, _ = runs_of(clone)
     other, _ = runs_of(in_turn)

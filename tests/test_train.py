@@ -153,7 +153,7 @@ def test_mlflow_holds_every_config_leaf_name_tags_and_data_set(run: Run, folder:
     assert len(run.data.params) == leaves
     assert run.info.run_name == "mlp-adam-lr0.001-bs64-data=digits-seed=7-trainer.epochs=3"
     assert run.data.tags["torch"] == torch.__version__
-    assert run.data.tags["device"].startswith("cpu, 1 threads")
+    assert run.data.tags["device"].startswith("cpu, 1 thread,")
     assert run.data.tags["mlflow.source.git.commit"]
     assert run.data.tags["mlflow.source.git.dirty"] in ("true", "false", "unknown")
     (inputs,) = run.inputs.dataset_inputs

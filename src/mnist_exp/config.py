@@ -66,6 +66,10 @@ def list_of(rule: Rule) -> Rule:
     return Rule(f"a list, each {rule.allowed}", (list,), lambda value: all(map(rule.admits, value)))
 
 
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
 def is_device(name: str) -> bool:
     return re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", name) is not None
 
@@ -92,6 +96,9 @@ RULES = {
         (str,),
         is_device,
         ("auto", "cpu", "cuda", "mps"),
+    ),
+    "trainer.threads": Rule(
+        "auto or an integer >= 1", (str, int), lambda value: value == "auto" or is_count(value)
     ),
     "trainer.keep": one_of("best", "last"),
     "trainer.deterministic": flag,

@@ -14,6 +14,12 @@ import torch
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import REPOSITORY
 
+# What OMP_NUM_THREADS or the number of cores allow, and Slurm, which counts by jobs.
+AVAILABLE_THREADS = min(
+    torch.get_num_threads(), int(os.environ.get("SLURM_CPUS_PER_TASK", torch.get_num_threads()))
+)
+THREADED_FROM = 1e9  # floating-point operations per step
+
 
 def present_devices() -> list[str]:
     """The names that trainer.device may have here besides "auto", the fastest first."""
@@ -47,11 +53,24 @@ def set_deterministic(wanted: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def set_threads(wanted: str | int, step_flops: float) -> None:
+    """How many threads torch uses on a CPU; "auto" is one for a small step, else all there are.
+
+    A small step is done before a second thread has woken up, and where a core has other work, the
+    threads wait for each other at each layer. A function of the work alone, not of a timing: the
+    last bits of the results depend on it.
+    """
+    if wanted == "auto":
+        wanted = 1 if step_flops < THREADED_FROM else AVAILABLE_THREADS
+    torch.set_num_threads(int(wanted))
+
+
 def device_name(device: torch.device) -> str:
     """The maker's name of a GPU, or the kind of device and the threads that torch uses on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
 
 
 def tags(device: torch.device) -> dict[str, str]:

@@ -32,6 +32,7 @@ from mnist_exp.config import leaves
 from mnist_exp.data import Dataset
 from mnist_exp.errors import BadInput
 from mnist_exp.files import replacing
+from mnist_exp.models.flops import flops_per_image
 from mnist_exp.paths import BEST, LAST, REPOSITORY
 from mnist_exp.resuming import quoted, resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
@@ -129,6 +130,8 @@ class Experiment:
         shape, classes = self.dataset.image_shape, self.dataset.classes
         self.model: nn.Module = build(config, "model", input_shape=shape, classes=classes)
         self.model.to(self.device)
+        step_flops = 3 * flops_per_image(self.model, shape) * config.batch_size
+        environment.set_threads(config.trainer.threads, step_flops)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer)
         self.tracker = Patient(build(config, "tracking"))

@@ -20,6 +20,7 @@ FREE = (
     "reproduce",
     "tracking",
     "trainer.device",
+    "trainer.threads",
     "trainer.checkpoint_every_steps",
     "data.root",
     "data.cache",

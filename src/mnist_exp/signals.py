@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_SIGNAL = 0.2  # seconds in which a repetition is not meant as a second one
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked the process to end."""
 
     def __init__(self, number: int) -> None:
-        super().__init__()
+        super().__init__(number)  # an argument, so that it can be pickled on its way from a worker
         self.exit_code = 128 + number
 
 
@@ -38,12 +40,20 @@ def end_at_once() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def end_at_next() -> None:
+    """The same once this signal is over: Slurm sends each twice, to the job and to its step."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(ONE_SIGNAL)
+    end_at_once()
+
+
 @contextmanager
 def raising() -> Iterator[None]:
     """A signal raises Interrupted wherever the code is; a second one ends the process at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        end_at_once()
+        end_at_next()
         raise Interrupted(number)
 
     with _handled_by(interrupt):
@@ -58,7 +68,7 @@ def deferred() -> Iterator[Callable[[], None]]:
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        end_at_once()
+        end_at_next()
         received.append(number)
 
     def check() -> None:

@@ -1,0 +1,67 @@
+"""A sweep on a real Slurm of one node, started for the test, with a job preempted and requeued."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Clone
+from test_sweeps import figures, folder_of, leaderboard, runs_of
+
+from mnist_exp.paths import REPOSITORY
+
+SCRIPT = REPOSITORY / "scripts" / "slurm_on_loopback.sh"
+GRID = ("optimizer.lr=1e-4,1e-3,1e-2", "batch_size=16,32,64")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        os.name != "posix" or os.geteuid() != 0 or not shutil.which("slurmctld"),
+        reason="needs root, and Debian's slurm-wlm and munge",
+    ),
+]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    started = subprocess.run(
+        [SCRIPT, "start", tmp_path / "slurm"], check=True, capture_output=True, text=True
+    )
+    monkeypatch.setenv("SLURM_CONF", started.stdout.strip().partition("=")[2])
+    yield
+    subprocess.run([SCRIPT, "stop"], check=True)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_grid_on_slurm_survives_a_preemption(
+    clone: Clone, new_clone: Callable[[], Clone]
+) -> None:
+    work = ("-m", "data=digits", "trainer.epochs=50", "trainer.checkpoint_every_steps=5", *GRID)
+    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
+    process = clone.start("train.py", *work, *launcher)
+    ends = time.monotonic() + 120
+    while len(list(clone.root.glob("outputs/*/*/*/checkpoints/last.pt"))) < min(os.cpu_count(), 9):
+        assert time.monotonic() < ends, "the first jobs have not started"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    urgent = ["sbatch", "--partition=urgent", "--cpus-per-task=1", "--output=/dev/null"]
+    subprocess.run([*urgent, "--wrap=sleep 3"], check=True, capture_output=True)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, out + err
+    rows = leaderboard(folder_of(clone))
+    assert [row["status"] for row in rows] == ["FINISHED"] * 9
+    logs = [path.read_text() for path in folder_of(clone).glob("*/train.log")]
+    assert sum("interrupted in epoch" in log for log in logs) >= 1
+    assert all(log.count("epoch 50/50") == 1 for log in logs)
+    _, children = runs_of(clone)
+    assert {run.info.status for run in children} == {"FINISHED"}
+
+    in_turn = new_clone()
+    assert in_turn.run("train.py", *work).returncode == 0
+    assert figures(clone) == figures(in_turn)
