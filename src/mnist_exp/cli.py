@@ -71,7 +71,7 @@ def sweep(preset: list[str], typed: list[str]) -> int:
             if "joblib" in sys.modules:  # whose workers wait minutes for more, a gigabyte each
                 from joblib.externals.loky import get_reusable_executor
 
-                get_reusable_executor().shutdown(kill_workers=True)
+                get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
     return run_sweep(plan_sweep([*preset, *typed]), typed, launch)
 

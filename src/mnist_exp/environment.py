@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -88,6 +89,7 @@ def tags(device: torch.device) -> dict[str, str]:
     }
 
 
+@functools.cache  # a tenth of a second, in which many files are read
 def installed_versions() -> str:
     """Every installed distribution as name==version, a line each: a constraints file for pip."""
     found = {(d.metadata["Name"], d.version) for d in metadata.distributions()}

@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.config import leaves
-from mnist_exp.data import Dataset
+from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.files import replacing
 from mnist_exp.models.flops import flops_per_image
@@ -127,10 +127,8 @@ class Experiment:
         self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
         torch.manual_seed(config.seed)
-        shape, classes = self.dataset.image_shape, self.dataset.classes
-        self.model: nn.Module = build(config, "model", input_shape=shape, classes=classes)
-        self.model.to(self.device)
-        step_flops = 3 * flops_per_image(self.model, shape) * config.batch_size
+        self.model = build_model(config, self.dataset).to(self.device)
+        step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * config.batch_size
         environment.set_threads(config.trainer.threads, step_flops)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer)
@@ -178,8 +176,7 @@ class Experiment:
         """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
         config, progress = self.config, self.progress
         limit = config.trainer.max_batches and config.trainer.max_batches * config.batch_size
-        train = self.dataset.prepare(self.dataset.train[:limit], self.device)
-        val = self.dataset.prepare(self.dataset.val[:limit], self.device)
+        train, val = prepared(self.dataset, self.device, limit)
         every = config.trainer.checkpoint_every_steps
         bar = screen.progress_bar(config.trainer.epochs, len(train), config.batch_size)
         with bar as show_step:
@@ -365,6 +362,21 @@ def load_dataset(data: str) -> Dataset:
     return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
 
 
+def build_model(config: DictConfig, dataset: Dataset) -> nn.Module:
+    shape, classes = dataset.image_shape, dataset.classes
+    return build(config, "model", input_shape=shape, classes=classes)
+
+
+@functools.lru_cache(maxsize=1)
+def prepared(dataset: Dataset, device: torch.device, limit: int | None) -> tuple[Split, Split]:
+    """Training and validation images on the device, once for all jobs of a serial sweep.
+
+    limit: images of each; None for all.
+    """
+    train, val = dataset.train[:limit], dataset.val[:limit]
+    return dataset.prepare(train, device), dataset.prepare(val, device)
+
+
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
     """What the group's `_target_` makes of its other values and of these arguments.
 
@@ -437,6 +449,10 @@ def command(*arguments: str) -> str:
 
 def kept_test_figures(folder: Path) -> Figures:
     """Open the test set with the kept weights of the run in this folder. Raises CheckpointError."""
-    experiment = resumed(OmegaConf.create(), folder)
-    split = experiment.dataset.prepare(experiment.dataset.test, experiment.device)
-    return evaluate(experiment.kept_model(), split)
+    saved = checkpoint.load(folder / LAST)
+    config = trusted(saved["config"], folder / LAST)
+    device = environment.choose_device(config.trainer.device)
+    dataset = load_dataset(OmegaConf.to_yaml(config.data))
+    model = build_model(config, dataset).to(device)
+    model.load_state_dict(saved["progress"]["kept"])
+    return evaluate(model, dataset.prepare(dataset.test, device))

@@ -26,7 +26,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
@@ -71,9 +71,8 @@ class MLflowTracker:
         params = [
             Param(key, str(value)) for key, value in record.params.items() if key not in known
         ]
-        self.client.log_batch(self.run_id, params=params)
-        for key, value in record.tags.items():
-            self.client.set_tag(self.run_id, key, value)
+        tags = [RunTag(key, value) for key, value in record.tags.items()]
+        self.client.log_batch(self.run_id, params=params, tags=tags)
         if record.dataset:
             self._describe_dataset(record.dataset)
 
