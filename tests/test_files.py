@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_exp.files import replacing
+from mnist_exp.files import Occupied, alone, replacing
 
 
 def names(folder: Path) -> list[str]:
@@ -83,7 +83,7 @@ def test_two_processes_write_to_different_temporaries(tmp_path: Path) -> None:
     child = "; ".join(
         [
             "import pathlib, sys",
-            "from mnist_exp.files import replacing",
+            "from mnist_exp.files import Occupied, alone, replacing",
             "r = replacing(pathlib.Path(sys.argv[1]))",
             "print(r.__enter__())",
         ]
@@ -98,7 +98,7 @@ def test_two_processes_write_to_different_temporaries(tmp_path: Path) -> None:
 
 WRITER = """
 import pathlib, sys
-from mnist_exp.files import replacing
+from mnist_exp.files import Occupied, alone, replacing
 while True:
     for letter in b"ab":
         with replacing(pathlib.Path(sys.argv[1])) as temporary, temporary.open("wb") as file:
@@ -123,3 +123,29 @@ def test_a_reader_in_another_process_never_sees_half_a_file(tmp_path: Path) -> N
         writer.wait()
     assert sorted(map(len, seen)) == [64 * 4096, 64 * 4096]
     assert seen == whole
+
+
+def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from mnist_exp.files import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(Occupied, match="another process is at work on it"), alone(tmp_path):
+            pass
+        other.kill()
+    with alone(tmp_path):
+        pass
+
+
+def test_what_a_killed_process_has_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    half, whole = (tmp_path / "checkpoints" / name for name in (".last.pt.new.123", "last.pt"))
+    half.write_text("half")
+    whole.write_text("whole")
+    with alone(tmp_path):
+        assert names(tmp_path / "checkpoints") == ["last.pt"]

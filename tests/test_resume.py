@@ -259,6 +259,18 @@ def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
     assert only_run(client_of(clone)).info.status == "RUNNING"
 
 
+def test_a_run_that_is_running_is_not_gone_on_with(clone: Clone) -> None:
+    process = clone.start("train.py", *RUN, "trainer.epochs=1000")
+    wait_for_file(clone, "metrics.jsonl")
+    done = clone.run("train.py", "resume=latest")
+    assert done.returncode == 1
+    assert re.search("error: .*: another process is at work on it", done.stdout)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert only_run(client_of(clone)).info.status == "KILLED"
+
+
 def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
     process = clone.start("train.py", "data=digits", "trainer=debug")
     wait_for_file(clone, "mnist_model.pth")

@@ -19,7 +19,7 @@ SOURCES = REPOSITORY / "src" / "mnist_exp"
 ROOMS = {
     "paths": "",
     "errors": "",
-    "files": "",
+    "files": "filelock errors",
     "signals": "",
     "config": "omegaconf",
     "data": "torch numpy filelock errors files | sklearn torchvision",
@@ -43,8 +43,8 @@ ROOMS = {
     "leaderboard": "files",
     "search": "optuna hydra",
     "sweeps": (
-        "omegaconf command_line errors experiment figures files leaderboard paths screen signals "
-        "tracking training | search"
+        "omegaconf command_line errors experiment files leaderboard paths screen signals tracking "
+        "training | figures search"
     ),
     "cli": (
         "hydra omegaconf command_line config errors paths resuming signals "

@@ -31,7 +31,7 @@ from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.config import leaves
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.files import replacing
+from mnist_exp.files import alone, replacing
 from mnist_exp.models.flops import flops_per_image
 from mnist_exp.paths import BEST, LAST, REPOSITORY
 from mnist_exp.resuming import quoted, resumed_config, trusted
@@ -142,9 +142,12 @@ class Experiment:
     # --- the run, top to bottom ---
 
     def run(self, show: bool = True) -> Result:
-        """Train to the end, test, close. A signal waits for the end of the step in hand."""
+        """Train to the end, test, close. A signal waits for the end of the step in hand.
+
+        Raises Occupied where another process trains in the folder.
+        """
         status: Status = "FAILED"
-        with deferred() as check_signals:
+        with alone(self.folder), deferred() as check_signals:
             self.run_id = self.tracker.start(self.record(), self.run_id) or self.run_id
             try:
                 self.describe()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and folders that one process works in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mnist_exp.errors import Failure
+
+TEMPORARY = ".new."
+
+
+class Occupied(Failure):
+    """Another process works there."""
 
 
 @contextmanager
@@ -15,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never half of one. When the block raises, the old
     file stays and the temporary one is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     try:
         yield temporary
         with temporary.open("r+b") as written:
@@ -23,3 +33,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder; what a killed one has left half written is removed.
+
+    Raises Occupied at once where another process is in it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            for temporary in folder.rglob(f".*{TEMPORARY}*"):
+                temporary.unlink()
+            yield
+    except Timeout:
+        raise Occupied(f"{folder}: another process is at work on it") from None

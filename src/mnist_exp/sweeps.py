@@ -17,7 +17,7 @@ from statistics import fmean
 
 from omegaconf import DictConfig
 
-from mnist_exp import figures, leaderboard, screen
+from mnist_exp import leaderboard, screen
 from mnist_exp.command_line import Plan
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import (
@@ -194,6 +194,8 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
         return
     if len(points) < 2 or len(points[0]) not in (1, 2):
         return
+    from mnist_exp import figures  # imports matplotlib
+
     labels = [names[key] for key in finished[0].chosen]
     means, spreads = [row.accuracy for row in finished], [row.accuracy_sd for row in finished]
     if len(labels) == 2:
