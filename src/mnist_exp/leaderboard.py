@@ -23,7 +23,7 @@ class Outcome:
     job: int
     chosen: Mapping[str, str]  # swept key → this job's value
     overrides: Sequence[str]  # all that make this job
-    folder: str
+    folder: Path
     status: str = "UNFINISHED"  # then FINISHED, PRUNED, FAILED or KILLED
     reason: str = ""  # of a failure, one line
     epoch: int = 0  # of the kept weights, from 1
@@ -36,14 +36,14 @@ class Outcome:
         return self.status == "FINISHED"
 
     def write(self) -> None:
-        with replacing(Path(self.folder, OUTCOME)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        written = {key: value for key, value in asdict(self).items() if key != "folder"}
+        with replacing(self.folder / OUTCOME) as temporary:
+            temporary.write_text(json.dumps(written, indent=2) + "\n")
 
 
-def read_outcome(folder: Path) -> Outcome | None:
-    """What is known of the job in this folder, if it has begun."""
-    path = folder / OUTCOME
-    return Outcome(**json.loads(path.read_text())) if path.exists() else None
+def read_outcome(folder: Path) -> Outcome:
+    """What is known of the job in this folder."""
+    return Outcome(**json.loads((folder / OUTCOME).read_text()), folder=folder)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Row:
                 fmean(job.seconds for job in done),
             )
             figures = dict(zip(FIGURES, values, strict=True))
-        folders = " ".join(Path(job.folder).name for job in self.jobs)
+        folders = " ".join(job.folder.name for job in self.jobs)
         ends = {"n": len(done), "status": self.status, "outputs": folders}
         return {"rank": rank, **self.chosen, **figures, **ends}
 
@@ -128,7 +128,7 @@ def spread(values: Sequence[float]) -> float:
 def read(sweep: Path) -> list[Outcome]:
     """Of all jobs that have begun, by number."""
     outcomes = (read_outcome(path.parent) for path in sweep.glob(f"*/{OUTCOME}"))
-    return sorted((o for o in outcomes if o is not None), key=lambda outcome: outcome.job)
+    return sorted(outcomes, key=lambda outcome: outcome.job)
 
 
 def ranked(outcomes: Iterable[Outcome]) -> list[Row]:

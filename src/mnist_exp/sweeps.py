@@ -31,7 +31,7 @@ from mnist_exp.experiment import (
     typed_as,
 )
 from mnist_exp.files import replacing
-from mnist_exp.leaderboard import Outcome, Row
+from mnist_exp.leaderboard import OUTCOME, Outcome, Row, read_outcome
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import Patient, RunRecord, Status
@@ -52,8 +52,9 @@ class Sweep:
     swept: Sequence[str]  # keys, in the order typed
     test: str  # "winner" or "all"
     search: bool  # by Optuna, which may prune jobs
+    begun: float = field(default_factory=time.time)  # Unix time, seconds
     run_id: str | None = None  # the parent's
-    tested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by job folder
+    tested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by job number
 
     def write(self, folder: Path) -> None:
         with replacing(folder / SWEEP) as temporary:
@@ -168,7 +169,7 @@ def close(folder: Path, sweep: Sweep, tracker: Patient, status: Status) -> int:
 def test(folder: Path, sweep: Sweep, winner: Row, tracker: Patient) -> None:
     """Open the test set for the winner, chosen on validation: once for each of its seeds."""
     tested = {
-        job.folder: sweep.tested.get(job.folder) or asdict(kept_test_figures(Path(job.folder)))
+        str(job.job): sweep.tested.get(str(job.job)) or asdict(kept_test_figures(job.folder))
         for job in winner.finished
     }
     replace(sweep, tested={**sweep.tested, **tested}).write(folder)
@@ -182,7 +183,7 @@ def test(folder: Path, sweep: Sweep, winner: Row, tracker: Patient) -> None:
             said[-1] += f" ± {leaderboard.spread(values):.4f} (n={len(values)})"
     log.info("test     %s", "  ".join(said))
     metrics |= {"val/accuracy": winner.accuracy, "val/loss": winner.loss}
-    tracker.log(metrics, step=0, at=time.time())
+    tracker.log(metrics, step=0, at=sweep.begun)  # at the same time when it is told again
 
 
 def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
@@ -216,14 +217,13 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     Interrupted.
     """
     sweep = read(folder.parent)
-    outcome = leaderboard.read_outcome(folder)
-    if outcome is not None and outcome.status in ENDED:
+    if (folder / OUTCOME).exists() and (outcome := read_outcome(folder)).status in ENDED:
         log.info("job %d has already ended", number)
         return outcome
     values = dict(override.split("=", 1) for override in overrides)
     chosen = {key: values[key] for key in sweep.swept}
     made_by = [o for o in overrides if not o.startswith("sweep")]
-    outcome = Outcome(number, chosen, made_by, str(folder))
+    outcome = Outcome(number, chosen, made_by, folder)
     outcome.write()
     try:
         outcome = ended(outcome, sweep, config)
@@ -258,7 +258,7 @@ def ended(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
 
 def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experiment:
     """The job's experiment, new or from its last checkpoint."""
-    folder = Path(outcome.folder)
+    folder = outcome.folder
     if (folder / LAST).exists():
         experiment = resumed(config, folder)
     else:

@@ -1,0 +1,41 @@
+"""Pictures: that each is drawn, of the size that its numbers ask for, and replaced at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from mnist_exp import figures
+
+
+def size(path: Path) -> tuple[int, int]:
+    height, width, _ = imread(path).shape
+    return width, height
+
+
+def test_a_heat_map_grows_with_its_grid_and_may_have_holes(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    figures.heat_map(small, ["lr", "batch"], [[0.1, 32], [0.01, 64]], [0.9, 0.95])
+    grid = [[lr, batch] for lr in (0.1, 0.01, 0.001) for batch in (32, 64, 128, 256)]
+    figures.heat_map(large, ["lr", "batch"], grid, [0.9 + 0.001 * n for n in range(12)])
+    assert size(large) > size(small)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large.png", "small.png"]
+
+
+def test_a_curve_and_a_scatter_are_drawn(tmp_path: Path) -> None:
+    figures.curve(tmp_path / "curve.png", "lr", [1e-2, 1e-4, 1e-3], [0.9, 0.8, 0.95], [0.0] * 3)
+    figures.scatter(tmp_path / "dots.png", ["a", "b"], [[1, 2], [3, 4], [5, 1]], [0.1, 0.2, 0.3])
+    assert size(tmp_path / "curve.png") == (832, 512)
+    assert size(tmp_path / "dots.png") == (832, 576)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1e-4, 1e-1], "log"), ([32, 128], "log"), ([32, 64], "linear"), ([0, 5], "linear")],
+)
+def test_an_axis_over_orders_of_magnitude_is_logarithmic(
+    values: list[float], expected: str
+) -> None:
+    assert figures.scale(values) == expected

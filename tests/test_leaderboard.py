@@ -1,0 +1,87 @@
+"""The leaderboard: groups, ranks, names, and what a row says of jobs that did not finish."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mnist_exp.leaderboard import (
+    Outcome,
+    brief,
+    name,
+    ranked,
+    read,
+    screen_table,
+    short,
+    write_csv,
+)
+
+JOB = Outcome(0, {}, [], Path("0"), "FINISHED", epoch=2, accuracy=0.9, loss=0.3, seconds=4.0)
+
+
+def job(number: int, accuracy: float, status: str = "FINISHED", **chosen: str) -> Outcome:
+    folder = Path(str(number))
+    return replace(JOB, job=number, folder=folder, chosen=chosen, status=status, accuracy=accuracy)
+
+
+def test_the_best_is_first_of_equals_the_earliest_and_what_failed_is_last() -> None:
+    jobs = [
+        job(0, 0.7, lr="1"),
+        job(1, 0.0, "FAILED", lr="2"),
+        job(2, 0.9, lr="3"),
+        job(3, 0.9, lr="4"),
+    ]
+    assert [row.chosen["lr"] for row in ranked(jobs)] == ["3", "4", "1", "2"]
+
+
+def test_seeds_are_one_row_with_mean_and_sample_standard_deviation() -> None:
+    jobs = [job(n, accuracy, seed=str(n), lr="1") for n, accuracy in enumerate((0.1, 0.2, 0.6))]
+    (row,) = ranked(jobs)
+    assert row.chosen == {"lr": "1"}
+    assert row.accuracy == pytest.approx(0.3)
+    assert row.accuracy_sd == pytest.approx(0.2645751)
+    header, (cells,) = screen_table([row], short(["lr"]))
+    assert header == [
+        *("rank", "lr", "val accuracy", "val loss", "best epoch", "seconds", "status", "outputs")
+    ]
+    assert cells == ["1", "1", "0.3000 ± 0.2646 (n=3)", "0.3000", "2", "4.0", "FINISHED", "0 1 2"]
+
+
+def test_a_seed_that_failed_is_left_out_of_the_mean_and_told() -> None:
+    failed = replace(job(1, 0.0, "FAILED", seed="1"), reason="no room")
+    (row,) = ranked([job(0, 0.8, seed="0"), failed])
+    assert row.accuracy == 0.8
+    assert row.status == "FAILED: no room"
+    assert row.csv_fields(1)["n"] == 1
+
+
+def test_a_row_without_a_finished_job_has_no_figures(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ranked([job(0, 0.0, "KILLED", lr="1")]))
+    (row,) = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    assert [row[key] for key in ("val_accuracy", "val_loss", "seconds")] == ["", "", ""]
+    assert (row["status"], row["n"]) == ("KILLED", "0")
+
+
+def test_an_outcome_is_read_as_it_was_written_wherever_its_folder_has_gone(tmp_path: Path) -> None:
+    for number in (10, 9):
+        folder = tmp_path / "sweep" / str(number)
+        folder.mkdir(parents=True)
+        replace(job(number, 0.5, lr="1"), folder=folder).write()
+    (tmp_path / "sweep").rename(tmp_path / "moved")
+    found = read(tmp_path / "moved")
+    assert [outcome.job for outcome in found] == [9, 10]
+    assert found[0] == replace(job(9, 0.5, lr="1"), folder=tmp_path / "moved" / "9")
+
+
+def test_a_job_is_named_by_the_last_parts_of_its_keys_unless_two_are_the_same() -> None:
+    assert name({"optimizer.lr": "0.001", "batch_size": "64"}) == "lr=0.001, batch_size=64"
+    assert name({"a.lr": "1", "b.lr": "2"}) == "a.lr=1, b.lr=2"
+
+
+def test_a_long_number_is_shown_in_four_digits_and_a_word_whole() -> None:
+    assert [brief(v) for v in ("0.0012345678", "0.0001", "1e-05", "resnet1000")] == [
+        *("0.001235", "0.0001", "1e-05", "resnet1000")
+    ]
