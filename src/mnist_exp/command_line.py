@@ -18,7 +18,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -156,11 +156,14 @@ def parse(argument: str, loader: ConfigLoader) -> tuple[Override, list[Setting]]
     singles = [override]
     if override.is_sweep_override():
         override.config_loader = loader  # glob(*) asks it for the options
-        key = override.get_key_element()
-        space = override.value()
-        ends = [space.start, space.end] if isinstance(space, IntervalSweep) else None
-        lines = [f"{key}={value}" for value in ends or override.sweep_string_iterator()]
-        singles = [parser.parse_override(line) for line in lines]
+        key, space = override.get_key_element(), override.value()
+        if isinstance(space, IntervalSweep):
+            values = [str(space.start), str(space.end)]
+        else:
+            values = list(override.sweep_string_iterator())
+        if isinstance(space, RangeSweep) and not space.shuffle:
+            values = [*values[:1], *values[1:][-1:]]  # what its ends may be, all between may be
+        singles = [parser.parse_override(f"{key}={value}") for value in values]
     changes = override.type is OverrideType.CHANGE and override.package is None
     key = override.key_or_group
     return override, [Setting(str(o.input_line), key, o.value(), changes) for o in singles]
