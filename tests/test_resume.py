@@ -33,9 +33,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp import checkpoint, experiment
+from mnist_exp.commands import quoted
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import CONF, LAST
-from mnist_exp.resuming import find_run, quoted, resumed_config, trusted
+from mnist_exp.resuming import find_run, resumed_config, trusted
 from mnist_exp.tracking import NoTracker, TrackerError
 
 # 77 steps an epoch, with dropout, a checkpoint after every third step.

@@ -21,20 +21,22 @@ ROOMS = {
     "errors": "",
     "files": "filelock errors",
     "signals": "",
-    "config": "omegaconf",
+    "commands": "paths",
+    "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | sklearn torchvision",
     "models": "torch",
     "checkpoint": "torch numpy errors files",
     "environment": "torch errors paths",
-    "command_line": "hydra omegaconf config errors paths | environment",
+    "command_line": "hydra omegaconf config paths | environment",
+    "planning": "hydra omegaconf config errors paths",
     "tracking": "errors",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
     "training": "torch data.splits errors",
     "screen": "torch rich training",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch hydra omegaconf checkpoint config data environment errors files models.flops paths "
-        "resuming screen signals tracking training"
+        "torch hydra omegaconf checkpoint commands config data environment errors files "
+        "models.flops paths resuming screen signals tracking training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"
@@ -43,11 +45,11 @@ ROOMS = {
     "leaderboard": "files",
     "search": "optuna hydra",
     "sweeps": (
-        "omegaconf command_line errors experiment files leaderboard paths screen signals tracking "
-        "training | figures search"
+        "omegaconf commands errors experiment files leaderboard paths planning screen signals "
+        "tracking training | figures search"
     ),
     "cli": (
-        "hydra omegaconf command_line config errors paths resuming signals "
+        "hydra omegaconf command_line commands config errors paths planning resuming signals "
         "| experiment joblib reproduction sweeps"
     ),
 }

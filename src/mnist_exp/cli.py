@@ -23,10 +23,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from mnist_exp.command_line import plan_sweep, preset_axes, problems
+from mnist_exp.command_line import problems
+from mnist_exp.commands import quoted
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import CONF
-from mnist_exp.resuming import find_run, quoted
+from mnist_exp.planning import plan_sweep, preset_axes
+from mnist_exp.resuming import find_run
 from mnist_exp.signals import end_at_once, raising
 
 log = logging.getLogger(__name__)

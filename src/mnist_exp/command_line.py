@@ -6,11 +6,8 @@ Hydra itself stops at the first problem, and a wrong value shows only when the j
 from __future__ import annotations
 
 import json
-import math
-import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -24,11 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
-from mnist_exp.errors import BadInput
-from mnist_exp.paths import CONF, REPOSITORY
-
-OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
-OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+from mnist_exp.paths import CONF
 
 # Options that the extra "sweep" brings, and the package that each needs.
 PLUGINS = {
@@ -91,54 +84,6 @@ def problems(arguments: Sequence[str], multirun: bool = False) -> list[str]:
             found += wrong_in_job(options, ours, unsure)
     lines = [f"{line}: {problem}" for line, problem in found if problem]
     return list(dict.fromkeys(lines))  # several jobs can have the same problem
-
-
-# --- what a sweep is ---
-
-
-class Plan(NamedTuple):
-    """A sweep, as its command line and its preset have it."""
-
-    config: DictConfig  # of what all jobs share
-    folder: Path
-    axes: dict[str, str]  # swept key → its values, as typed
-    jobs: int
-    search: bool  # by Optuna
-
-
-def plan_sweep(arguments: Sequence[str]) -> Plan:
-    """Of arguments that have no problems, those of a preset among them.
-
-    Raises BadInput for an interval without a search.
-    """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides(list(arguments))
-        shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-        config = compose("config", shared, return_hydra_config=True)
-    swept = [override for override in overrides if override.is_sweep_override()]
-    axes = {o.key_or_group: str(o.input_line).partition("=")[2] for o in swept}
-    search = "n_trials" in config.hydra.sweeper
-    if search:
-        jobs = config.hydra.sweeper.n_trials
-    elif intervals := [str(o.input_line) for o in swept if not o.is_discrete_sweep()]:
-        raise BadInput(f"{intervals[0]}: an interval, which needs hydra/sweeper=optuna")
-    else:
-        jobs = math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept)
-    return Plan(config, Path(config.hydra.sweep.dir), axes, jobs, search)
-
-
-def preset_axes(arguments: Sequence[str]) -> list[str]:
-    """What the YAML files sweep over, but for the keys that are typed; none if in doubt."""
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            overrides = OverridesParser.create().parse_overrides(list(arguments))
-            shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-            sweeper = compose("config", shared, return_hydra_config=True).hydra.sweeper
-    except Exception:  # `problems` says which
-        return []
-    typed = {override.key_or_group for override in overrides}
-    return [f"{key}={axis}" for key, axis in (sweeper.params or {}).items() if key not in typed]
 
 
 # --- what can be said of one argument ---

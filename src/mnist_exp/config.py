@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from types import NoneType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from mnist_exp.paths import REPOSITORY
+
+OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
+OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 
 Test = Callable[[Any], bool]
 

@@ -9,8 +9,6 @@ import copy
 import functools
 import json
 import logging
-import re
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +26,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.checkpoint import CheckpointError
+from mnist_exp.commands import resume_command, shown
 from mnist_exp.config import leaves
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone, replacing
 from mnist_exp.models.flops import flops_per_image
-from mnist_exp.paths import BEST, LAST, REPOSITORY
-from mnist_exp.resuming import quoted, resumed_config, trusted
+from mnist_exp.paths import BEST, LAST
+from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, Patient, RunRecord, Status, first_line
 from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
@@ -426,28 +425,6 @@ def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
     more = [override for override in overrides if not override.startswith(said)]
     parts = [kind(config.model), kind(config.optimizer), f"lr{config.optimizer.lr:g}"]
     return "-".join([*parts, f"bs{config.batch_size}", *more])
-
-
-def shown(folder: Path) -> str:
-    """The folder as a person would type it from where they are."""
-    here = Path.cwd()
-    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
-
-
-def resume_command(folder: Path) -> str:
-    """What goes on with the run in this folder, to be typed from where the person is."""
-    return command(f"resume={typed_as(folder)}")
-
-
-def typed_as(folder: Path) -> str:
-    """The folder as a person would type it for a value, so that Hydra reads it so, too."""
-    value = shown(folder)
-    return value if re.fullmatch(r"/?[\w.-]+(/[\w.-]+)+", value, re.ASCII) else quoted(value)
-
-
-def command(*arguments: str) -> str:
-    """What runs train.py with these arguments, to be pasted into a shell."""
-    return shlex.join(["python", shown(REPOSITORY / "train.py"), *arguments])
 
 
 def kept_test_figures(folder: Path) -> Figures:

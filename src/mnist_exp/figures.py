@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from mnist_exp.files import replacing
@@ -40,10 +41,7 @@ def heat_map(
             axes.text(x, y, f"{grid[y][x]:.4f}", ha="center", va="center", color=colour)
     axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
     axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
-    axes.set_ylabel(names[0])
-    axes.set_xlabel(names[1])
-    figure.colorbar(image, label="validation accuracy")
-    save(figure, path)
+    name_and_save(figure, names, image, path)
 
 
 def scatter(
@@ -59,10 +57,7 @@ def scatter(
     dots = axes.scatter(xs, ys, c=accuracies, cmap=COLOURS, edgecolors="grey")
     for values, set_scale in ((xs, axes.set_xscale), (ys, axes.set_yscale)):
         set_scale(scale(values))
-    axes.set_ylabel(names[0])
-    axes.set_xlabel(names[1])
-    figure.colorbar(dots, label="validation accuracy")
-    save(figure, path)
+    name_and_save(figure, names, dots, path)
 
 
 def curve(
@@ -84,6 +79,17 @@ def curve(
     axes.grid(alpha=0.3)
     axes.set_xlabel(name)
     axes.set_ylabel("validation accuracy")
+    save(figure, path)
+
+
+def name_and_save(
+    figure: Figure, names: Sequence[str], coloured: ScalarMappable, path: Path
+) -> None:
+    """Two numbers' names, the first upwards, and what the colours mean."""
+    (axes,) = figure.axes
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
+    figure.colorbar(coloured, label="validation accuracy")
     save(figure, path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,12 +60,6 @@ def find_run(word: str, tracking_uri: str | None) -> Path:
     if not (folder / LAST).is_file():
         raise BadInput(f"resume={word}: there is no {folder / LAST}")
     return folder
-
-
-def quoted(value: str) -> str:
-    """A string that Hydra reads as this one, whatever is in it."""
-    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)  # elsewhere a backslash is itself
-    return "'" + doubled.replace("'", "\\'") + "'"
 
 
 def resumed_config(

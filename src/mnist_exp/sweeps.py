@@ -18,21 +18,19 @@ from statistics import fmean
 from omegaconf import DictConfig
 
 from mnist_exp import leaderboard, screen
-from mnist_exp.command_line import Plan
+from mnist_exp.commands import command, shown, typed_as
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import (
     Experiment,
     Stopped,
     build,
-    command,
     kept_test_figures,
     resumed,
-    shown,
-    typed_as,
 )
 from mnist_exp.files import replacing
 from mnist_exp.leaderboard import OUTCOME, Outcome, Row, read_outcome
 from mnist_exp.paths import LAST, REPOSITORY
+from mnist_exp.planning import Plan
 from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import Patient, RunRecord, Status
 from mnist_exp.training import Epoch

@@ -1,0 +1,62 @@
+"""What a sweep will run, as its command line and its preset have it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+import mnist_exp.config  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp.errors import BadInput
+from mnist_exp.paths import CONF
+
+
+class Plan(NamedTuple):
+    """A sweep, as its command line and its preset have it."""
+
+    config: DictConfig  # of what all jobs share
+    folder: Path
+    axes: dict[str, str]  # swept key → its values, as typed
+    jobs: int
+    search: bool  # by Optuna
+
+
+def plan_sweep(arguments: Sequence[str]) -> Plan:
+    """Of arguments that have no problems, those of a preset among them.
+
+    Raises BadInput for an interval without a search.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        overrides = parser.parse_overrides(list(arguments))
+        shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+        config = compose("config", shared, return_hydra_config=True)
+    swept = [override for override in overrides if override.is_sweep_override()]
+    axes = {o.key_or_group: str(o.input_line).partition("=")[2] for o in swept}
+    search = "n_trials" in config.hydra.sweeper
+    if search:
+        jobs = config.hydra.sweeper.n_trials
+    elif intervals := [str(o.input_line) for o in swept if not o.is_discrete_sweep()]:
+        raise BadInput(f"{intervals[0]}: an interval, which needs hydra/sweeper=optuna")
+    else:
+        jobs = math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept)
+    return Plan(config, Path(config.hydra.sweep.dir), axes, jobs, search)
+
+
+def preset_axes(arguments: Sequence[str]) -> list[str]:
+    """What the YAML files sweep over, but for the keys that are typed; none if in doubt."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            overrides = OverridesParser.create().parse_overrides(list(arguments))
+            shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+            sweeper = compose("config", shared, return_hydra_config=True).hydra.sweeper
+    except Exception:  # `problems` says which
+        return []
+    typed = {override.key_or_group for override in overrides}
+    return [f"{key}={axis}" for key, axis in (sweeper.params or {}).items() if key not in typed]
