@@ -236,6 +236,14 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
     assert "3 jobs" in done.stdout
 
 
+def test_a_config_that_is_only_to_be_shown_begins_no_sweep(clone: Clone) -> None:
+    done = clone.run("train.py", "-m", "seed=1,2", "--cfg", "job")
+    assert done.returncode == 0
+    assert "batch_size: 64" in done.stdout
+    assert list((clone.root / "outputs").iterdir()) == []
+    assert not (clone.root / "mlflow.db").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

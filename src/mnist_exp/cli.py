@@ -53,7 +53,7 @@ def train() -> None:
             preset = preset_axes(arguments.overrides) if arguments.multirun else []
             if found := problems([*preset, *arguments.overrides], arguments.multirun):
                 leave("\n".join(found), code=BadInput.exit_code)
-            if arguments.multirun:
+            if arguments.multirun and not (arguments.cfg or arguments.info):
                 leave("", code=sweep(preset, arguments.overrides))
             sys.argv += folder_of_resumed(arguments.overrides)
             run_with_hydra()
