@@ -236,14 +236,6 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
     assert "3 jobs" in done.stdout
 
 
-def test_a_config_that_is_only_to_be_shown_begins_no_sweep(clone: Clone) -> None:
-    done = clone.run("train.py", "-m", "seed=1,2", "--cfg", "job")
-    assert done.returncode == 0
-    assert "batch_size: 64" in done.stdout
-    assert list((clone.root / "outputs").iterdir()) == []
-    assert not (clone.root / "mlflow.db").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -251,6 +243,7 @@ def test_a_config_that_is_only_to_be_shown_begins_no_sweep(clone: Clone) -> None
         (("seed=1,2", "sweep.resume=latest"), "there is no sweep in outputs/"),
         (("seed=1,2", "sweep.resume=conf"), "neither a sweep's folder nor latest"),
         (("optimizer.lr=interval(0.1,1)",), "an interval, which needs hydra/sweeper=optuna"),
+        (("seed=1,2", "--cfg", "job"), "-m runs a sweep, --cfg and --info only show; choose one"),
         (("seed=1,2", "resume=latest"), "resume=latest: is about one run; leave out -m"),
     ],
 )

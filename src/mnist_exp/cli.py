@@ -47,13 +47,15 @@ def train() -> None:
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         run_with_hydra()
         return
+    if arguments.multirun and (arguments.cfg or arguments.info):
+        leave("error: -m runs a sweep, --cfg and --info only show; choose one", BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
         with raising():
             preset = preset_axes(arguments.overrides) if arguments.multirun else []
             if found := problems([*preset, *arguments.overrides], arguments.multirun):
                 leave("\n".join(found), code=BadInput.exit_code)
-            if arguments.multirun and not (arguments.cfg or arguments.info):
+            if arguments.multirun:
                 leave("", code=sweep(preset, arguments.overrides))
             sys.argv += folder_of_resumed(arguments.overrides)
             run_with_hydra()
