@@ -181,6 +181,7 @@ def test_a_job_that_fails_fails_alone(clone: Clone) -> None:
     assert "test/accuracy" in parent.data.metrics
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(clone: Clone, new_clone: Callable[[], Clone]) -> None:
     whole = new_clone()
     assert whole.run("train.py", *LONG).returncode == 0

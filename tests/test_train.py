@@ -94,6 +94,7 @@ def test_the_output_folder_holds_log_config_metrics_and_weights(
 ) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-[0-9a-f]{6}", "/".join(folder.parts[-2:]))
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
