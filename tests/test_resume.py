@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -704,6 +705,8 @@ def replaced(state: State, value: object, *keys: Any) -> State:
 UNREADABLE = "not a checkpoint that can be read ("
 FOREIGN = f"{UNREADABLE}it holds other things than numbers, strings and tensors)"
 MISFIT = "does not fit this code ("
+RANDOM = random.Random(5)
+CUTS = [*(RANDOM.random() for _ in range(4)), 0.999]
 
 # What is done to a good checkpoint of two epochs, and how it is then refused.
 CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
@@ -713,9 +716,10 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
         lambda state: replaced(state, [128, (HARMFUL,)], "config", "model", "hidden_sizes"),
         "the saved config asks for os.mkdir; only ",
     ),
-    "cut near the start": (lambda state: (0.1, state), UNREADABLE),
-    "cut in the middle": (lambda state: (0.5, state), UNREADABLE),
-    "cut near the end": (lambda state: (0.999, state), UNREADABLE),
+    **{
+        f"cut at {cut:.3f} of it": (partial(lambda cut, state: (cut, state), cut), UNREADABLE)
+        for cut in CUTS
+    },
     "of a newer format": (lambda state: {**state, "format": 99}, "of format 99, newer than "),
     "weights alone": (lambda state: state["model"], "not a checkpoint of this project"),
     "no config": (lambda state: without(state, "config"), f"{MISFIT}KeyError: 'config')"),
