@@ -200,6 +200,7 @@ def test_a_killed_sweep_goes_on_where_it_was(clone: Clone, new_clone: Callable[[
     ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_leaderboard_and_the_command_that_goes_on(clone: Clone) -> None:
     process = clone.start("train.py", *LONG)
     second = "*/*/1/checkpoints/last.pt"

@@ -256,16 +256,8 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
         check_whole(client, run_id, clone)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        0,
-        *(
-            pytest.param(n, marks=[pytest.mark.slow, pytest.mark.timeout(900)])
-            for n in range(1, 10)
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
 def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(
     clone: Clone, number: int
 ) -> None:
