@@ -125,6 +125,7 @@ def wait_for_epoch(clone: Clone) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> None:
     process = clone.start("train.py", *LONG)
     wait_for_epoch(clone)
