@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import build, run, run_name
+from mnist_exp.experiment import build, prepared, run, run_name
 from mnist_exp.paths import CONF
 from mnist_exp.tracking import NoTracker
 
@@ -55,6 +55,7 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
         return prepare(self, split, device)
 
     monkeypatch.setattr(Dataset, "prepare", spy_prepare)
+    prepared.cache_clear()
     monkeypatch.setattr(
         NoTracker, "log", lambda self, metrics, step, at: events.append(min(metrics))
     )

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import CONF, LAST
 from mnist_exp.resuming import find_run, resumed_config, trusted
 from mnist_exp.tracking import NoTracker, TrackerError
+from mnist_exp.tracking.beside import Here
 
 # 77 steps an epoch, with dropout, a checkpoint after every third step.
 SETTINGS = ("data=digits", "batch_size=16", "model.dropout=0.2", "trainer.checkpoint_every_steps=3")
@@ -248,9 +249,20 @@ def test_a_signal_ends_the_step_and_the_last_line_pasted_to_a_shell_goes_on(
     check_same(clone, whole)
 
 
+def wait_for_metric(clone: Clone) -> None:
+    """Until MLflow has a figure of a run of the clone."""
+    uri, ends = f"file:{clone.root}/mlflow.db?mode=ro", time.monotonic() + 60
+    while time.monotonic() < ends:
+        with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as database:
+            if database.execute("SELECT * FROM metrics").fetchone():
+                return
+        time.sleep(0.02)
+    raise AssertionError("MLflow has no figure")
+
+
 def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
-    process = clone.start("train.py", *RUN)
-    wait_for_file(clone, "metrics.jsonl")
+    process = clone.start("train.py", *RUN, "trainer.epochs=1000")
+    wait_for_metric(clone)
     with locked(clone):
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):  # it wants to tell the tracker
@@ -424,6 +436,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
         patch.setattr("mnist_exp.tracking.mlflow.REPOSITORY", folder)
         patch.setattr("mnist_exp.tracking.mlflow.LOCAL_URI", uri)
         patch.setattr("mnist_exp.tracking.mlflow.LOCAL_ARTIFACTS", folder / "mlruns")
+        patch.setattr("mnist_exp.tracking.beside.the_process", Here)
         yield MlflowClient(uri)
 
 
@@ -540,19 +553,21 @@ def test_a_kill_while_resuming_leaves_the_figures_that_were_there(
     assert journal(desk.folder) == before
 
 
-def test_a_tracker_that_does_not_answer_leaves_the_folder_as_it_was(
+def test_a_run_whose_tracker_does_not_answer_can_be_gone_on_with_once_it_does(
     new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise TrackerError("nobody there")
 
-    desk = new_desk()
-    desk.run("tracking=none", "trainer.epochs=2")
-    before = hashes(desk.folder)
-    monkeypatch.setattr(NoTracker, "start", refuse)
-    with pytest.raises(TrackerError):
-        desk.resume("trainer.epochs=3")
-    assert hashes(desk.folder) == before
+    whole, desk = new_desk(), new_desk()
+    whole.run("tracking=none", "trainer.epochs=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(NoTracker, "start", refuse)
+        with pytest.raises(TrackerError, match="nobody there"):
+            desk.run("tracking=none", "trainer.epochs=2")
+    desk.resume("trainer.epochs=3")
+    assert weights(desk.folder) == weights(whole.folder)
+    assert journal(desk.folder) == journal(whole.folder)
 
 
 # --- what may change on the way ---

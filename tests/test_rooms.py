@@ -30,13 +30,14 @@ ROOMS = {
     "command_line": "hydra omegaconf config paths | environment",
     "planning": "hydra omegaconf config errors paths",
     "tracking": "errors",
+    "tracking.beside": "hydra omegaconf signals tracking",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
     "training": "torch data.splits errors",
     "screen": "torch rich training",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
         "torch hydra omegaconf checkpoint commands config data environment errors files "
-        "models.flops paths resuming screen signals tracking training"
+        "models.flops paths resuming screen signals tracking tracking.beside training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"
@@ -46,11 +47,11 @@ ROOMS = {
     "search": "optuna hydra",
     "sweeps": (
         "omegaconf commands errors experiment files leaderboard paths planning screen signals "
-        "tracking training | figures search"
+        "tracking tracking.beside training | figures search"
     ),
     "cli": (
         "hydra omegaconf command_line commands config errors paths planning resuming signals "
-        "| experiment joblib reproduction sweeps"
+        "tracking.beside | experiment joblib reproduction sweeps"
     ),
 }
 

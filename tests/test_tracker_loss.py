@@ -19,8 +19,10 @@ from pathlib import Path
 import pytest
 from conftest import Clone
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 
-from mnist_exp.tracking import Patient, RunRecord, Status
+from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError
+from mnist_exp.tracking.beside import Beside, the_process
 
 
 class Flaky:
@@ -35,8 +37,7 @@ class Flaky:
             raise ConnectionError("nobody there\nat all")
         self.told.append(what)
 
-    def start(self, record: RunRecord, run_id: str | None) -> str | None:
-        return run_id
+    def start(self, record: RunRecord) -> None: ...
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         self._hear(step)
@@ -51,34 +52,85 @@ class Flaky:
 
 
 def test_what_a_tracker_missed_it_is_told_in_order_when_it_is_back(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mnist_exp.tracking.PATIENCE", 0)
     flaky = Flaky()
     patient = Patient(flaky)
-    patient.log({}, 1, 0.0)
+    assert patient.tell("log", {}, 1, 0.0) is None
     flaky.away = True
-    with caplog.at_level(logging.WARNING):
-        patient.log({}, 2, 0.0)
-        patient.log({}, 3, 0.0)
-    assert patient.behind
-    assert [record.getMessage() for record in caplog.records] == [
-        "the tracker does not answer (nobody there at all); the run goes on"
-    ]
+    assert patient.tell("log", {}, 2, 0.0) == "nobody there at all"
+    assert patient.tell("log", {}, 3, 0.0) == "nobody there at all"
     flaky.away = False
-    patient.log({}, 4, 0.0)
+    assert patient.tell("log", {}, 4, 0.0) is None
     assert flaky.told == [1, 2, 3, 4]
-    assert not patient.behind
 
 
 def test_the_end_is_told_at_once_however_long_the_tracker_was_away() -> None:
     flaky = Flaky()
     patient = Patient(flaky)
     flaky.away = True
-    patient.log({}, 1, 0.0)
+    patient.tell("log", {}, 1, 0.0)
     flaky.away = False
-    patient.end("FINISHED")
+    patient.tell("end", "FINISHED")
     assert flaky.told == [1, "FINISHED"]
+
+
+CONFIG = OmegaConf.create({"_target_": f"{__name__}.Flaky"})
+RECORD = RunRecord("key", "name", {}, {})
+
+
+def test_a_tracker_is_told_in_another_process_and_warns_once_that_it_is_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracker = Beside(CONFIG)
+    try:
+        tracker.start(RECORD)
+        tracker.log({}, 1, 0.0)
+        assert tracker.end("FINISHED")
+        os.kill(tracker.process.worker.pid, signal.SIGKILL)
+        with caplog.at_level(logging.WARNING):
+            tracker.log({}, 2, 0.0)
+            tracker.log({}, 3, 0.0)
+            assert not tracker.end("FINISHED")
+        assert [record.getMessage() for record in caplog.records] == [
+            "the tracker does not answer (its process was killed); the run goes on"
+        ]
+    finally:
+        the_process.cache_clear()
+
+
+def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:
+    tracker = Beside(OmegaConf.create({"_target_": f"{__name__}.Flaky", "more": 1}))
+    tracker.start(RECORD)
+    tracker.log({}, 1, 0.0)
+    with pytest.raises(TrackerError, match="unexpected keyword argument 'more'"):
+        tracker.check(wait=True)
+    assert not tracker.end("FINISHED")
+
+
+def test_the_trackers_process_ends_with_this_one() -> None:
+    code = """if True:
+        from mnist_exp.tracking.beside import Process
+        process = Process()
+        assert process.submit(abs, -1).result() == 1
+        print(process.worker.pid, flush=True)
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    ends = time.monotonic() + 10
+    while is_running(int(done.stdout)):
+        assert time.monotonic() < ends, "it is still there"
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -100,9 +152,23 @@ def test_a_tracker_out_of_reach_at_the_start_is_one_line(clone: Clone, server: o
     with server() as uri:  # type: ignore[operator]
         done = clone.run("train.py", "data=digits", env={"MLFLOW_TRACKING_URI": uri})
     assert done.returncode == 1
-    (line,) = done.stdout.splitlines()
+    *_, advice, command, line = done.stdout.splitlines()
     assert line.startswith(f"error: MLflow at {uri} does not answer (")
     assert line.endswith("; tracking=none trains without it")
+    (folder,) = clone.folders()
+    assert advice == "the tracker has not got everything; once it answers:"
+    assert command == f"python train.py resume={folder.relative_to(clone.root)}"
+    assert "the run goes on" not in done.stdout
+
+
+def test_a_long_training_ends_within_seconds_when_no_run_can_be_opened(clone: Clone) -> None:
+    started = time.monotonic()
+    with silent_server() as uri:
+        env = {"MLFLOW_TRACKING_URI": uri}
+        done = clone.run("train.py", "data=digits", "trainer.epochs=100000", env=env)
+    assert done.returncode == 1
+    assert f"error: MLflow at {uri} does not answer (" in done.stdout
+    assert time.monotonic() - started < 30  # 10 on a machine without other work
 
 
 def only_run(uri: str) -> tuple[MlflowClient, str]:

@@ -30,6 +30,7 @@ from mnist_exp.paths import CONF
 from mnist_exp.planning import plan_sweep, preset_axes
 from mnist_exp.resuming import find_run
 from mnist_exp.signals import end_at_once, raising
+from mnist_exp.tracking.beside import process_for
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ def train() -> None:
 
 def sweep(preset: list[str], typed: list[str]) -> int:
     """All jobs of a sweep; returns the exit code."""
+    plan = plan_sweep([*preset, *typed])
+    process_for(plan.config.tracking)  # imports MLflow while this one imports torch
     from mnist_exp.sweeps import run_sweep
 
     def launch(folder: Path) -> None:
@@ -82,7 +85,7 @@ def sweep(preset: list[str], typed: list[str]) -> int:
 
                 get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
-    return run_sweep(plan_sweep([*preset, *typed]), typed, launch)
+    return run_sweep(plan, typed, launch)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -95,6 +98,7 @@ def run_with_hydra(config: DictConfig) -> object:
     folder, overrides = Path(hydras.runtime.output_dir), list(hydras.overrides.task)
     with open_dict(config):
         del config["sweep"]  # how a run came about is no part of it
+    process_for(config.tracking)  # imports MLflow while this one imports torch
     if hydras.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps import run_job
 

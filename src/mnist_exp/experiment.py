@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from hydra.errors import InstantiationException
@@ -35,7 +36,8 @@ from mnist_exp.models.flops import flops_per_image
 from mnist_exp.paths import BEST, LAST
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
-from mnist_exp.tracking import DatasetRecord, Patient, RunRecord, Status, first_line
+from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, first_line
+from mnist_exp.tracking.beside import Beside
 from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
 
 log = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -
     saved = checkpoint.load(folder / LAST)
     try:
         config = resumed_config(trusted(saved["config"], folder / LAST), composed, overrides)
-        experiment = Experiment(config, folder, saved["name"])
+        experiment = Experiment(config, folder, saved["name"], saved["tags"], saved["parent"])
         experiment.load_state_dict(saved)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -119,9 +121,15 @@ class Experiment:
     """The objects of one run, and what is known of it so far."""
 
     def __init__(
-        self, config: DictConfig, folder: Path, name: str, tags: Mapping[str, str] = EMPTY
+        self,
+        config: DictConfig,
+        folder: Path,
+        name: str,
+        tags: Mapping[str, str] = EMPTY,
+        parent: str | None = None,
     ) -> None:
-        self.config, self.folder, self.name, self.tags = config, folder, name, tags
+        self.config, self.folder, self.name = config, folder, name
+        self.tags, self.parent = tags, parent
         self.device = environment.choose_device(config.trainer.device)
         self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
@@ -131,10 +139,10 @@ class Experiment:
         environment.set_threads(config.trainer.threads, step_flops)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer)
-        self.tracker = Patient(build(config, "tracking"))
+        self.tracker = Beside(config.tracking)
         self.progress = Progress(self.model)
         self.tested: Tested | None = None
-        self.run_id: str | None = None
+        self.key = uuid4().hex  # by which the tracker finds the run again
         self.ended = False
         self.on_epoch: Callable[[Epoch], None] = lambda epoch: None  # may raise Stopped
 
@@ -147,19 +155,22 @@ class Experiment:
         """
         status: Status = "FAILED"
         with alone(self.folder), deferred() as check_signals:
-            self.run_id = self.tracker.start(self.record(), self.run_id) or self.run_id
+            self.save_last_and_best()  # with the key, before the tracker has a run to lose
+            self.tracker.start(self.record())
             try:
                 self.describe()
                 self.train(check_signals)
                 result = self.finish()
+                if show:
+                    self.show(result)
                 status = "FINISHED"
             except (Interrupted, Stopped):
                 status = "KILLED"
                 raise
             finally:
                 self.close(status)
-            if show:
-                self.show(result)
+            if show and (where := self.tracker.where()):
+                log.info("compare  %s", where)
         return result
 
     def describe(self) -> None:
@@ -167,7 +178,6 @@ class Experiment:
         OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
         log.info("%s on %s", self.name, environment.device_name(self.device))
-        self.save_last_and_best()
         entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
         with replacing(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(map(json_line, entries)))
@@ -188,6 +198,7 @@ class Experiment:
                 if every and len(progress.losses) % every == 0:
                     self.save(LAST)
                 check_signals()
+                self.tracker.check()
 
             try:
                 for epoch in fit(
@@ -208,7 +219,7 @@ class Experiment:
                     self.tell(epoch_entry(epoch))
                     self.on_epoch(epoch)
                 check_signals()
-            except Interrupted:
+            except (Interrupted, TrackerError):
                 self.save(LAST)
                 raise
             except Diverged:
@@ -243,10 +254,11 @@ class Experiment:
         names = ("config.yaml", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
         self.tracker.upload(self.present(*names))
         self.tracker.upload(self.present(LAST, BEST), "checkpoints")
-        self.tracker.end(status)
-        if self.tracker.behind:
+        if not self.tracker.end(status):
             text = "the tracker has not got everything; once it answers:\n%s"
             log.warning(text, resume_command(self.folder))
+            if status == "FINISHED":
+                self.tracker.check()
         elif status == "FINISHED":
             self.ended = True
             self.save(LAST)
@@ -255,19 +267,18 @@ class Experiment:
             log.info(text, self.progress.number, resume_command(self.folder))
 
     def show(self, result: Result) -> None:
-        """The closing table, where the outputs lie, and how to compare."""
+        """The closing table, and where the outputs lie."""
         figures = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
         rows = [(name, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for name, f in figures.items() if f]
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
         log.info("outputs  %s", shown(self.folder))
-        if where := self.tracker.where():
-            log.info("compare  %s", where)
 
     # --- what is known, and where it is kept ---
 
     def record(self) -> RunRecord:
         return RunRecord(
+            key=self.key,
             name=self.name,
             params=dict(leaves(self.config)),
             tags={
@@ -276,6 +287,7 @@ class Experiment:
                 **self.tags,
             },
             dataset=DatasetRecord(self.dataset.name, self.dataset.digest, self.dataset.sizes),
+            parent=self.parent,
         )
 
     def entries(self) -> list[Entry]:
@@ -317,7 +329,9 @@ class Experiment:
         return {
             "name": self.name,
             "config": OmegaConf.to_container(self.config, resolve=True),
-            "run_id": self.run_id,
+            "key": self.key,
+            "tags": dict(self.tags),
+            "parent": self.parent,
             "ended": self.ended,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -334,7 +348,7 @@ class Experiment:
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
         self.load_optimizer(state["optimizer"])
-        self.run_id = state["run_id"]
+        self.key = state["key"]
         self.model.load_state_dict(state["model"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress.load_state_dict(state["progress"], self.device)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from uuid import uuid4
 
 from omegaconf import DictConfig
 
@@ -23,7 +24,6 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import (
     Experiment,
     Stopped,
-    build,
     kept_test_figures,
     resumed,
 )
@@ -32,7 +32,8 @@ from mnist_exp.leaderboard import OUTCOME, Outcome, Row, read_outcome
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.planning import Plan
 from mnist_exp.signals import Interrupted
-from mnist_exp.tracking import Patient, RunRecord, Status
+from mnist_exp.tracking import RunRecord, Status
+from mnist_exp.tracking.beside import Beside
 from mnist_exp.training import Epoch
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Sweep:
     test: str  # "winner" or "all"
     search: bool  # by Optuna, which may prune jobs
     begun: float = field(default_factory=time.time)  # Unix time, seconds
-    run_id: str | None = None  # the parent's
+    key: str = field(default_factory=lambda: uuid4().hex)  # of the parent's record
     tested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by job number
 
     def write(self, folder: Path) -> None:
@@ -73,15 +74,16 @@ def run_sweep(plan: Plan, typed: Sequence[str], launch: Callable[[Path], None]) 
     However it ends, there is a leaderboard of what is there, and the parent is told.
     """
     folder, sweep = begin(plan, typed)
-    tracker = Patient(build(plan.config, "tracking"))
+    tracker = Beside(plan.config.tracking)
     record = RunRecord(
+        key=sweep.key,
         name="sweep of " + " × ".join(leaderboard.short(sweep.swept).values() or ["one job"]),
         params=dict(plan.axes),
         tags={"sweep": folder.name, "output_folder": str(folder)},
     )
-    run_id = tracker.start(record, sweep.run_id)
+    tracker.start(record)
+    tracker.check(wait=True)
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = replace(sweep, run_id=run_id)
     sweep.write(folder)
     screen.log_to(folder / "sweep.log")
     log.info("a sweep of %d jobs in %s", plan.jobs, shown(folder))
@@ -136,7 +138,7 @@ def find_sweep(word: str) -> Path:
     raise BadInput(f"sweep.resume={word}: neither a sweep's folder nor latest")
 
 
-def close(folder: Path, sweep: Sweep, tracker: Patient, status: Status) -> int:
+def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
     """Leaderboard, picture, the winner's test, and the parent's end; returns the exit code."""
     rows = leaderboard.ranked(leaderboard.read(folder))
     bad = [job for row in rows for job in row.jobs if job.status not in ENDED]
@@ -154,17 +156,17 @@ def close(folder: Path, sweep: Sweep, tracker: Patient, status: Status) -> int:
             test(folder, sweep, winner, tracker)
     files = [folder / name for name in ("leaderboard.csv", "leaderboard.png", "sweep.log")]
     tracker.upload([path for path in files if path.exists()])
-    tracker.end(status)
+    whole = tracker.end(status)
     log.info("outputs  %s", shown(folder))
     if where := tracker.where():
         log.info("compare  %s", where)
-    if status != "FINISHED" or tracker.behind:
+    if status != "FINISHED" or not whole:
         text = "to run what has not finished:\n%s"
         log.info(text, command("-m", *sweep.typed, f"sweep.resume={typed_as(folder)}"))
     return 0 if status == "FINISHED" else 1
 
 
-def test(folder: Path, sweep: Sweep, winner: Row, tracker: Patient) -> None:
+def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
     """Open the test set for the winner, chosen on validation: once for each of its seeds."""
     tested = {
         str(job.job): sweep.tested.get(str(job.job)) or asdict(kept_test_figures(job.folder))
@@ -262,10 +264,8 @@ def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experim
     else:
         config.trainer.test = sweep.test == "all"
         tags = {"sweep": folder.parent.name, "job": str(outcome.job)}
-        if sweep.run_id:
-            tags["mlflow.parentRunId"] = sweep.run_id
         name = leaderboard.name(outcome.chosen) or f"job {outcome.job}"
-        experiment = Experiment(config, folder, name, tags)
+        experiment = Experiment(config, folder, name, tags, parent=sweep.key)
     if sweep.search:
         from mnist_exp.search import pruning  # imports optuna
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from mnist_exp.errors import Failure
 
-log = logging.getLogger(__name__)
-
-PATIENCE = 10  # times as long as a try has failed, until the next: costs at most a tenth of a run
+PATIENCE = 10  # times as long as a try has failed, until the next; else what waits piles up
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -35,10 +32,12 @@ class DatasetRecord:
 class RunRecord:
     """What is known of a run before it starts."""
 
+    key: str  # its own, for as long as it can be gone on with
     name: str
     params: Mapping[str, object]  # every config leaf by its dotted key
     tags: Mapping[str, str]
     dataset: DatasetRecord | None = None  # none for the parent run of a sweep
+    parent: str | None = None  # key of the sweep that it is a job of
 
 
 class Tracker(Protocol):
@@ -47,11 +46,8 @@ class Tracker(Protocol):
     Being told the same thing twice changes nothing.
     """
 
-    def start(self, record: RunRecord, run_id: str | None) -> str | None:
-        """Open a new run, or the one with this id again; returns the run's id.
-
-        Raises TrackerError.
-        """
+    def start(self, record: RunRecord) -> None:
+        """Open a new run, or the one with the record's key again. Raises TrackerError."""
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         """Metrics of one epoch; `step` is its number, from 1, `at` its Unix time in seconds."""
@@ -68,7 +64,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Tracks nothing."""
 
-    def start(self, record: RunRecord, run_id: str | None) -> None: ...
+    def start(self, record: RunRecord) -> None: ...
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None: ...
 
@@ -80,48 +76,38 @@ class NoTracker:
 
 
 class Patient:
-    """A tracker that may go away once the run has started: the training does not wait for it.
+    """A tracker that may go away once the run has started.
 
     What it could not be told is told again, in order, with a later thing, at the latest with the
-    end. `behind` says whether something is still missing.
+    end.
     """
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.start, self.where = tracker.start, tracker.where
-        self.untold: list[Callable[[], None]] = []
-        self.warned = False
+        self.untold: list[tuple[str, tuple[object, ...]]] = []
+        self.reason: str | None = None  # why something is untold
         self.next_try = 0.0  # on the clock of time.monotonic
 
-    @property
-    def behind(self) -> bool:
-        return bool(self.untold)
+    def tell(self, what: str, *arguments: object) -> str | None:
+        """Call the tracker's method of that name, after all that is untold.
 
-    def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
-        self._tell(lambda: self.tracker.log(metrics, step, at))
-
-    def upload(self, paths: Sequence[Path], folder: str = "") -> None:
-        self._tell(lambda: self.tracker.upload(paths, folder))
-
-    def end(self, status: Status) -> None:
-        self.next_try = 0.0
-        self._tell(lambda: self.tracker.end(status))
-
-    def _tell(self, call: Callable[[], None]) -> None:
-        self.untold.append(call)
+        Returns why something is untold now, or None.
+        """
+        self.untold.append((what, arguments))
         started = time.monotonic()
-        if started < self.next_try:
-            return
+        if started < self.next_try and what != "end":
+            return self.reason
         try:
             while self.untold:
-                self.untold[0]()
+                name, values = self.untold[0]
+                getattr(self.tracker, name)(*values)
                 del self.untold[0]
+            self.reason = None
         except Exception as error:  # whatever a database or a network can think of
             ended = time.monotonic()
             self.next_try = ended + PATIENCE * (ended - started)
-            if not self.warned:
-                log.warning("the tracker does not answer (%s); the run goes on", root_cause(error))
-                self.warned = True
+            self.reason = root_cause(error)
+        return self.reason
 
 
 def first_line(error: Exception) -> str:

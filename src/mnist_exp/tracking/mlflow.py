@@ -34,6 +34,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
 LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
 LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
 
+KEY = "key"  # the tag by which a run is found again: its id is MLflow's to choose
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
 
 
@@ -48,30 +49,33 @@ class MLflowTracker:
         self.client: MlflowClient
         self.run_id: str
 
-    def start(self, record: RunRecord, run_id: str | None) -> str:
+    def start(self, record: RunRecord) -> None:
         try:
             self.client = open_store(self.uri)
-            if run_id is None:
-                experiment_id = get_or_create(self.client, self.experiment, self.uri)
-                run = self.client.create_run(experiment_id, run_name=record.name)
-                run_id = run.info.run_id
-            else:
+            experiment_id = get_or_create(self.client, self.experiment, self.uri)
+            run_id = find_key(self.client, experiment_id, record.key)
+            if run_id:
                 self.client.update_run(run_id, status="RUNNING")
+            else:
+                tags = {KEY: record.key}
+                run = self.client.create_run(experiment_id, tags=tags, run_name=record.name)
+                run_id = run.info.run_id
             self.run_id = run_id
-            self._describe(record)
+            self._describe(record, experiment_id)
         except TrackerError:
             raise
         except Exception as error:  # whatever a database or a network can think of
             raise no_answer(self.uri, error) from error
-        return run_id
 
-    def _describe(self, record: RunRecord) -> None:
+    def _describe(self, record: RunRecord, experiment_id: str) -> None:
         """Tags, params and the data set. A param that a resumed run has changed keeps its value."""
         known = self.client.get_run(self.run_id).data.params
         params = [
             Param(key, str(value)) for key, value in record.params.items() if key not in known
         ]
         tags = [RunTag(key, value) for key, value in record.tags.items()]
+        if record.parent and (parent := find_key(self.client, experiment_id, record.parent)):
+            tags.append(RunTag("mlflow.parentRunId", parent))
         self.client.log_batch(self.run_id, params=params, tags=tags)
         if record.dataset:
             self._describe_dataset(record.dataset)
@@ -153,6 +157,12 @@ def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
             "or choose another with tracking.experiment=NAME"
         )
     return found.experiment_id
+
+
+def find_key(client: MlflowClient, experiment_id: str, key: str) -> str | None:
+    """The id of the run whose record has this key."""
+    found = client.search_runs([experiment_id], f"tags.{KEY} = '{key}'", max_results=1)
+    return found[0].info.run_id if found else None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""A tracker in a process of its own: what it waits for, no training waits for.
+
+MLflow takes two seconds to import and to open its store. On another core they pass beside the
+import of torch and the first epoch; a thread, which shares the interpreter's lock with the steps,
+measured no gain. Costs 150 MB while the run lasts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import gc
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_exp.signals import SIGNALS
+from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, root_cause
+
+log = logging.getLogger(__name__)
+
+
+class Beside:
+    """The tracker that a config names. Telling it returns at once, all but the `end`.
+
+    config: the group "tracking", a `_target_` and its arguments.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = OmegaConf.to_container(config, resolve=True)
+        self.process = process_for(config)
+        self.key: str  # of the record
+        self.opened: Future[str | None]
+        self.warned = False
+
+    def start(self, record: RunRecord) -> None:
+        self.key = record.key
+        self.opened = self.process.submit(_start, self.config, record)
+
+    def check(self, wait: bool = False) -> None:
+        """Raises TrackerError once it is known that no run could be opened."""
+        if wait or self.opened.done():
+            self.opened.result()
+
+    def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
+        self._tell("log", metrics, step, at)
+
+    def upload(self, paths: Sequence[Path], folder: str = "") -> None:
+        self._tell("upload", paths, folder)
+
+    def end(self, status: Status) -> bool:
+        """Waits for it; returns whether the tracker has been told everything."""
+        return _reason(self._tell("end", status)) is None
+
+    def where(self) -> str | None:
+        """What a person types or opens to look at the run. Raises TrackerError."""
+        return self.opened.result()
+
+    def _tell(self, what: str, *arguments: object) -> Future[str | None]:
+        told = self.process.submit(_tell, self.key, what, *arguments)
+        told.add_done_callback(self._warn)
+        return told
+
+    def _warn(self, told: Future[str | None]) -> None:
+        reason = _reason(told)
+        if reason and not self.warned and self.opened.exception() is None:
+            log.warning("the tracker does not answer (%s); the run goes on", reason)
+            self.warned = True
+
+
+def _reason(told: Future[str | None]) -> str | None:
+    """Why something is untold, or None."""
+    error = told.exception()
+    return str(error) if error else told.result()
+
+
+def process_for(config: DictConfig) -> Here | Process:
+    """Where the tracker runs; for one that has to be imported, its process starts to do so."""
+    module, _, name = str(config._target_).rpartition(".")
+    if name == "NoTracker":
+        return Here()
+    process = the_process()
+    process.submit(_import, module)
+    return process
+
+
+class Here:
+    """Calls at once, in this process."""
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(call(*arguments))
+        except TrackerError as error:
+            done.set_exception(error)
+        return done
+
+
+class Process:
+    """Calls in a process of its own, in order. It ends with this one, however this one ends.
+
+    Not one of multiprocessing, which would import the main script again and wants to be closed.
+    """
+
+    def __init__(self) -> None:
+        serve = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
+        self.worker = subprocess.Popen(
+            [sys.executable, "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        atexit.register(self._end)
+        self.calls: SimpleQueue[tuple[Future[Any], bytes]] = SimpleQueue()
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        self.calls.put((done, pickle.dumps((call, arguments))))
+        return done
+
+    def _end(self) -> None:
+        self.worker.kill()  # whoever has to wait for an answer has done so
+        self.worker.wait()
+
+    def _ask(self) -> None:
+        questions, answers = self.worker.stdin, self.worker.stdout
+        assert questions is not None
+        assert answers is not None
+        while True:
+            done, call = self.calls.get()
+            try:
+                questions.write(call)
+                questions.flush()
+                result, error = pickle.load(answers)
+            except (EOFError, OSError):
+                result, error = None, TrackerError("its process was killed")
+            if error is None:
+                done.set_result(result)
+            else:
+                done.set_exception(error)
+
+
+the_process = functools.cache(Process)
+
+
+# --- what runs in the tracker's process ---
+
+_opened: dict[str, Patient] = {}  # by the record's key
+
+
+def _import(module: str) -> None:
+    import_module(module)
+
+
+def _start(config: Any, record: RunRecord) -> str | None:
+    tracker = instantiate(config, _convert_="all")
+    tracker.start(record)
+    _opened[record.key] = Patient(tracker)
+    return tracker.where()
+
+
+def _tell(key: str, what: str, *arguments: object) -> str | None:
+    """Why something is untold, or None."""
+    if key not in _opened:
+        return "no run could be opened"
+    return _opened[key].tell(what, *arguments)
+
+
+def _serve() -> None:
+    """Answer calls until the other end is closed, which ends this process in whatever it is.
+
+    A signal is for the other end to answer.
+    """
+    gc.set_threshold(100_000)  # MLflow's import makes a million objects, none of them garbage
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what MLflow may print is no answer
+    calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
+    threading.Thread(target=_receive, args=(calls,)).start()
+    while True:
+        call, arguments = calls.get()
+        answer: tuple[Any, TrackerError | None]
+        try:
+            answer = call(*arguments), None
+        except TrackerError as error:
+            answer = None, error
+        except Exception as error:  # which may not be known at the other end
+            answer = None, TrackerError(root_cause(error))
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def _receive(calls: SimpleQueue[Any]) -> None:
+    try:
+        while True:
+            calls.put(pickle.load(sys.stdin.buffer))
+    finally:
+        os._exit(0)
