@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint
+.PHONY: train test lint bench
 
 train: .venv/installed  ## ARGS="optimizer.lr=1e-2" sets anything
 	$(BIN)/python train.py $(ARGS)
@@ -14,6 +14,9 @@ lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: .venv/installed  ## ARGS="--only answers" measures a part
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

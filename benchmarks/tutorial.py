@@ -6,6 +6,7 @@ The same network, split sizes, optimizer and steps as `python train.py`, and not
 """
 
 import sys
+import time
 
 import torch
 from torch import nn
@@ -40,6 +41,7 @@ def main(root: str) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_function = nn.CrossEntropyLoss()
     for epoch in range(1, 6):
+        started = time.perf_counter()
         model.train()
         loss_sum, correct, count = 0.0, 0, 0
         for images, labels in train_loader:
@@ -51,9 +53,12 @@ def main(root: str) -> None:
             loss_sum += loss.item() * len(labels)
             correct += (logits.argmax(1) == labels).sum().item()
             count += len(labels)
+        train_seconds = time.perf_counter() - started
         val_loss, val_accuracy = evaluate(model, val_loader, loss_function)
         print(f"epoch {epoch}  train {loss_sum / count:.4f} {correct / count:.4f}", end="  ")
-        print(f"val {val_loss:.4f} {val_accuracy:.4f}", flush=True)
+        print(f"val {val_loss:.4f} {val_accuracy:.4f}", end="  ")
+        seconds = time.perf_counter() - started
+        print(f"{seconds:.3f} s  {count / train_seconds:,.0f} images/s", flush=True)
     print(
         "test   loss {:.4f}  accuracy {:.4f}".format(*evaluate(model, test_loader, loss_function))
     )

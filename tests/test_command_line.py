@@ -14,8 +14,7 @@ from conftest import Clone
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import mnist_exp.cli  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp import command_line
+from mnist_exp import cli, command_line
 from mnist_exp.command_line import problems
 from mnist_exp.paths import CONF, REPOSITORY
 
@@ -538,6 +537,18 @@ def help_text(new_clone: Callable[[], Clone]) -> str:
     assert (done.returncode, done.stderr) == (0, "")
     assert made(clone) == before
     return done.stdout
+
+
+def test_help_is_answered_without_hydra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], help_text: str
+) -> None:
+    def compose() -> None:
+        raise AssertionError("what --help says takes no config")
+
+    monkeypatch.setattr(cli, "run_with_hydra", compose)
+    monkeypatch.setattr("sys.argv", ["train.py", "--help", "hydra/help=default"])
+    cli.train()
+    assert capsys.readouterr().out == help_text
 
 
 def test_help_lists_every_group_with_every_option(help_text: str) -> None:

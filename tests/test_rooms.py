@@ -22,6 +22,7 @@ ROOMS = {
     "files": "filelock errors",
     "signals": "",
     "commands": "paths",
+    "help": "paths",
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | sklearn torchvision",
     "models": "torch",
@@ -50,8 +51,8 @@ ROOMS = {
         "tracking tracking.beside training | figures search"
     ),
     "cli": (
-        "hydra omegaconf command_line commands config errors paths planning resuming signals "
-        "tracking.beside | experiment joblib reproduction sweeps"
+        "hydra omegaconf command_line commands config errors help paths planning resuming "
+        "signals tracking.beside | experiment joblib reproduction sweeps"
     ),
 }
 

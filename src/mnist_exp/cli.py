@@ -26,6 +26,7 @@ from omegaconf import DictConfig, open_dict
 from mnist_exp.command_line import problems
 from mnist_exp.commands import quoted
 from mnist_exp.errors import BadInput, Failure
+from mnist_exp.help import help_text
 from mnist_exp.paths import CONF
 from mnist_exp.planning import plan_sweep, preset_axes
 from mnist_exp.resuming import find_run
@@ -45,7 +46,10 @@ def train() -> None:
     Exits with 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
     """
     arguments = get_args_parser().parse_args()
-    if arguments.help or arguments.hydra_help or arguments.shell_completion:
+    if arguments.help:
+        print(help_text())
+        return
+    if arguments.hydra_help or arguments.shell_completion:
         run_with_hydra()
         return
     if arguments.multirun and (arguments.cfg or arguments.info):

@@ -1,0 +1,204 @@
+"""What a run costs, beside the least and the usual that the same work costs.
+
+    python benchmarks/bench.py [--rounds 5] [--only SECTION ...] [--out FILE]
+
+A section's commands run in turn, round after round, so that what else the machine does meets all
+of them alike; they are compared within a round, and the median of the rounds is told, with the
+least and the most. Tracked runs stay in MLflow's experiment "bench"; nothing else is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+from measure import Bar, Column, Section, measured, run
+
+from mnist_exp.files import replacing
+from mnist_exp.paths import CONF, REPOSITORY
+
+RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
+
+WALL = Column("wall, s", lambda run: run.wall, ".2f")
+CPU = Column("CPU, s", lambda run: run.cpu, ".2f")
+MEMORY = Column("peak memory, MB", lambda run: run.memory, ",.0f")
+EPOCH = Column("epoch, s", lambda run: run.epoch("epoch_seconds"), ".3f")
+EPOCHS = Column("all epochs, s", lambda run: sum(run.values("epoch_seconds")), ".2f")
+SPEED = Column("images/s", lambda run: run.epoch("images_per_second"), ",.0f")
+VAL = Column("val accuracy", lambda run: run.last("val/accuracy"), ".4f")
+TEST = Column("test accuracy", lambda run: run.last("test/accuracy"), ".4f")
+PER_EPOCH = Column("an epoch", lambda run: fmean(run.values("epoch_seconds")), ".2f", relative=True)
+PER_IMAGE = Column("an image", lambda run: 1 / run.epoch("images_per_second"), ".2f", relative=True)
+
+TUTORIAL = "benchmarks/tutorial.py DATA"
+TRACKED = "hydra.run.dir=OUT hydra.sweep.dir=OUT tracking.experiment=bench"
+UNTRACKED = "train.py hydra.run.dir=OUT tracking=none"
+SHORT = f"{UNTRACKED} trainer.epochs=3"
+MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
+PRECISIONS = [f"trainer.precision={name}" for name in ("float64", "float32", "bfloat16", "float16")]
+
+
+def each(start: str, words: Iterable[str]) -> dict[str, str]:
+    """Commands that differ in their last words, by which they are called."""
+    return {word: f"{start} {word}" for word in words}
+
+
+def wall(one: str, other: str, limit: str = "", times: int = 1) -> Bar:
+    """The wall time of the one, or so many times it, over that of the other."""
+    text = f"{times} × {one} / {other}" if times > 1 else f"{one} / {other}"
+    return Bar(text, lambda runs: times * runs[one].wall / runs[other].wall, limit)
+
+
+SECTIONS = {
+    "processes": Section(
+        "Whole processes, the same work",
+        "MNIST, 784-128-64-10, Adam at 1e-3, batches of 64, five epochs. The tutorial has a "
+        "DataLoader and per-sample transforms; the bare loop has tensors in memory, one thread, no "
+        "validation, no metrics and no files. An epoch is the median of those after the first: "
+        "51,000 images, and but for the bare loop 9,000 to validate on. images/s are of training.",
+        {
+            "tutorial": TUTORIAL,
+            "bare loop": "benchmarks/bare.py DATA",
+            "train.py": f"train.py {TRACKED}",
+            "train.py tracking=none": UNTRACKED,
+        },
+        [WALL, CPU, MEMORY, EPOCH, SPEED, TEST],
+        [
+            wall("tutorial", "train.py", "≥ 4.5"),
+            wall("train.py", "bare loop", "≤ 1.5"),
+            wall("train.py tracking=none", "bare loop", "≤ 1.2"),
+            Bar(
+                "epoch of train.py / epoch of the bare loop × 60,000 / 51,000",
+                lambda runs: EPOCH.of(runs["train.py"]) / (EPOCH.of(runs["bare loop"]) * 60 / 51),
+                "≤ 1.1",
+            ),
+        ],
+    ),
+    "answers": Section(
+        "Answers without training",
+        "`train.py` with these words: wall seconds of the process.",
+        answers := each("train.py", ["--help", "--cfg job", "optimizer.lrr=1"]),
+        bars=[Bar(words, lambda runs, w=words: runs[w].wall, "≤ 0.6") for words in answers],
+    ),
+    "batch": Section(
+        "An epoch by batch size",
+        "`train.py tracking=none trainer.epochs=3`: the median of the epochs after the first.",
+        each(SHORT, (f"batch_size={2**power}" for power in range(4, 13))),
+        [EPOCH, SPEED],
+    ),
+    "model": Section(
+        "An epoch by model",
+        "`train.py tracking=none trainer.epochs=3`: the median of the epochs after the first.",
+        each(SHORT, (f"model={model}" for model in MODELS)),
+        [EPOCH, SPEED, VAL],
+    ),
+    "epochs": Section(
+        "The cost of more epochs",
+        "`train.py tracking=none`: an epoch in the mean, relative to the first row. The first "
+        "epoch of a run warms up as well.",
+        each(UNTRACKED, (f"trainer.epochs={number}" for number in (1, 2, 4, 8))),
+        [EPOCHS, PER_EPOCH],
+    ),
+    "images": Section(
+        "The cost of more images",
+        "`train.py tracking=none`, batches of 64: training on an image, relative to the first row, "
+        "after the first epoch.",
+        each(UNTRACKED, (f"trainer.max_batches={number}" for number in (100, 200, 400, 800))),
+        [EPOCHS, PER_IMAGE],
+    ),
+    "precision": Section(
+        "Precision and compilation",
+        "`train.py tracking=none trainer.epochs=3`: the median of the epochs after the first, in "
+        "which the model is compiled.",
+        each(
+            SHORT,
+            (
+                f"model={model} {words}"
+                for model in ("mlp", "cnn")
+                for words in (*PRECISIONS, "trainer.compile=true")
+            ),
+        ),
+        [WALL, EPOCH, VAL],
+    ),
+    "sweep": Section(
+        "Nine trainings",
+        "A sweep over nine seeds, and the tutorial, started once and counted nine times.",
+        {"tutorial": TUTORIAL, "sweep": f"train.py -m seed=1,2,3,4,5,6,7,8,9 {TRACKED}"},
+        [WALL, CPU, MEMORY],
+        [wall("tutorial", "sweep", times=9)],
+        most_rounds=3,
+    ),
+}
+
+
+@contextmanager
+def mnist() -> Iterator[str]:
+    """A folder with MNIST as torchvision lays it out, after a run that fetched and read it all."""
+    run(f"train.py {TRACKED} trainer=debug")
+    with tempfile.TemporaryDirectory() as data:
+        raw = Path(data, "MNIST", "raw")
+        raw.mkdir(parents=True)
+        for path in (REPOSITORY / "data" / "cache" / "mnist").glob("*ubyte"):
+            (raw / path.name).symlink_to(path)
+        yield data
+
+
+def circumstances() -> str:
+    """When, what and where: the figures are no one else's."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
+    cpu = platform.machine()
+    with suppress(OSError):  # where there is no such file
+        cpu = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    packages = ("torch", "torchvision", "mlflow", "hydra-core")
+    lines = [
+        "# Measured",
+        "",
+        f"- `{shlex.join(['python', 'benchmarks/bench.py', *sys.argv[1:]])}`",
+        f"- {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, commit {commit}",
+        f"- {cpu}, {os.cpu_count()} cores, {memory:.0f} GB, load before {os.getloadavg()[0]:.1f}",
+        f"- Python {platform.python_version()}, {', '.join(f'{p} {version(p)}' for p in packages)}",
+        "- figures: median of the rounds (least to most); ratios are taken within a round",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="5 by default")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument("--out", type=Path, help="benchmarks/RESULTS.md, but none with --only")
+    options = parser.parse_args()
+    out = options.out or (None if options.only else RESULTS)
+
+    parts = [circumstances()]
+    print(parts[0])
+    with mnist() as data:
+        for name in options.only or SECTIONS:
+            parts.append(measured(SECTIONS[name], options.rounds, data))
+            print(f"\n{parts[-1]}")
+    if out:
+        with replacing(out) as temporary:
+            temporary.write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; nothing is written")
