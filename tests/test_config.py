@@ -42,6 +42,8 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.val_fraction": ([0.15, 0.999], [0, 0.0, 1, 1.0, 1.5, -0.1, math.nan]),
     "data.split_seed": ([0, 7], [-1, 2**32]),
     "model.hidden_sizes": ([[], [1], [128, 64]], [[0], [1, "a"], [1.5], [[1]], 128, None]),
+    "model.channels": ([[], [1], [16, 32]], [[0], [1, "a"], [1.5], [[1]], 16, None]),
+    "model.hidden_size": ([1, 128], [0, -1, 1.5, [128], None]),
     "model.dropout": ([0, 0.5, 0.99], [1, -0.1, True]),
     "optimizer.lr": ([1e-300, 0.1, 1, 10], [0, -1, math.nan, math.inf, HUGE, "1e-3x", True]),
     "optimizer.betas": ([[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], [0.9, 0.9, 0.9], 0.9, None]),

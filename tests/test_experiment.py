@@ -108,7 +108,7 @@ def test_a_target_that_does_not_exist_is_bad_input() -> None:
         build(config, "model", input_shape=(1, 8, 8), classes=10)
 
 
-@pytest.mark.parametrize("model", ["mlp", "linear"])
+@pytest.mark.parametrize("model", ["mlp", "linear", "cnn"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_every_model_trains_with_every_optimizer(
     model: str, optimizer: str, quick: list[str], tmp_path: Path

@@ -126,6 +126,8 @@ OPTION_RULES = {
     ),
     "data.split_seed": seed,
     "model.hidden_sizes": list_of(integer(1)),
+    "model.channels": list_of(integer(1)),
+    "model.hidden_size": integer(1),
     "model.dropout": fraction,
     "optimizer.lr": positive,
     "optimizer.betas": Rule(
