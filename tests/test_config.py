@@ -29,6 +29,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ["", "gpu", "cuda:", "cuda:a", "cuda:-1", "cuda:0 ", "CPU", 0, None],
     ),
     "trainer.threads": (["auto", 1, 64], [0, -1, "all", 1.5, None]),
+    "trainer.channels_last": (["auto", True, False], ["yes", "", 1, None]),
     "trainer.keep": (["best", "last"], ["first", "", None]),
     "trainer.deterministic": ([True, False], [0, 1, "true", None]),
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),

@@ -8,6 +8,7 @@ from torch import nn
 
 from mnist_exp.models import CNN, MLP, Linear
 from mnist_exp.models.flops import flops_per_image
+from mnist_exp.models.layout import memory_format
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
@@ -77,3 +78,19 @@ def test_the_flops_of_linear_layers_and_convolutions_are_counted() -> None:
     convolution = nn.Conv2d(3, 8, 3, padding=1, groups=1)
     assert flops_per_image(convolution, (3, 10, 6)) == 2 * 3 * 3 * 3 * 8 * 60
     assert convolution.training
+
+
+@pytest.mark.parametrize(
+    ("wanted", "model", "last"),
+    [
+        ("auto", CNN, True),
+        ("auto", MLP, False),
+        (True, MLP, True),
+        (False, CNN, False),
+    ],
+)
+def test_channels_last_is_for_2d_convolutions_or_as_asked_for(
+    wanted: bool | str, model: type[nn.Module], last: bool
+) -> None:
+    expected = torch.channels_last if last else torch.contiguous_format
+    assert memory_format(wanted, model(input_shape=(1, 8, 8), classes=10)) is expected

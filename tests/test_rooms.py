@@ -36,7 +36,7 @@ ROOMS = {
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
         "torch hydra omegaconf checkpoint commands config data environment errors files "
-        "models.flops paths resuming screen signals tracking training"
+        "models.flops models.layout paths resuming screen signals tracking training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"

@@ -32,6 +32,7 @@ from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone, replacing
 from mnist_exp.models.flops import flops_per_image
+from mnist_exp.models.layout import memory_format
 from mnist_exp.paths import BEST, LAST
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
@@ -126,7 +127,9 @@ class Experiment:
         self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
         torch.manual_seed(config.seed)
-        self.model = build_model(config, self.dataset).to(self.device)
+        model = build_model(config, self.dataset)
+        self.memory_format = memory_format(config.trainer.channels_last, model)
+        self.model = model.to(self.device).to(memory_format=self.memory_format)
         step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * config.batch_size
         environment.set_threads(config.trainer.threads, step_flops)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
@@ -166,7 +169,10 @@ class Experiment:
         """Leave in the folder all that is known, and tell all figures so far, to a run anew."""
         OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
-        log.info("%s on %s", self.name, environment.device_name(self.device))
+        means = [environment.device_name(self.device)]
+        if self.memory_format is torch.channels_last:
+            means.append("channels last")
+        log.info("%s on %s", self.name, ", ".join(means))
         self.save_last_and_best()
         entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
         with replacing(self.folder / "metrics.jsonl") as temporary:
@@ -178,7 +184,7 @@ class Experiment:
         """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
         config, progress = self.config, self.progress
         limit = config.trainer.max_batches and config.trainer.max_batches * config.batch_size
-        train, val = prepared(self.dataset, self.device, limit)
+        train, val = prepared(self.dataset, self.device, self.memory_format, limit)
         every = config.trainer.checkpoint_every_steps
         bar = screen.progress_bar(config.trainer.epochs, len(train), config.batch_size)
         with bar as show_step:
@@ -227,7 +233,7 @@ class Experiment:
         best = self.progress.best
         assert best is not None, "fit ended without an epoch"
         if self.tested is None or self.tested.epoch != best.number:
-            split = self.dataset.prepare(self.dataset.test, self.device)
+            split = self.dataset.prepare(self.dataset.test, self.device, self.memory_format)
             self.tested = Tested(best.number, evaluate(model, split), time.time())
             self.save(LAST)
         self.tell(test_entry(self.tested))
@@ -370,13 +376,18 @@ def build_model(config: DictConfig, dataset: Dataset) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=1)
-def prepared(dataset: Dataset, device: torch.device, limit: int | None) -> tuple[Split, Split]:
+def prepared(
+    dataset: Dataset, device: torch.device, memory_format: torch.memory_format, limit: int | None
+) -> tuple[Split, Split]:
     """Training and validation images on the device, once for all jobs of a serial sweep.
 
     limit: images of each; None for all.
     """
     train, val = dataset.train[:limit], dataset.val[:limit]
-    return dataset.prepare(train, device), dataset.prepare(val, device)
+    return (
+        dataset.prepare(train, device, memory_format),
+        dataset.prepare(val, device, memory_format),
+    )
 
 
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
@@ -433,6 +444,8 @@ def kept_test_figures(folder: Path) -> Figures:
     config = trusted(saved["config"], folder / LAST)
     device = environment.choose_device(config.trainer.device)
     dataset = load_dataset(OmegaConf.to_yaml(config.data))
-    model = build_model(config, dataset).to(device)
+    model = build_model(config, dataset)
+    images_format = memory_format(config.trainer.channels_last, model)
+    model.to(device).to(memory_format=images_format)
     model.load_state_dict(saved["progress"]["kept"])
-    return evaluate(model, dataset.prepare(dataset.test, device))
+    return evaluate(model, dataset.prepare(dataset.test, device, images_format))

@@ -51,14 +51,19 @@ class Dataset:
         """Images in each split."""
         return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
 
-    def prepare(self, split: Split, device: torch.device) -> Split:
+    def prepare(
+        self,
+        split: Split,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Split:
         """The split on the device as float32, with ToTensor + Normalize applied once to all of it.
 
         The same operations in the same order as torchvision's, so the values are equal bit for
         bit. Costs four bytes a pixel instead of one (MNIST's training images: 160 MB) and saves
         the three operations from every step.
         """
-        images = split.images.to(device).to(torch.float32).div_(255)
+        images = split.images.to(device).to(torch.float32, memory_format=memory_format).div_(255)
         mean, std = torch.tensor([self.mean, self.std], device=device)
         return Split(images.sub_(mean).div_(std), split.labels.to(device))
 
