@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import mnist_exp.cli  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp import command_line
+from mnist_exp import command_line, environment
 from mnist_exp.command_line import problems
 from mnist_exp.paths import CONF, REPOSITORY
 
@@ -90,6 +90,10 @@ WRONG = {
     "trainer.max_batches=0": f"must be null or {POSITIVE.removeprefix('must be ')}",
     "trainer.keep=lst": "must be best | last; did you mean last?",
     "trainer.device=cudaa": ("must be auto | cpu | cuda | cuda:<index> | mps; did you mean cuda?"),
+    "trainer.precision=float": (
+        "must be float64 | float32 | bfloat16 | float16; did you mean float64?"
+    ),
+    "trainer.channels_last=first": "must be true | false | auto",
     "seed=-1": "must be an integer from 0 to 4294967295",
     # references
     "optimizer.lr=${sed}": "Interpolation key 'sed' not found",
@@ -175,6 +179,27 @@ RIGHT = [
 def test_nothing_is_said_of_what_is_right() -> None:
     assert problems(RIGHT) == []
     assert problems([]) == []
+
+
+def test_what_the_device_cannot_do_is_told_whatever_is_typed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "present_devices", lambda: ["mps", "cpu"])
+    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
+    no_float16 = "trainer.precision=float16: this CPU does not compute in float16; take bfloat16"
+    no_float64 = (
+        "trainer.precision=float64: mps does not compute in float64; take float32, or "
+        "trainer.device=cpu"
+    )
+    assert said("trainer.precision=float64") == [no_float64]
+    assert said("trainer.precision=float64 trainer.device=cpu") == []
+    assert said("trainer.precision=float16 trainer.device=cpu") == [no_float16]
+    assert said("trainer.device=cpu trainer.precision=float16") == [no_float16]
+    assert said("trainer.precision=float16") == []
+    assert said("-m trainer.precision=float64,float32,float16") == [no_float64]
+    assert said("trainer.precision=float64 trainer.device=cuda") == [
+        "trainer.device=cuda: not on this machine, which has mps, cpu"
+    ]
 
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

@@ -30,6 +30,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "trainer.threads": (["auto", 1, 64], [0, -1, "all", 1.5, None]),
     "trainer.channels_last": (["auto", True, False], ["yes", "", 1, None]),
+    "trainer.precision": (
+        ["float64", "float32", "bfloat16", "float16"],
+        ["float", "fp16", 16, True, None],
+    ),
     "trainer.keep": (["best", "last"], ["first", "", None]),
     "trainer.deterministic": ([True, False], [0, 1, "true", None]),
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),

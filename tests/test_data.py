@@ -867,7 +867,7 @@ def test_batches_keep_the_memory_format_of_the_images(digits_set: Dataset) -> No
     images = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 8), np.uint8))
     split = Split(images, torch.zeros(50, dtype=torch.int64))
     plain = digits_set.prepare(split, torch.device("cpu"))
-    prepared = digits_set.prepare(split, torch.device("cpu"), torch.channels_last)
+    prepared = digits_set.prepare(split, torch.device("cpu"), memory_format=torch.channels_last)
     assert torch.equal(prepared.images, plain.images)
     for index in (torch.tensor([7, 1, 3]), slice(10, 20)):
         assert prepared.images[index].is_contiguous(memory_format=torch.channels_last)

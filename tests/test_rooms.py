@@ -25,18 +25,19 @@ ROOMS = {
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | sklearn torchvision",
     "models": "torch",
+    "precision": "torch",
     "checkpoint": "torch numpy errors files",
     "environment": "torch errors paths",
     "command_line": "hydra omegaconf config paths | environment",
     "planning": "hydra omegaconf config errors paths",
     "tracking": "errors",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
-    "training": "torch data.splits errors",
+    "training": "torch data.splits errors precision",
     "screen": "torch rich training",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
         "torch hydra omegaconf checkpoint commands config data environment errors files "
-        "models.flops models.layout paths resuming screen signals tracking training"
+        "models.flops models.layout paths precision resuming screen signals tracking training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"

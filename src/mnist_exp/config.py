@@ -114,6 +114,7 @@ RULES = {
         "auto or an integer >= 1", (str, int), lambda value: value == "auto" or is_count(value)
     ),
     "trainer.channels_last": flag_or("auto"),
+    "trainer.precision": one_of("float64", "float32", "bfloat16", "float16"),
     "trainer.keep": one_of("best", "last"),
     "trainer.deterministic": flag,
     "trainer.checkpoint_every_steps": optional(integer(1)),

@@ -34,6 +34,7 @@ from mnist_exp.files import alone, replacing
 from mnist_exp.models.flops import flops_per_image
 from mnist_exp.models.layout import memory_format
 from mnist_exp.paths import BEST, LAST
+from mnist_exp.precision import Precision
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, Patient, RunRecord, Status, first_line
@@ -42,6 +43,7 @@ from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, str] = {}
+Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,16 @@ class Experiment:
     ) -> None:
         self.config, self.folder, self.name, self.tags = config, folder, name, tags
         self.device = environment.choose_device(config.trainer.device)
+        check_possible(config, self.device)
         self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
+        environment.set_full_float32()
         torch.manual_seed(config.seed)
+        self.precision = Precision(config.trainer.precision, self.device)
         model = build_model(config, self.dataset)
-        self.memory_format = memory_format(config.trainer.channels_last, model)
-        self.model = model.to(self.device).to(memory_format=self.memory_format)
+        lying = memory_format(config.trainer.channels_last, model)
+        self.form = (self.device, self.precision.dtype, lying)
+        self.model = model.to(self.device, self.precision.dtype).to(memory_format=lying)
         step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * config.batch_size
         environment.set_threads(config.trainer.threads, step_flops)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
@@ -169,8 +175,8 @@ class Experiment:
         """Leave in the folder all that is known, and tell all figures so far, to a run anew."""
         OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
-        means = [environment.device_name(self.device)]
-        if self.memory_format is torch.channels_last:
+        means = [environment.device_name(self.device), self.precision.name]
+        if torch.channels_last in self.form:
             means.append("channels last")
         log.info("%s on %s", self.name, ", ".join(means))
         self.save_last_and_best()
@@ -184,7 +190,7 @@ class Experiment:
         """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
         config, progress = self.config, self.progress
         limit = config.trainer.max_batches and config.trainer.max_batches * config.batch_size
-        train, val = prepared(self.dataset, self.device, self.memory_format, limit)
+        train, val = prepared(self.dataset, limit, self.form)
         every = config.trainer.checkpoint_every_steps
         bar = screen.progress_bar(config.trainer.epochs, len(train), config.batch_size)
         with bar as show_step:
@@ -207,6 +213,7 @@ class Experiment:
                     batch_size=config.batch_size,
                     seed=config.seed,
                     keep=config.trainer.keep,
+                    precision=self.precision,
                     on_step=on_step,
                 ):
                     self.save_last_and_best()
@@ -233,8 +240,9 @@ class Experiment:
         best = self.progress.best
         assert best is not None, "fit ended without an epoch"
         if self.tested is None or self.tested.epoch != best.number:
-            split = self.dataset.prepare(self.dataset.test, self.device, self.memory_format)
-            self.tested = Tested(best.number, evaluate(model, split), time.time())
+            split = self.dataset.prepare(self.dataset.test, *self.form)
+            figures = evaluate(model, split, self.precision)
+            self.tested = Tested(best.number, figures, time.time())
             self.save(LAST)
         self.tell(test_entry(self.tested))
 
@@ -328,6 +336,7 @@ class Experiment:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
             "progress": self.progress.state_dict(),
             "tested": self.tested and asdict(self.tested),
             "random": checkpoint.random_states(),
@@ -336,13 +345,14 @@ class Experiment:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what a checkpoint has. Raises ValueError where it is of another training."""
         own = self.state_dict()
-        for name in ("model", "scheduler"):
+        for name in ("model", "scheduler", "scaler"):
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
         self.load_optimizer(state["optimizer"])
         self.run_id = state["run_id"]
         self.model.load_state_dict(state["model"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], self.device)
         if state["tested"]:
             figures = Figures(**state["tested"]["figures"])
@@ -370,24 +380,27 @@ def load_dataset(data: str) -> Dataset:
     return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
 
 
+def check_possible(config: DictConfig, device: torch.device) -> None:
+    """Raise BadInput for a value that cannot be on this device."""
+    for key in ("precision",):
+        value = config.trainer[key]
+        if lack := environment.lacking(f"trainer.{key}", value, device):
+            raise BadInput(f"trainer.{key}={value}: {lack}")
+
+
 def build_model(config: DictConfig, dataset: Dataset) -> nn.Module:
     shape, classes = dataset.image_shape, dataset.classes
     return build(config, "model", input_shape=shape, classes=classes)
 
 
 @functools.lru_cache(maxsize=1)
-def prepared(
-    dataset: Dataset, device: torch.device, memory_format: torch.memory_format, limit: int | None
-) -> tuple[Split, Split]:
+def prepared(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Split]:
     """Training and validation images on the device, once for all jobs of a serial sweep.
 
     limit: images of each; None for all.
     """
     train, val = dataset.train[:limit], dataset.val[:limit]
-    return (
-        dataset.prepare(train, device, memory_format),
-        dataset.prepare(val, device, memory_format),
-    )
+    return dataset.prepare(train, *form), dataset.prepare(val, *form)
 
 
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
@@ -443,9 +456,11 @@ def kept_test_figures(folder: Path) -> Figures:
     saved = checkpoint.load(folder / LAST)
     config = trusted(saved["config"], folder / LAST)
     device = environment.choose_device(config.trainer.device)
+    precision = Precision(config.trainer.precision, device)
     dataset = load_dataset(OmegaConf.to_yaml(config.data))
     model = build_model(config, dataset)
-    images_format = memory_format(config.trainer.channels_last, model)
-    model.to(device).to(memory_format=images_format)
+    lying = memory_format(config.trainer.channels_last, model)
+    model.to(device, precision.dtype).to(memory_format=lying)
     model.load_state_dict(saved["progress"]["kept"])
-    return evaluate(model, dataset.prepare(dataset.test, device, images_format))
+    split = dataset.prepare(dataset.test, device, precision.dtype, lying)
+    return evaluate(model, split, precision)
