@@ -93,6 +93,10 @@ WRONG = {
     "trainer.precision=float": (
         "must be float64 | float32 | bfloat16 | float16; did you mean float64?"
     ),
+    "trainer.compile=max": (
+        "must be true | false | default | reduce-overhead | max-autotune | "
+        "max-autotune-no-cudagraphs"
+    ),
     "trainer.channels_last=first": "must be true | false | auto",
     "seed=-1": "must be an integer from 0 to 4294967295",
     # references
@@ -200,6 +204,20 @@ def test_what_the_device_cannot_do_is_told_whatever_is_typed_first(
     assert said("trainer.precision=float64 trainer.device=cuda") == [
         "trainer.device=cuda: not on this machine, which has mps, cpu"
     ]
+
+
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment, "present_devices", lambda: ["cuda", "cpu"])
+    no_cxx = "needs a C++ compiler, and there is no g++; take false"
+    no_triton = "needs the package triton, which is not installed; take false"
+    for typed in ("true", "max-autotune"):
+        line = f"trainer.compile={typed}"
+        assert said(f"{line} trainer.device=cpu") == [f"{line}: {no_cxx}"]
+        assert said(line) == [f"{line}: {no_triton}"]
+    assert said("trainer.compile=false trainer.device=cpu") == []
 
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

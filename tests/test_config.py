@@ -34,6 +34,10 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ["float64", "float32", "bfloat16", "float16"],
         ["float", "fp16", 16, True, None],
     ),
+    "trainer.compile": (
+        [True, False, "default", "reduce-overhead", "max-autotune"],
+        ["auto", "", 1, None],
+    ),
     "trainer.keep": (["best", "last"], ["first", "", None]),
     "trainer.deterministic": ([True, False], [0, 1, "true", None]),
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),

@@ -26,6 +26,7 @@ ROOMS = {
     "data": "torch numpy filelock errors files | sklearn torchvision",
     "models": "torch",
     "precision": "torch",
+    "compiling": "torch errors",
     "checkpoint": "torch numpy errors files",
     "environment": "torch errors paths",
     "command_line": "hydra omegaconf config paths | environment",
@@ -36,7 +37,7 @@ ROOMS = {
     "screen": "torch rich training",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch hydra omegaconf checkpoint commands config data environment errors files "
+        "torch hydra omegaconf checkpoint commands compiling config data environment errors files "
         "models.flops models.layout paths precision resuming screen signals tracking training"
     ),
     "reproduction": (

@@ -31,7 +31,7 @@ PLUGINS = {
     "optuna": "optuna",
 }
 # Values that each machine can do. Of others its torch is asked, which takes a second to import.
-EVERYWHERE = {"trainer.precision": ("float32", "bfloat16")}
+EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
 PRESETS = "experiment"  # the group whose options are laid over all others
 
 

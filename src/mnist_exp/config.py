@@ -115,6 +115,9 @@ RULES = {
     ),
     "trainer.channels_last": flag_or("auto"),
     "trainer.precision": one_of("float64", "float32", "bfloat16", "float16"),
+    "trainer.compile": flag_or(
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ),
     "trainer.keep": one_of("best", "last"),
     "trainer.deterministic": flag,
     "trainer.checkpoint_every_steps": optional(integer(1)),

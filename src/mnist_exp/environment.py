@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -69,6 +71,11 @@ def cpu_computes_in_float16() -> bool:
     return mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
+def cxx_compiler() -> str:
+    """The one that torch.compile calls on a CPU."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
 def lacking(key: str, value: object, device: torch.device) -> str | None:
     """What keeps this device from this value of the config, and what to take instead, if any."""
     match key, value, device.type:
@@ -76,6 +83,10 @@ def lacking(key: str, value: object, device: torch.device) -> str | None:
             return "this CPU does not compute in float16; take bfloat16"
         case "trainer.precision", "float64", "mps":
             return "mps does not compute in float64; take float32, or trainer.device=cpu"
+        case "trainer.compile", True | str(), "cpu" if shutil.which(cxx_compiler()) is None:
+            return f"needs a C++ compiler, and there is no {cxx_compiler()}; take false"
+        case "trainer.compile", True | str(), "cuda" if find_spec("triton") is None:
+            return "needs the package triton, which is not installed; take false"
     return None
 
 

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
+from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.config import leaves
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
@@ -138,6 +139,7 @@ class Experiment:
         self.model = model.to(self.device, self.precision.dtype).to(memory_format=lying)
         step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * config.batch_size
         environment.set_threads(config.trainer.threads, step_flops)
+        compile_in_place(self.model, config.trainer.compile)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer)
         self.tracker = Patient(build(config, "tracking"))
@@ -178,6 +180,8 @@ class Experiment:
         means = [environment.device_name(self.device), self.precision.name]
         if torch.channels_last in self.form:
             means.append("channels last")
+        if self.config.trainer.compile:
+            means.append("compiled")
         log.info("%s on %s", self.name, ", ".join(means))
         self.save_last_and_best()
         entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
@@ -193,7 +197,7 @@ class Experiment:
         train, val = prepared(self.dataset, limit, self.form)
         every = config.trainer.checkpoint_every_steps
         bar = screen.progress_bar(config.trainer.epochs, len(train), config.batch_size)
-        with bar as show_step:
+        with bar as show_step, failing_in_one_line():
 
             def on_step(progress: Progress) -> None:
                 show_step(progress)
@@ -382,7 +386,7 @@ def load_dataset(data: str) -> Dataset:
 
 def check_possible(config: DictConfig, device: torch.device) -> None:
     """Raise BadInput for a value that cannot be on this device."""
-    for key in ("precision",):
+    for key in ("precision", "compile"):
         value = config.trainer[key]
         if lack := environment.lacking(f"trainer.{key}", value, device):
             raise BadInput(f"trainer.{key}={value}: {lack}")
