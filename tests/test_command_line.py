@@ -14,7 +14,7 @@ from conftest import Clone
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mnist_exp import cli, command_line
+from mnist_exp import cli, command_line, environment
 from mnist_exp.command_line import problems
 from mnist_exp.paths import CONF, REPOSITORY
 
@@ -89,6 +89,14 @@ WRONG = {
     "trainer.max_batches=0": f"must be null or {POSITIVE.removeprefix('must be ')}",
     "trainer.keep=lst": "must be best | last; did you mean last?",
     "trainer.device=cudaa": ("must be auto | cpu | cuda | cuda:<index> | mps; did you mean cuda?"),
+    "trainer.precision=float": (
+        "must be float64 | float32 | bfloat16 | float16; did you mean float64?"
+    ),
+    "trainer.compile=max": (
+        "must be true | false | default | reduce-overhead | max-autotune | "
+        "max-autotune-no-cudagraphs"
+    ),
+    "trainer.channels_last=first": "must be true | false | auto",
     "seed=-1": "must be an integer from 0 to 4294967295",
     # references
     "optimizer.lr=${sed}": "Interpolation key 'sed' not found",
@@ -122,11 +130,11 @@ NOT_EVEN_READ = {
     ),
     "batch_size=32,64": "several values; a sweep over them needs -m",
     "model=mlp,linear": "several values; a sweep over them needs -m",
-    "model=mlpp": "must be linear | mlp; did you mean mlp?",
-    "model=": "must be linear | mlp",
-    "model=null": "must be linear | mlp",
-    "model=[mlp,linear]": "must be linear | mlp",
-    "model={dropout:0.1}": "must be linear | mlp",
+    "model=mlpp": "must be cnn | linear | mlp; did you mean mlp?",
+    "model=": "must be cnn | linear | mlp",
+    "model=null": "must be cnn | linear | mlp",
+    "model=[mlp,linear]": "must be cnn | linear | mlp",
+    "model={dropout:0.1}": "must be cnn | linear | mlp",
     "experiment=basline": "must be baseline; did you mean baseline?",
     "hydra/launcher=jobs": (
         "must be basic | joblib | submitit_local | submitit_slurm; did you mean joblib?"
@@ -176,6 +184,41 @@ def test_nothing_is_said_of_what_is_right() -> None:
     assert problems([]) == []
 
 
+def test_what_the_device_cannot_do_is_told_whatever_is_typed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "present_devices", lambda: ["mps", "cpu"])
+    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
+    no_float16 = "trainer.precision=float16: this CPU does not compute in float16; take bfloat16"
+    no_float64 = (
+        "trainer.precision=float64: mps does not compute in float64; take float32, or "
+        "trainer.device=cpu"
+    )
+    assert said("trainer.precision=float64") == [no_float64]
+    assert said("trainer.precision=float64 trainer.device=cpu") == []
+    assert said("trainer.precision=float16 trainer.device=cpu") == [no_float16]
+    assert said("trainer.device=cpu trainer.precision=float16") == [no_float16]
+    assert said("trainer.precision=float16") == []
+    assert said("-m trainer.precision=float64,float32,float16") == [no_float64]
+    assert said("trainer.precision=float64 trainer.device=cuda") == [
+        "trainer.device=cuda: not on this machine, which has mps, cpu"
+    ]
+
+
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment, "present_devices", lambda: ["cuda", "cpu"])
+    no_cxx = "needs a C++ compiler, and there is no g++; take false"
+    no_triton = "needs the package triton, which is not installed; take false"
+    for typed in ("true", "max-autotune"):
+        line = f"trainer.compile={typed}"
+        assert said(f"{line} trainer.device=cpu") == [f"{line}: {no_cxx}"]
+        assert said(line) == [f"{line}: {no_triton}"]
+    assert said("trainer.compile=false trainer.device=cpu") == []
+
+
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 
 
@@ -198,7 +241,7 @@ NOT_LINEAR = "model.dropout=0.1: no such key; model=linear has none"
 # command line: the whole answer
 SWEEPS = {
     "-m batch_size=32,0,abc model=mlp,mlpp": [
-        "model=mlpp: must be linear | mlp; did you mean mlp?",
+        "model=mlpp: must be cnn | linear | mlp; did you mean mlp?",
         f"batch_size=0: {POSITIVE}",
         f"batch_size=abc: {POSITIVE}",
     ],
@@ -250,7 +293,7 @@ OTHER_OPTIONS = {
         "nesterov, fused"
     ],
     # Which keys an unknown option has is not known.
-    "model=cnn model.width=3": ["model=cnn: must be linear | mlp"],
+    "model=vit model.width=3": ["model=vit: must be cnn | linear | mlp"],
     # A value is wrong even where a later one of the same key would count.
     "batch_size=0 batch_size=32": [f"batch_size=0: {POSITIVE}"],
     # What is referred to may be wrong for what refers to it.
@@ -318,7 +361,7 @@ PRESET = "# @package _global_\n"
         ),
         (
             f"{PRESET}defaults:\n  - override /model: mlpp\n",
-            ["experiment=mine: model=mlpp must be linear | mlp; did you mean mlp?"],
+            ["experiment=mine: model=mlpp must be cnn | linear | mlp; did you mean mlp?"],
         ),
         (
             f"{PRESET}defaults:\n  - override /modle: mlp\n",
@@ -472,7 +515,7 @@ def test_a_bad_sweep_ends_with_2_says_all_and_makes_nothing(clone: Clone) -> Non
     before = made(clone)
     done = clone.run("train.py", "-m", "batch_size=32,0,abc", "model=mlp,mlpp")
     assert done.stderr.splitlines() == [
-        "model=mlpp: must be linear | mlp; did you mean mlp?",
+        "model=mlpp: must be cnn | linear | mlp; did you mean mlp?",
         f"batch_size=0: {POSITIVE}",
         f"batch_size=abc: {POSITIVE}",
     ]

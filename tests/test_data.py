@@ -863,6 +863,17 @@ def test_prepared_images_equal_torchvisions_bit_for_bit(digits_set: Dataset) -> 
         assert torch.equal(prepared.images, through_torchvision(images, mean, std))
 
 
+def test_batches_keep_the_memory_format_of_the_images(digits_set: Dataset) -> None:
+    images = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 8), np.uint8))
+    split = Split(images, torch.zeros(50, dtype=torch.int64))
+    plain = digits_set.prepare(split, torch.device("cpu"))
+    prepared = digits_set.prepare(split, torch.device("cpu"), memory_format=torch.channels_last)
+    assert torch.equal(prepared.images, plain.images)
+    for index in (torch.tensor([7, 1, 3]), slice(10, 20)):
+        assert prepared.images[index].is_contiguous(memory_format=torch.channels_last)
+        assert plain.images[index].is_contiguous()
+
+
 def test_preparing_leaves_the_raw_images_as_they_were(digits_set: Dataset) -> None:
     before = digits_set.val.images.clone()
     digits_set.prepare(digits_set.val, torch.device("cpu"))

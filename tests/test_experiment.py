@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import build, prepared, run, run_name
+from mnist_exp.experiment import Experiment, build, prepared, run, run_name
 from mnist_exp.paths import CONF
 from mnist_exp.tracking import NoTracker
 
@@ -49,10 +49,10 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
     events: list[str] = []
     prepare = Dataset.prepare
 
-    def spy_prepare(self: Dataset, split: Split, device: torch.device) -> Split:
+    def spy_prepare(self: Dataset, split: Split, *how: object) -> Split:
         is_test = torch.equal(split.images, self.test.images)
         events.append("test opened" if is_test else "opened")
-        return prepare(self, split, device)
+        return prepare(self, split, *how)
 
     monkeypatch.setattr(Dataset, "prepare", spy_prepare)
     prepared.cache_clear()
@@ -83,9 +83,9 @@ def test_debug_trains_and_validates_on_a_few_batches(quick: list[str], tmp_path:
     seen: list[int] = []
     prepare = Dataset.prepare
 
-    def spy(self: Dataset, split: Split, device: torch.device) -> Split:
+    def spy(self: Dataset, split: Split, *how: object) -> Split:
         seen.append(len(split))
-        return prepare(self, split, device)
+        return prepare(self, split, *how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dataset, "prepare", spy)
@@ -109,7 +109,7 @@ def test_a_target_that_does_not_exist_is_bad_input() -> None:
         build(config, "model", input_shape=(1, 8, 8), classes=10)
 
 
-@pytest.mark.parametrize("model", ["mlp", "linear"])
+@pytest.mark.parametrize("model", ["mlp", "linear", "cnn"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_every_model_trains_with_every_optimizer(
     model: str, optimizer: str, quick: list[str], tmp_path: Path
@@ -117,3 +117,29 @@ def test_every_model_trains_with_every_optimizer(
     result = run(config_of(*quick, f"model={model}", f"optimizer={optimizer}"), tmp_path)
     assert result.epoch.val.accuracy > 0.2  # chance is 0.1
     assert (tmp_path / "mnist_model.pth").exists()
+
+
+def test_channels_last_changes_the_speed_and_last_bits_only(
+    quick: list[str], tmp_path: Path
+) -> None:
+    results = {}
+    for wanted in ("true", "false"):
+        folder = tmp_path / wanted
+        folder.mkdir()
+        config = config_of(*quick, "model=cnn", f"trainer.channels_last={wanted}")
+        results[wanted] = run(config, folder).epoch
+    assert results["true"].val.loss == pytest.approx(results["false"].val.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("true", "false"), ("false", "true")])
+def test_weights_load_into_either_memory_format(
+    saved: str, loaded: str, quick: list[str], tmp_path: Path
+) -> None:
+    cnn = [*quick, "model=cnn"]
+    run(config_of(*cnn, f"trainer.channels_last={saved}"), tmp_path)
+    weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
+    other = Experiment(config_of(*cnn, f"trainer.channels_last={loaded}"), tmp_path, "other")
+    layouts = [parameter.stride() for parameter in other.model.parameters()]
+    other.model.load_state_dict(weights)
+    assert [parameter.stride() for parameter in other.model.parameters()] == layouts
+    assert all(map(torch.equal, other.model.state_dict().values(), weights.values()))

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_exp.models import MLP, Linear
+from mnist_exp.models import CNN, MLP, Linear
 from mnist_exp.models.flops import flops_per_image
+from mnist_exp.models.layout import memory_format
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
-@pytest.mark.parametrize("model", [Linear, MLP])
+@pytest.mark.parametrize("model", [Linear, MLP, CNN])
 def test_images_become_logits(model: type[nn.Module], input_shape: tuple[int, int, int]) -> None:
     logits = model(input_shape=input_shape, classes=7)(torch.rand(5, *input_shape))
     assert logits.shape == (5, 7)
@@ -45,9 +46,51 @@ def test_no_hidden_layer_makes_an_mlp_linear() -> None:
     assert [type(layer) for layer in MLP((1, 8, 8), 10, hidden_sizes=[]).layers] == [nn.Linear]
 
 
+def test_the_default_cnn_has_two_convolutions_and_two_dense_layers() -> None:
+    model = CNN((1, 28, 28), 10)
+    assert [type(layer) for layer in model.layers] == [
+        *[nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2,
+        nn.Flatten,
+        nn.Linear,
+        nn.ReLU,
+        nn.Linear,
+    ]
+    assert sum(p.numel() for p in model.parameters()) == 206_922
+
+
+def test_an_image_too_small_to_be_pooled_is_refused_with_what_is_needed() -> None:
+    assert CNN((1, 4, 5), 10)(torch.rand(2, 1, 4, 5)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"^an image of 4×3 is .* halved 2 times; at least 4×4 "):
+        CNN((1, 4, 3), 10)
+
+
+def test_the_cnns_dropout_sleeps_in_evaluation() -> None:
+    model = CNN((1, 8, 8), 10, channels=[4], hidden_size=16, dropout=0.5)
+    images = torch.rand(4, 1, 8, 8)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
 def test_the_flops_of_linear_layers_and_convolutions_are_counted() -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
     assert flops_per_image(linear, (3, 2, 2)) == 2 * (12 * 5 + 5 * 3)
     convolution = nn.Conv2d(3, 8, 3, padding=1, groups=1)
     assert flops_per_image(convolution, (3, 10, 6)) == 2 * 3 * 3 * 3 * 8 * 60
     assert convolution.training
+
+
+@pytest.mark.parametrize(
+    ("wanted", "model", "last"),
+    [
+        ("auto", CNN, True),
+        ("auto", MLP, False),
+        (True, MLP, True),
+        (False, CNN, False),
+    ],
+)
+def test_channels_last_is_for_2d_convolutions_or_as_asked_for(
+    wanted: bool | str, model: type[nn.Module], last: bool
+) -> None:
+    expected = torch.channels_last if last else torch.contiguous_format
+    assert memory_format(wanted, model(input_shape=(1, 8, 8), classes=10)) is expected

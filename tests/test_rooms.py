@@ -26,6 +26,8 @@ ROOMS = {
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | sklearn torchvision",
     "models": "torch",
+    "precision": "torch",
+    "compiling": "torch errors",
     "checkpoint": "torch numpy errors files",
     "environment": "torch errors paths",
     "command_line": "hydra omegaconf config paths | environment",
@@ -33,12 +35,13 @@ ROOMS = {
     "tracking": "errors",
     "tracking.beside": "hydra omegaconf signals tracking",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
-    "training": "torch data.splits errors",
+    "training": "torch data.splits errors precision",
     "screen": "torch rich training",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch hydra omegaconf checkpoint commands config data environment errors files "
-        "models.flops paths resuming screen signals tracking tracking.beside training"
+        "torch hydra omegaconf checkpoint commands compiling config data environment errors files "
+        "models.flops models.layout paths precision resuming screen signals tracking "
+        "tracking.beside training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from mnist_exp.data import Split
 from mnist_exp.models import MLP
+from mnist_exp.precision import Precision
 from mnist_exp.training import (
     Diverged,
     Epoch,
@@ -50,6 +51,14 @@ def fitted(parts: Parts, epochs: int = 3, **changes: object) -> Iterator[Epoch]:
     options: dict[str, object] = {"batch_size": 16, "seed": 7, **changes}
     model, optimizer, scheduler, progress = parts
     return fit(model, optimizer, scheduler, TRAIN, VAL, progress, epochs=epochs, **options)
+
+
+def in_precision(name: str) -> Precision:
+    """On the CPU; with float16 the scale grows every fifth step."""
+    precision = Precision(name, torch.device("cpu"))
+    if precision.scaler.is_enabled():
+        precision.scaler.set_growth_interval(5)
+    return precision
 
 
 def figures(epochs: list[Epoch]) -> list[tuple[Figures, Figures]]:
@@ -169,8 +178,11 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_finite_weights()
     assert not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("stop_at", [1, 6, 7, 8, 13])
-def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(stop_at: int) -> None:
+def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(
+    stop_at: int, precision: str
+) -> None:
     class Stop(Exception):
         pass
 
@@ -180,13 +192,14 @@ def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(stop_at: int) -> 
 
     whole = made_parts(dropout=0.3)
     torch.manual_seed(5)
-    expected = figures(list(fitted(whole)))
+    expected = figures(list(fitted(whole, precision=in_precision(precision))))
 
-    first = made_parts(dropout=0.3)
+    first, its_precision = made_parts(dropout=0.3), in_precision(precision)
     torch.manual_seed(5)
     with pytest.raises(Stop):
-        list(fitted(first, on_step=stop))
+        list(fitted(first, precision=its_precision, on_step=stop))
     saved = copy.deepcopy([part.state_dict() for part in first])
+    scaler_state = its_precision.scaler.state_dict()
     random_state = torch.get_rng_state()
 
     second = made_parts(dropout=0.3)
@@ -195,14 +208,19 @@ def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(stop_at: int) -> 
         part.load_state_dict(state)
     second[3].load_state_dict(saved[3], torch.device("cpu"))
     torch.set_rng_state(random_state)
-    list(fitted(second))
+    its_precision = in_precision(precision)
+    its_precision.scaler.load_state_dict(scaler_state)
+    list(fitted(second, precision=its_precision))
 
     assert figures(second[3].epochs) == expected
     assert all(map(torch.equal, second[0].state_dict().values(), whole[0].state_dict().values()))
     assert all(map(torch.equal, second[3].kept.values(), whole[3].kept.values()))
 
 
-def test_nothing_is_read_from_the_device_inside_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_nothing_is_read_from_the_device_inside_an_epoch(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads: list[str] = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
@@ -218,9 +236,26 @@ def test_nothing_is_read_from_the_device_inside_an_epoch(monkeypatch: pytest.Mon
         if len(progress.losses) == 7:
             at_last_step.append(list(reads))
 
-    list(fitted(made_parts(), epochs=1, on_step=on_step))
+    list(fitted(made_parts(), epochs=1, precision=in_precision(precision), on_step=on_step))
     assert at_last_step == [[]]
     assert reads, "the spies see the reads at the epoch's end"
+
+
+def test_float16_scales_the_loss_and_skips_a_step_that_overflows() -> None:
+    model, *_ = parts = made_parts()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    precision = in_precision("float16")
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    scales = []
+    (epoch,) = fitted(
+        parts,
+        epochs=1,
+        precision=precision,
+        on_step=lambda _: scales.append(precision.scaler.get_scale()),
+    )
+    assert scales == [2.0 ** (39 - step) for step in range(7)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert math.isfinite(epoch.train.loss)
 
 
 def test_the_time_of_an_epoch_counts_its_validation_and_the_speed_does_not() -> None:

@@ -30,6 +30,8 @@ PLUGINS = {
     "submitit_slurm": "submitit",
     "optuna": "optuna",
 }
+# Values that each machine can do. Of others its torch is asked, which takes a second to import.
+EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
 PRESETS = "experiment"  # the group whose options are laid over all others
 
 
@@ -203,6 +205,8 @@ def wrong_in_job(
     in_force = {setting.key: setting for setting in [*job.in_files, *typed]}
     for setting in [*typed, *in_force.values()]:
         yield setting.line, wrong_setting(setting, job)
+    for setting in [*typed, *in_force.values()]:  # on the device that is now known
+        yield setting.line, lacking(setting, job.config)
 
 
 def wrong_setting(setting: Setting, job: Job) -> str | None:
@@ -230,6 +234,19 @@ def absent_device(name: str) -> str | None:
 
     present = present_devices()
     return None if name in present else f"not on this machine, which has {', '.join(present)}"
+
+
+def lacking(setting: Setting, config: DictConfig) -> str | None:
+    """What the config's device lacks for this setting."""
+    key, value = setting.key, setting.value
+    if value in EVERYWHERE.get(key, [value]) or not RULES[key].admits(value):
+        return None
+    from mnist_exp import environment
+
+    device = default(config, "trainer.device")
+    if device not in ("auto", *environment.present_devices()):
+        return None  # which has been told
+    return environment.lacking(key, value, environment.choose_device(device))
 
 
 def no_such_key(key: str, job: Job) -> str:

@@ -61,6 +61,13 @@ def one_of(*words: str) -> Rule:
     return Rule(" | ".join(words), (str,), lambda value: value in words, words)
 
 
+def flag_or(*words: str) -> Rule:
+    def flag_or_word(value: Any) -> bool:
+        return isinstance(value, bool) or value in words
+
+    return Rule(" | ".join(["true", "false", *words]), (bool, str), flag_or_word, words)
+
+
 def optional(rule: Rule) -> Rule:
     def none_or(value: Any) -> bool:
         return value is None or rule.test(value)
@@ -106,6 +113,11 @@ RULES = {
     "trainer.threads": Rule(
         "auto or an integer >= 1", (str, int), lambda value: value == "auto" or is_count(value)
     ),
+    "trainer.channels_last": flag_or("auto"),
+    "trainer.precision": one_of("float64", "float32", "bfloat16", "float16"),
+    "trainer.compile": flag_or(
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ),
     "trainer.keep": one_of("best", "last"),
     "trainer.deterministic": flag,
     "trainer.checkpoint_every_steps": optional(integer(1)),
@@ -126,6 +138,8 @@ OPTION_RULES = {
     ),
     "data.split_seed": seed,
     "model.hidden_sizes": list_of(integer(1)),
+    "model.channels": list_of(integer(1)),
+    "model.hidden_size": integer(1),
     "model.dropout": fraction,
     "optimizer.lr": positive,
     "optimizer.betas": Rule(

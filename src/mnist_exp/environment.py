@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -52,6 +54,40 @@ def set_deterministic(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(wanted)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def set_full_float32() -> None:
+    """Let float32 be float32, not TF32, which rounds the factors of a product to 10 bits.
+
+    torch's default for matrices, though not for convolutions. Costs speed on a GPU's tensor cores;
+    trainer.precision=bfloat16 is the open way to have it.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def cpu_computes_in_float16() -> bool:
+    mkldnn = torch.backends.mkldnn.is_available()
+    return mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def cxx_compiler() -> str:
+    """The one that torch.compile calls on a CPU."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def lacking(key: str, value: object, device: torch.device) -> str | None:
+    """What keeps this device from this value of the config, and what to take instead, if any."""
+    match key, value, device.type:
+        case "trainer.precision", "float16", "cpu" if not cpu_computes_in_float16():
+            return "this CPU does not compute in float16; take bfloat16"
+        case "trainer.precision", "float64", "mps":
+            return "mps does not compute in float64; take float32, or trainer.device=cpu"
+        case "trainer.compile", True | str(), "cpu" if shutil.which(cxx_compiler()) is None:
+            return f"needs a C++ compiler, and there is no {cxx_compiler()}; take false"
+        case "trainer.compile", True | str(), "cuda" if find_spec("triton") is None:
+            return "needs the package triton, which is not installed; take false"
+    return None
 
 
 def set_threads(wanted: str | int, step_flops: float) -> None:

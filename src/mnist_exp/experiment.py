@@ -28,12 +28,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
+from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.config import leaves
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone, replacing
 from mnist_exp.models.flops import flops_per_image
+from mnist_exp.models.layout import memory_format
 from mnist_exp.paths import BEST, LAST
+from mnist_exp.precision import Precision
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, first_line
@@ -43,6 +46,7 @@ from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, str] = {}
+Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,19 @@ class Experiment:
         self.config, self.folder, self.name = config, folder, name
         self.tags, self.parent = tags, parent
         self.device = environment.choose_device(config.trainer.device)
+        check_possible(config, self.device)
         self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
+        environment.set_full_float32()
         torch.manual_seed(config.seed)
-        self.model = build_model(config, self.dataset).to(self.device)
+        self.precision = Precision(config.trainer.precision, self.device)
+        model = build_model(config, self.dataset)
+        lying = memory_format(config.trainer.channels_last, model)
+        self.form = (self.device, self.precision.dtype, lying)
+        self.model = model.to(self.device, self.precision.dtype).to(memory_format=lying)
         step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * config.batch_size
         environment.set_threads(config.trainer.threads, step_flops)
+        compile_in_place(self.model, config.trainer.compile)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer)
         self.tracker = Beside(config.tracking)
@@ -177,7 +188,12 @@ class Experiment:
         """Leave in the folder all that is known, and tell all figures so far, to a run anew."""
         OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
-        log.info("%s on %s", self.name, environment.device_name(self.device))
+        means = [environment.device_name(self.device), self.precision.name]
+        if torch.channels_last in self.form:
+            means.append("channels last")
+        if self.config.trainer.compile:
+            means.append("compiled")
+        log.info("%s on %s", self.name, ", ".join(means))
         entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
         with replacing(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(map(json_line, entries)))
@@ -188,10 +204,10 @@ class Experiment:
         """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
         config, progress = self.config, self.progress
         limit = config.trainer.max_batches and config.trainer.max_batches * config.batch_size
-        train, val = prepared(self.dataset, self.device, limit)
+        train, val = prepared(self.dataset, limit, self.form)
         every = config.trainer.checkpoint_every_steps
         bar = screen.progress_bar(config.trainer.epochs, len(train), config.batch_size)
-        with bar as show_step:
+        with bar as show_step, failing_in_one_line():
 
             def on_step(progress: Progress) -> None:
                 show_step(progress)
@@ -212,6 +228,7 @@ class Experiment:
                     batch_size=config.batch_size,
                     seed=config.seed,
                     keep=config.trainer.keep,
+                    precision=self.precision,
                     on_step=on_step,
                 ):
                     self.save_last_and_best()
@@ -238,8 +255,9 @@ class Experiment:
         best = self.progress.best
         assert best is not None, "fit ended without an epoch"
         if self.tested is None or self.tested.epoch != best.number:
-            split = self.dataset.prepare(self.dataset.test, self.device)
-            self.tested = Tested(best.number, evaluate(model, split), time.time())
+            split = self.dataset.prepare(self.dataset.test, *self.form)
+            figures = evaluate(model, split, self.precision)
+            self.tested = Tested(best.number, figures, time.time())
             self.save(LAST)
         self.tell(test_entry(self.tested))
 
@@ -336,6 +354,7 @@ class Experiment:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
             "progress": self.progress.state_dict(),
             "tested": self.tested and asdict(self.tested),
             "random": checkpoint.random_states(),
@@ -344,13 +363,14 @@ class Experiment:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what a checkpoint has. Raises ValueError where it is of another training."""
         own = self.state_dict()
-        for name in ("model", "scheduler"):
+        for name in ("model", "scheduler", "scaler"):
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
         self.load_optimizer(state["optimizer"])
         self.key = state["key"]
         self.model.load_state_dict(state["model"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], self.device)
         if state["tested"]:
             figures = Figures(**state["tested"]["figures"])
@@ -378,19 +398,27 @@ def load_dataset(data: str) -> Dataset:
     return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
 
 
+def check_possible(config: DictConfig, device: torch.device) -> None:
+    """Raise BadInput for a value that cannot be on this device."""
+    for key in ("precision", "compile"):
+        value = config.trainer[key]
+        if lack := environment.lacking(f"trainer.{key}", value, device):
+            raise BadInput(f"trainer.{key}={value}: {lack}")
+
+
 def build_model(config: DictConfig, dataset: Dataset) -> nn.Module:
     shape, classes = dataset.image_shape, dataset.classes
     return build(config, "model", input_shape=shape, classes=classes)
 
 
 @functools.lru_cache(maxsize=1)
-def prepared(dataset: Dataset, device: torch.device, limit: int | None) -> tuple[Split, Split]:
+def prepared(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Split]:
     """Training and validation images on the device, once for all jobs of a serial sweep.
 
     limit: images of each; None for all.
     """
     train, val = dataset.train[:limit], dataset.val[:limit]
-    return dataset.prepare(train, device), dataset.prepare(val, device)
+    return dataset.prepare(train, *form), dataset.prepare(val, *form)
 
 
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
@@ -446,7 +474,11 @@ def kept_test_figures(folder: Path) -> Figures:
     saved = checkpoint.load(folder / LAST)
     config = trusted(saved["config"], folder / LAST)
     device = environment.choose_device(config.trainer.device)
+    precision = Precision(config.trainer.precision, device)
     dataset = load_dataset(OmegaConf.to_yaml(config.data))
-    model = build_model(config, dataset).to(device)
+    model = build_model(config, dataset)
+    lying = memory_format(config.trainer.channels_last, model)
+    model.to(device, precision.dtype).to(memory_format=lying)
     model.load_state_dict(saved["progress"]["kept"])
-    return evaluate(model, dataset.prepare(dataset.test, device))
+    split = dataset.prepare(dataset.test, device, precision.dtype, lying)
+    return evaluate(model, split, precision)

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp.data.splits import Split
 from mnist_exp.errors import Failure
+from mnist_exp.precision import FLOAT32, Precision
 
 EVALUATION_BATCH = 4096  # images; changes the speed of an evaluation, not its meaning
 
@@ -40,17 +41,19 @@ def fit(
     batch_size: int,
     seed: int,
     keep: str = "best",
+    precision: Precision = FLOAT32,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Epoch]:
     """Train from where `progress` stands to the end of `epochs`, yielding each epoch as it ends.
 
-    train, val: float images [n, channels, height, width] and int64 labels [n], on the model's
-    device. `progress.kept` becomes the weights of the best validation accuracy (the earliest of
-    equals), or with keep="last" the last ones. `on_step` may raise to stop; nothing is lost then.
+    train, val: images [n, channels, height, width] and int64 labels [n], on the model's device;
+    model and images are of precision.dtype. `progress.kept` becomes the weights of the best
+    validation accuracy (the earliest of equals), or with keep="last" the last ones. `on_step` may
+    raise to stop; nothing is lost then.
 
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
-    loss_function = nn.CrossEntropyLoss()
+    loss_function, scaler = nn.CrossEntropyLoss(), precision.scaler
     while len(progress.epochs) < epochs:
         if not progress.losses:
             progress.begin_epoch(lr=optimizer.param_groups[0]["lr"])
@@ -59,11 +62,13 @@ def fit(
         model.train()
         for index in batches[len(progress.losses) :]:
             labels = train.labels[index]
-            logits = model(train.images[index])
-            loss = loss_function(logits, labels)
+            with precision.autocast:
+                logits = model(train.images[index])
+                loss = loss_function(logits, labels)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             scheduler.step()
             progress.losses.append(loss.detach())
             progress.correct.append((logits.argmax(1) == labels).sum())
@@ -71,20 +76,21 @@ def fit(
         sizes = [len(index) for index in batches]
         trained = mean_per_sample(progress.losses, progress.correct, sizes)
         train_seconds = time.perf_counter() - progress.started
-        validated = evaluate(model, val)
+        validated = evaluate(model, val, precision)
         yield progress.end_epoch(trained, validated, sum(sizes) / train_seconds, model, keep)
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, split: Split) -> Figures:
+def evaluate(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> Figures:
     """Loss and accuracy of the model as it is, on a split that lies on its device."""
     model.eval()
     loss_function = nn.CrossEntropyLoss()
     losses, correct, sizes = [], [], []
     for start in range(0, len(split), EVALUATION_BATCH):
         batch = split[start : start + EVALUATION_BATCH]
-        logits = model(batch.images)
-        losses.append(loss_function(logits, batch.labels))
+        with precision.autocast:
+            logits = model(batch.images)
+            losses.append(loss_function(logits, batch.labels))
         correct.append((logits.argmax(1) == batch.labels).sum())
         sizes.append(len(batch))
     return mean_per_sample(losses, correct, sizes)

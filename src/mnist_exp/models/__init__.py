@@ -1,6 +1,7 @@
 """Models: plain modules from images [n, channels, height, width] to logits [n, classes]."""
 
+from mnist_exp.models.cnn import CNN
 from mnist_exp.models.linear import Linear
 from mnist_exp.models.mlp import MLP
 
-__all__ = ["MLP", "Linear"]
+__all__ = ["CNN", "MLP", "Linear"]

@@ -25,8 +25,8 @@ def flops_per_image(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    training, device = model.training, next(model.parameters()).device
-    model.eval()(torch.zeros(1, *image_shape, device=device))
+    training = model.training
+    model.eval()(next(model.parameters()).new_zeros(1, *image_shape))
     model.train(training)
     for hook in hooks:
         hook.remove()

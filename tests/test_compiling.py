@@ -1,0 +1,141 @@
+"""torch.compile: the same figures, files and continuation, and failures of one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Clone
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp.compiling import compile_in_place, failing_in_one_line
+from mnist_exp.environment import cxx_compiler
+from mnist_exp.experiment import Experiment, resumed
+from mnist_exp.models import MLP
+from mnist_exp.paths import CONF
+from mnist_exp.signals import Interrupted
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(cxx_compiler()) is None, reason="torch.compile needs a C++ compiler"
+)
+
+
+def test_without_a_compiler_nothing_is_made_and_one_line_is_told(clone: Clone) -> None:
+    done = clone.run(
+        "train.py", "data=digits", "trainer.compile=true", "trainer.device=cpu", env={"PATH": ""}
+    )
+    assert done.stderr == (
+        "trainer.compile=true: needs a C++ compiler, and there is no "
+        f"{cxx_compiler()}; take false\n"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert list((clone.root / "outputs").iterdir()) == []
+
+
+def test_what_is_not_to_be_compiled_is_left_as_it_is() -> None:
+    model = MLP((1, 8, 8), 10)
+    compile_in_place(model, False)
+    assert model._compiled_call_impl is None
+
+
+def test_other_errors_than_the_compilers_pass() -> None:
+    with pytest.raises(RuntimeError, match=r"^of a step$"), failing_in_one_line():
+        raise RuntimeError("of a step")
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_told_in_one_line(clone: Clone, tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && echo "g++ 13.3.0" && exit\n'
+        'echo "main.cpp:1:10: fatal error: Python.h: No such file or directory" >&2; exit 1\n'
+    )
+    compiler.chmod(0o755)
+    done = clone.run(
+        "train.py",
+        "data=digits",
+        "tracking=none",
+        "trainer.compile=true",
+        "trainer.device=cpu",
+        env={"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        "error: torch.compile: main.cpp:1:10: fatal error: Python.h: No such file or directory; "
+        "trainer.compile=false needs none"
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_run_gives_the_figures_of_an_eager_one_and_goes_on(clone: Clone) -> None:
+    settings = ("data=digits", "tracking=none", "trainer.device=cpu")
+    compiled = (*settings, "trainer.compile=true")
+    for arguments in (
+        (*settings, "trainer.epochs=3"),
+        (*compiled, "trainer.epochs=3"),
+        (*compiled, "trainer.epochs=1"),
+        ("resume=latest", "trainer.epochs=3"),
+    ):
+        done = clone.run("train.py", *arguments, timeout=280)
+        assert done.returncode == 0, done.stderr
+    assert "compiled" in done.stdout.splitlines()[0]
+
+    weights, figures = [], []
+    for folder in clone.folders():
+        weights.append(torch.load(folder / "mnist_model.pth", weights_only=True))
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        figures.append([{k: v for k, v in line.items() if "second" not in k} for line in lines])
+    assert len(figures) == 3
+    for eager, compiled_line in zip(figures[0], figures[1], strict=True):
+        assert compiled_line == pytest.approx(eager, rel=1e-4)
+    assert figures[1] == figures[2]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(map(torch.equal, weights[1].values(), weights[2].values()))
+
+
+def config_of(cache: Path, *overrides: str) -> DictConfig:
+    settings = ["data=digits", f"data.cache={cache}", "tracking=none", "trainer.device=cpu"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*settings, "trainer.compile=true", *overrides])
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_compiled_training_stopped_before_its_last_batch_goes_on_bit_for_bit(
+    model: str, digits_cache: Path, tmp_path: Path
+) -> None:
+    config = config_of(digits_cache, f"model={model}", "trainer.epochs=2")
+    for name in ("whole", "first"):
+        (tmp_path / name).mkdir()
+
+    whole = Experiment(config, tmp_path / "whole", "whole")
+    whole.train(lambda: None)
+    copied = whole.kept_model()
+    assert copied._compiled_call_impl is None
+    assert all(map(torch.equal, copied.state_dict().values(), whole.progress.kept.values()))
+
+    first = Experiment(config, tmp_path / "first", "first")
+
+    def interrupt() -> None:
+        if len(first.progress.losses) == 19:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        first.train(interrupt)
+    second = resumed(config, first.folder)
+    second.train(lambda: None)
+    figures = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
+    assert figures == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
+    ours, theirs = second.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

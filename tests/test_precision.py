@@ -1,0 +1,183 @@
+"""Formats of numbers: what a step computes in, how near the figures are, what a device lacks."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR
+
+import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp import checkpoint, environment
+from mnist_exp.data import digits
+from mnist_exp.errors import BadInput
+from mnist_exp.experiment import Experiment, kept_test_figures, resumed, run
+from mnist_exp.models import MLP
+from mnist_exp.paths import CONF, LAST
+from mnist_exp.precision import Precision
+from mnist_exp.signals import Interrupted
+from mnist_exp.training import Epoch, Figures, Progress, evaluate, fit
+
+CPU = torch.device("cpu")
+
+
+class Spied(nn.Module):
+    """An MLP that notes the types of its weights, images and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = MLP((1, 8, 8), 10)
+        self.seen: set[tuple[torch.dtype, ...]] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.mlp(images)
+        self.seen.add((next(self.parameters()).dtype, images.dtype, logits.dtype))
+        return logits
+
+
+def trained(name: str, cache: Path) -> tuple[Epoch, Spied]:
+    """One epoch on the digits."""
+    torch.manual_seed(0)
+    precision = Precision(name, CPU)
+    dataset = digits(str(cache), mean=0.3059, std=0.3763)
+    train, val = (dataset.prepare(s, CPU, precision.dtype) for s in (dataset.train, dataset.val))
+    model = Spied().to(precision.dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    scheduler, progress = ConstantLR(optimizer, 1.0, 0), Progress(model)
+    hyper = {"epochs": 1, "batch_size": 32, "seed": 1, "precision": precision}
+    (epoch,) = fit(model, optimizer, scheduler, train, val, progress, **hyper)
+    return epoch, model
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "computed", "tolerance"),
+    [
+        ("float64", torch.float64, torch.float64, 1e-6),
+        ("bfloat16", torch.float32, torch.bfloat16, 1e-2),
+        ("float16", torch.float32, torch.float16, 1e-3),
+    ],
+)
+def test_the_figures_of_an_epoch_are_near_those_of_float32(
+    name: str,
+    stored: torch.dtype,
+    computed: torch.dtype,
+    tolerance: float,
+    digits_cache: Path,
+) -> None:
+    expected, _ = trained("float32", digits_cache)
+    found, model = trained(name, digits_cache)
+    assert model.seen == {(stored, stored, computed)}
+    assert found.train.loss == pytest.approx(expected.train.loss, rel=tolerance)
+    assert found.val.loss == pytest.approx(expected.val.loss, rel=tolerance)
+    assert found.val.accuracy == pytest.approx(expected.val.accuracy, abs=0.02)
+
+
+def test_an_evaluation_is_in_the_precision_asked_for(digits_cache: Path) -> None:
+    dataset = digits(str(digits_cache), mean=0.3059, std=0.3763)
+    split = dataset.prepare(dataset.val, CPU)
+    model = MLP((1, 8, 8), 10)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = F.cross_entropy(model(split.images), split.labels).item()
+    assert evaluate(model, split, Precision("bfloat16", CPU)).loss == expected
+    assert evaluate(model, split).loss != expected
+
+
+# --- through an experiment ---
+
+
+def config_of(cache: Path, *overrides: str) -> DictConfig:
+    settings = ["data=digits", f"data.cache={cache}", "tracking=none", "batch_size=16"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*settings, *overrides])
+
+
+def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: True)
+    options = ("trainer.precision=float16", "trainer.epochs=2", "model.dropout=0.2")
+    config = config_of(digits_cache, *options)
+
+    def experiment(name: str) -> Experiment:
+        (tmp_path / name).mkdir()
+        made = Experiment(config, tmp_path / name, name)
+        made.precision.scaler.set_growth_interval(10)  # grows in the test, too
+        return made
+
+    whole, first = experiment("whole"), experiment("first")
+    torch.manual_seed(5)
+    whole.train(lambda: None)
+
+    def interrupt() -> None:
+        if len(first.progress.epochs) == 1 and len(first.progress.losses) == 45:
+            raise Interrupted(signal.SIGTERM)
+
+    torch.manual_seed(5)
+    with pytest.raises(Interrupted):
+        first.train(interrupt)
+    second = resumed(config, first.folder)
+    saved = first.precision.scaler.state_dict()
+    assert second.precision.scaler.state_dict() == saved
+    assert saved["_growth_tracker"] > 0, "the case is to be told from a new scaler"
+    second.train(lambda: None)
+
+    for part in ("model", "optimizer", "scaler"):
+        ours, theirs = second.state_dict()[part], whole.state_dict()[part]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    figures = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
+    assert figures == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
+
+
+def test_float64_reaches_weights_images_and_the_file(digits_cache: Path, tmp_path: Path) -> None:
+    config = config_of(digits_cache, "trainer.precision=float64", "model=cnn", "trainer.epochs=1")
+    run(config, tmp_path)
+    weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float64}
+    assert kept_test_figures(tmp_path) == Figures(
+        **checkpoint.load(tmp_path / LAST)["tested"]["figures"]
+    )
+
+
+# --- what a device lacks ---
+
+
+def test_what_a_device_cannot_do_is_told_with_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(name: str, device: str) -> str | None:
+        return environment.lacking("trainer.precision", name, torch.device(device))
+
+    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
+    assert lacking("float16", "cpu") == "this CPU does not compute in float16; take bfloat16"
+    assert lacking("float64", "mps") == (
+        "mps does not compute in float64; take float32, or trainer.device=cpu"
+    )
+    names = ("float64", "float32", "bfloat16")
+    assert [lacking(name, "cpu") for name in names] == [None] * 3
+    assert lacking("float16", "mps") is lacking("float16", "cuda") is None
+    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: True)
+    assert lacking("float16", "cpu") is None
+
+
+def test_an_experiment_refuses_what_its_device_cannot_do(
+    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
+    config = config_of(digits_cache, "trainer.precision=float16", "trainer.device=cpu")
+    with pytest.raises(BadInput) as caught:
+        run(config, tmp_path)
+    assert str(caught.value) == (
+        "trainer.precision=float16: this CPU does not compute in float16; take bfloat16"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float32_is_not_rounded_to_tf32(digits_cache: Path, tmp_path: Path) -> None:
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
+    Experiment(config_of(digits_cache), tmp_path, "name")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
