@@ -29,18 +29,19 @@ ROOMS = {
     "precision": "torch",
     "compiling": "torch errors",
     "checkpoint": "torch numpy errors files",
-    "environment": "torch errors paths",
+    "ranks": "torch errors paths",
+    "environment": "torch errors paths ranks",
     "command_line": "hydra omegaconf config paths | environment",
     "planning": "hydra omegaconf config errors paths",
     "tracking": "errors",
     "tracking.beside": "hydra omegaconf signals tracking",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
-    "training": "torch data.splits errors precision",
+    "training": "torch data.splits errors precision ranks",
     "screen": "torch rich training",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
         "torch hydra omegaconf checkpoint commands compiling config data environment errors files "
-        "models.flops models.layout paths precision resuming screen signals tracking "
+        "models.flops models.layout paths precision ranks resuming screen signals tracking "
         "tracking.beside training"
     ),
     "reproduction": (
@@ -55,7 +56,7 @@ ROOMS = {
     ),
     "cli": (
         "hydra omegaconf command_line commands config errors help paths planning resuming "
-        "signals tracking.beside | experiment joblib reproduction sweeps"
+        "signals tracking.beside | experiment joblib ranks reproduction sweeps"
     ),
 }
 

@@ -28,12 +28,14 @@ from mnist_exp.commands import quoted
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.help import help_text
 from mnist_exp.paths import CONF
-from mnist_exp.planning import plan_sweep, preset_axes
+from mnist_exp.planning import plan_folder, plan_sweep, preset_axes
 from mnist_exp.resuming import find_run
 from mnist_exp.signals import end_at_once, raising
 from mnist_exp.tracking.beside import process_for
 
 log = logging.getLogger(__name__)
+
+LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun
 
 # Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
 # they are imported, none of it garbage: a quarter of the time.
@@ -54,15 +56,23 @@ def train() -> None:
         return
     if arguments.multirun and (arguments.cfg or arguments.info):
         leave("error: -m runs a sweep, --cfg and --info only show; choose one", BadInput.exit_code)
+    if arguments.multirun and LAUNCHED:
+        leave("error: -m starts its jobs itself; leave out torchrun", BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
+        if LAUNCHED and os.environ["RANK"] != "0":
+            follow()
         with raising():
             preset = preset_axes(arguments.overrides) if arguments.multirun else []
             if found := problems([*preset, *arguments.overrides], arguments.multirun):
                 leave("\n".join(found), code=BadInput.exit_code)
             if arguments.multirun:
                 leave("", code=sweep(preset, arguments.overrides))
-            sys.argv += folder_of_resumed(arguments.overrides)
+            folder = folder_of_resumed(arguments.overrides)
+            if LAUNCHED:
+                sys.argv += met(folder or plan_folder(arguments.overrides))
+            elif folder:
+                sys.argv.append(run_dir(folder))
             run_with_hydra()
     except KeyboardInterrupt as interrupt:
         leave("", code=getattr(interrupt, "exit_code", 130))
@@ -71,6 +81,28 @@ def train() -> None:
     except HydraException as error:  # about its own flags; its keys have been checked
         leave(f"error: {error}", code=BadInput.exit_code)
     leave("", code=0)
+
+
+def follow() -> NoReturn:
+    """What a rank after the first does: what that one says, which has checked the command line."""
+    end_at_once()  # a signal does not reach Python while torch waits
+    sys.argv += [*met(None), "hydra/job_logging=rank"]
+    with raising():
+        run_with_hydra()
+    leave("", code=0)
+
+
+def met(folder: Path | None) -> list[str]:
+    """The overrides with which all ranks do the same. See `ranks.meet`."""
+    from mnist_exp.ranks import meet
+
+    agreed, going_on = meet(folder)
+    return [run_dir(agreed), *([f"resume={quoted(str(agreed))}"] if going_on else [])]
+
+
+def run_dir(folder: Path) -> str:
+    """The override that makes Hydra work in this folder."""
+    return f"hydra.run.dir={quoted(str(folder))}"
 
 
 def sweep(preset: list[str], typed: list[str]) -> int:
@@ -102,7 +134,8 @@ def run_with_hydra(config: DictConfig) -> object:
     folder, overrides = Path(hydras.runtime.output_dir), list(hydras.overrides.task)
     with open_dict(config):
         del config["sweep"]  # how a run came about is no part of it
-    process_for(config.tracking)  # imports MLflow while this one imports torch
+    if os.environ.get("RANK", "0") == "0":
+        process_for(config.tracking)  # imports MLflow while this one imports torch
     if hydras.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps import run_job
 
@@ -127,19 +160,18 @@ def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
         leave("", exit_code(error))
 
 
-def folder_of_resumed(arguments: list[str]) -> list[str]:
-    """With resume=..., the override that makes Hydra work in that run's folder."""
+def folder_of_resumed(arguments: list[str]) -> Path | None:
+    """That of the run which resume=... stands for."""
     overrides = OverridesParser.create().parse_overrides(arguments)
     typed: dict[str, Any] = {o.key_or_group: o.value() for o in overrides}
     if typed.get("resume") is None:
-        return []
+        return None
     if typed.get("reproduce") is not None:
         raise BadInput(
             "resume goes on with a run, reproduce starts one anew; leave out one of them"
         )
     uri = typed.get("tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
-    folder = find_run(str(typed["resume"]), uri)
-    return [f"hydra.run.dir={quoted(str(folder))}"]
+    return find_run(str(typed["resume"]), uri)
 
 
 def exit_code(error: Exception) -> int:

@@ -6,6 +6,7 @@ Hydra itself stops at the first problem, and a wrong value shows only when the j
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ PLUGINS = {
 }
 # Values that each machine can do. Of others its torch is asked, which takes a second to import.
 EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
+if "WORLD_SIZE" in os.environ:  # by torchrun, which shares it out
+    EVERYWHERE["batch_size"] = ()
 PRESETS = "experiment"  # the group whose options are laid over all others
 
 
@@ -128,6 +131,8 @@ def wrong_mode(override: Override, multirun: bool) -> str | None:
         return "is about a sweep, which needs -m"
     if key in ("resume", "reproduce") and multirun:
         return "is about one run; leave out -m"
+    if key == "reproduce" and "WORLD_SIZE" in os.environ:
+        return "compares one process with one; leave out torchrun"
     if key == "hydra.mode":
         return "cannot be set; a sweep needs -m"
     return None

@@ -16,6 +16,7 @@ import torch
 
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import REPOSITORY
+from mnist_exp.ranks import ALONE, Ranks, launched
 
 # What OMP_NUM_THREADS or the number of cores allow, and Slurm, which counts by jobs.
 AVAILABLE_THREADS = min(
@@ -31,14 +32,19 @@ def present_devices() -> list[str]:
     return [*(["cuda", *cuda] if cuda else []), *mps, "cpu"]
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device of that name; "auto" is CUDA, then MPS, then the CPU, whichever is there first.
 
+    Of several processes, which MPS cannot serve, each takes the GPU of its number.
     Raises BadInput for a device that this machine does not have.
     """
     present = present_devices()
+    if ranks.count > 1 and "mps" in present:
+        present.remove("mps")
     if name == "auto":
         name = present[0]
+    if name == "cuda" and ranks.count > 1:
+        name = f"cuda:{ranks.local}"
     if name not in present:
         raise BadInput(f"trainer.device={name}: this machine has {', '.join(present)}")
     return torch.device(name)
@@ -83,6 +89,8 @@ def lacking(key: str, value: object, device: torch.device) -> str | None:
             return "this CPU does not compute in float16; take bfloat16"
         case "trainer.precision", "float64", "mps":
             return "mps does not compute in float64; take float32, or trainer.device=cpu"
+        case "batch_size", int(size), _ if size % launched().count:
+            return f"cannot be shared out evenly among {launched().count} processes"
         case "trainer.compile", True | str(), "cpu" if shutil.which(cxx_compiler()) is None:
             return f"needs a C++ compiler, and there is no {cxx_compiler()}; take false"
         case "trainer.compile", True | str(), "cuda" if find_spec("triton") is None:
@@ -103,11 +111,15 @@ def set_threads(wanted: str | int, step_flops: float) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The maker's name of a GPU, or the kind of device and the threads that torch uses on it."""
+    """The maker's name of a GPU, or the kind of device and the threads that torch uses on it.
+
+    With the number of processes, if there are several.
+    """
+    threads, processes = torch.get_num_threads(), launched().count
+    name = f"{device.type}, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
+        name = torch.cuda.get_device_name(device)
+    return f"{name}, {processes} processes" if processes > 1 else name
 
 
 def tags(device: torch.device) -> dict[str, str]:

@@ -9,9 +9,10 @@ import copy
 import functools
 import json
 import logging
+import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from mnist_exp.models.flops import flops_per_image
 from mnist_exp.models.layout import memory_format
 from mnist_exp.paths import BEST, LAST
 from mnist_exp.precision import Precision
+from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, first_line
@@ -134,7 +136,8 @@ class Experiment:
     ) -> None:
         self.config, self.folder, self.name = config, folder, name
         self.tags, self.parent = tags, parent
-        self.device = environment.choose_device(config.trainer.device)
+        self.ranks = launched()
+        self.device = environment.choose_device(config.trainer.device, self.ranks)
         check_possible(config, self.device)
         self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
@@ -145,7 +148,8 @@ class Experiment:
         lying = memory_format(config.trainer.channels_last, model)
         self.form = (self.device, self.precision.dtype, lying)
         self.model = model.to(self.device, self.precision.dtype).to(memory_format=lying)
-        step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * config.batch_size
+        share = config.batch_size / self.ranks.count
+        step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * share
         environment.set_threads(config.trainer.threads, step_flops)
         compile_in_place(self.model, config.trainer.compile)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
@@ -162,8 +166,10 @@ class Experiment:
     def run(self, show: bool = True) -> Result:
         """Train to the end, test, close. A signal waits for the end of the step in hand.
 
-        Raises Occupied where another process trains in the folder.
+        Raises Occupied where another process trains in the folder, RankFailed.
         """
+        if self.ranks.rank:
+            return self.follow()
         status: Status = "FAILED"
         with alone(self.folder), deferred() as check_signals:
             self.save_last_and_best()  # with the key, before the tracker has a run to lose
@@ -200,37 +206,23 @@ class Experiment:
         for entry in entries:
             self.tracker.log(entry.metrics, entry.epoch, entry.at)
 
-    def train(self, check_signals: Callable[[], None]) -> None:
+    def train(self, check_signals: Callable[..., None]) -> None:
         """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
-        config, progress = self.config, self.progress
-        limit = config.trainer.max_batches and config.trainer.max_batches * config.batch_size
-        train, val = prepared(self.dataset, limit, self.form)
+        config = self.config
         every = config.trainer.checkpoint_every_steps
-        bar = screen.progress_bar(config.trainer.epochs, len(train), config.batch_size)
-        with bar as show_step, failing_in_one_line():
+        images = len(self.prepared()[0])
+        bar = screen.progress_bar(config.trainer.epochs, images, config.batch_size)
+        with bar as show_step, self.ranks.failing_together(), failing_in_one_line():
 
             def on_step(progress: Progress) -> None:
                 show_step(progress)
                 if every and len(progress.losses) % every == 0:
                     self.save(LAST)
-                check_signals()
+                check_signals(self.ranks.largest)
                 self.tracker.check()
 
             try:
-                for epoch in fit(
-                    self.model,
-                    self.optimizer,
-                    self.scheduler,
-                    train,
-                    val,
-                    progress,
-                    epochs=config.trainer.epochs,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    keep=config.trainer.keep,
-                    precision=self.precision,
-                    on_step=on_step,
-                ):
+                for epoch in self.fit(on_step):
                     self.save_last_and_best()
                     log.info(screen.epoch_line(epoch, config.trainer.epochs))
                     self.tell(epoch_entry(epoch))
@@ -242,6 +234,37 @@ class Experiment:
             except Diverged:
                 self.save_model(self.kept_model())
                 raise
+
+    def follow(self) -> Result:
+        """What a rank after the first does: the same steps, and nothing else."""
+        at = f"{self.config.seed}/{self.ranks.rank}/{self.progress.steps}"
+        torch.manual_seed(random.Random(at).getrandbits(32))  # of its own, for dropout
+        with deferred() as check_signals, self.ranks.failing_together():
+            for _ in self.fit(lambda progress: check_signals(self.ranks.largest)):
+                pass
+        return self.result()
+
+    def fit(self, on_step: Callable[[Progress], None]) -> Iterator[Epoch]:
+        train, val = self.prepared()
+        return fit(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            train,
+            val,
+            self.progress,
+            epochs=self.config.trainer.epochs,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            keep=self.config.trainer.keep,
+            precision=self.precision,
+            ranks=self.ranks,
+            on_step=on_step,
+        )
+
+    def prepared(self) -> tuple[Split, Split]:
+        batches = self.config.trainer.max_batches
+        return prepared(self.dataset, batches and batches * self.config.batch_size, self.form)
 
     def finish(self) -> Result:
         """Save the kept weights, and open the test set with them, once, if the config says so."""
@@ -400,10 +423,10 @@ def load_dataset(data: str) -> Dataset:
 
 def check_possible(config: DictConfig, device: torch.device) -> None:
     """Raise BadInput for a value that cannot be on this device."""
-    for key in ("precision", "compile"):
-        value = config.trainer[key]
-        if lack := environment.lacking(f"trainer.{key}", value, device):
-            raise BadInput(f"trainer.{key}={value}: {lack}")
+    for key in ("trainer.precision", "trainer.compile", "batch_size"):
+        value = OmegaConf.select(config, key)
+        if lack := environment.lacking(key, value, device):
+            raise BadInput(f"{key}={value}: {lack}")
 
 
 def build_model(config: DictConfig, dataset: Dataset) -> nn.Module:

@@ -49,6 +49,12 @@ def plan_sweep(arguments: Sequence[str]) -> Plan:
     return Plan(config, Path(config.hydra.sweep.dir), axes, jobs, search)
 
 
+def plan_folder(arguments: Sequence[str]) -> Path:
+    """Where a run with these arguments, which have no problems, is to write."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return Path(compose("config", list(arguments), return_hydra_config=True).hydra.run.dir)
+
+
 def preset_axes(arguments: Sequence[str]) -> list[str]:
     """What the YAML files sweep over, but for the keys that are typed; none if in doubt."""
     try:

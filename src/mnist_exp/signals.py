@@ -61,9 +61,11 @@ def raising() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], None]]:
+def deferred() -> Iterator[Callable[..., None]]:
     """A signal raises Interrupted when the yielded function is next called, at the latest at the
     end; a second one ends the process at once.
+
+    The function may be given another, by which several processes agree on the signal's number.
     """
     received: list[int] = []
 
@@ -71,9 +73,9 @@ def deferred() -> Iterator[Callable[[], None]]:
         end_at_next()
         received.append(number)
 
-    def check() -> None:
-        if received:
-            raise Interrupted(received[0])
+    def check(agree: Callable[[int], int] = lambda number: number) -> None:
+        if number := agree(received[0] if received else 0):
+            raise Interrupted(number)
 
     with _handled_by(note):
         yield check

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnist_exp.data.splits import Split
 from mnist_exp.errors import Failure
 from mnist_exp.precision import FLOAT32, Precision
+from mnist_exp.ranks import ALONE, Ranks
 
 EVALUATION_BATCH = 4096  # images; changes the speed of an evaluation, not its meaning
 
@@ -42,6 +43,7 @@ def fit(
     seed: int,
     keep: str = "best",
     precision: Precision = FLOAT32,
+    ranks: Ranks = ALONE,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Epoch]:
     """Train from where `progress` stands to the end of `epochs`, yielding each epoch as it ends.
@@ -53,7 +55,8 @@ def fit(
 
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
-    loss_function, scaler = nn.CrossEntropyLoss(), precision.scaler
+    loss_function, scaler = nn.CrossEntropyLoss(reduction=ranks.reduction), precision.scaler
+    joined = ranks.joined(model)
     while len(progress.epochs) < epochs:
         if not progress.losses:
             progress.begin_epoch(lr=optimizer.param_groups[0]["lr"])
@@ -61,37 +64,44 @@ def fit(
         batches = batches.split(batch_size)
         model.train()
         for index in batches[len(progress.losses) :]:
-            labels = train.labels[index]
+            share = ranks.share(index)
+            labels = train.labels[share]
             with precision.autocast:
-                logits = model(train.images[index])
-                loss = loss_function(logits, labels)
+                logits = joined(train.images[share])
+                loss = ranks.mean(loss_function(logits, labels), len(index))
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             scheduler.step()
-            progress.losses.append(loss.detach())
-            progress.correct.append((logits.argmax(1) == labels).sum())
+            right = (logits.argmax(1) == labels).sum()
+            progress.note(*ranks.sum(loss.detach(), right))
             on_step(progress)
         sizes = [len(index) for index in batches]
         trained = mean_per_sample(progress.losses, progress.correct, sizes)
         train_seconds = time.perf_counter() - progress.started
-        validated = evaluate(model, val, precision)
+        validated = evaluate(model, val, precision, ranks)
         yield progress.end_epoch(trained, validated, sum(sizes) / train_seconds, model, keep)
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> Figures:
+def evaluate(
+    model: nn.Module, split: Split, precision: Precision = FLOAT32, ranks: Ranks = ALONE
+) -> Figures:
     """Loss and accuracy of the model as it is, on a split that lies on its device."""
     model.eval()
-    loss_function = nn.CrossEntropyLoss()
+    ranks.equal_buffers(model)
+    loss_function = nn.CrossEntropyLoss(reduction=ranks.reduction)
     losses, correct, sizes = [], [], []
     for start in range(0, len(split), EVALUATION_BATCH):
         batch = split[start : start + EVALUATION_BATCH]
+        labels = ranks.share(batch.labels)
         with precision.autocast:
-            logits = model(batch.images)
-            losses.append(loss_function(logits, batch.labels))
-        correct.append((logits.argmax(1) == batch.labels).sum())
+            logits = model(ranks.share(batch.images))
+            loss = ranks.mean(loss_function(logits, labels), len(batch))
+        loss, right = ranks.sum(loss, (logits.argmax(1) == labels).sum())
+        losses.append(loss)
+        correct.append(right)
         sizes.append(len(batch))
     return mean_per_sample(losses, correct, sizes)
 
@@ -163,8 +173,18 @@ class Progress:
         """Of the running epoch, from 1."""
         return len(self.epochs) + 1
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Finished epochs, and steps of the running one."""
+        return len(self.epochs), len(self.losses)
+
     def begin_epoch(self, lr: float) -> None:
         self.lr, self.started = lr, time.perf_counter()
+
+    def note(self, loss: Tensor, correct: Tensor) -> None:
+        """A batch's mean loss and count of correct answers."""
+        self.losses.append(loss)
+        self.correct.append(correct)
 
     def end_epoch(
         self, train: Figures, val: Figures, images_per_second: float, model: nn.Module, keep: str

@@ -40,15 +40,16 @@ class Beside:
     """
 
     def __init__(self, config: DictConfig) -> None:
-        self.config = OmegaConf.to_container(config, resolve=True)
-        self.process = process_for(config)
+        self.config = config
+        self.process: Here | Process
         self.key: str  # of the record
         self.opened: Future[str | None]
         self.warned = False
 
     def start(self, record: RunRecord) -> None:
-        self.key = record.key
-        self.opened = self.process.submit(_start, self.config, record)
+        self.key, self.process = record.key, process_for(self.config)
+        tracker = OmegaConf.to_container(self.config, resolve=True)
+        self.opened = self.process.submit(_start, tracker, record)
 
     def check(self, wait: bool = False) -> None:
         """Raises TrackerError once it is known that no run could be opened."""
