@@ -35,7 +35,8 @@ from mnist_exp.tracking.beside import process_for
 
 log = logging.getLogger(__name__)
 
-LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun
+LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun, as one of several processes
+FIRST = os.environ.get("RANK", "0") == "0"  # of these; it alone checks, writes and tells
 
 # Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
 # they are imported, none of it garbage: a quarter of the time.
@@ -60,19 +61,20 @@ def train() -> None:
         leave("error: -m starts its jobs itself; leave out torchrun", BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
-        if LAUNCHED and os.environ["RANK"] != "0":
-            follow()
+        folder = None
+        if FIRST:
+            with raising():
+                preset = preset_axes(arguments.overrides) if arguments.multirun else []
+                if found := problems([*preset, *arguments.overrides], arguments.multirun):
+                    leave("\n".join(found), code=BadInput.exit_code)
+                if arguments.multirun:
+                    leave("", code=sweep(preset, arguments.overrides))
+                folder = folder_of_run(arguments.overrides)
+        if LAUNCHED:
+            sys.argv += met(folder)
+        elif folder:
+            sys.argv.append(run_dir(folder))
         with raising():
-            preset = preset_axes(arguments.overrides) if arguments.multirun else []
-            if found := problems([*preset, *arguments.overrides], arguments.multirun):
-                leave("\n".join(found), code=BadInput.exit_code)
-            if arguments.multirun:
-                leave("", code=sweep(preset, arguments.overrides))
-            folder = folder_of_resumed(arguments.overrides)
-            if LAUNCHED:
-                sys.argv += met(folder or plan_folder(arguments.overrides))
-            elif folder:
-                sys.argv.append(run_dir(folder))
             run_with_hydra()
     except KeyboardInterrupt as interrupt:
         leave("", code=getattr(interrupt, "exit_code", 130))
@@ -83,21 +85,18 @@ def train() -> None:
     leave("", code=0)
 
 
-def follow() -> NoReturn:
-    """What a rank after the first does: what that one says, which has checked the command line."""
-    end_at_once()  # a signal does not reach Python while torch waits
-    sys.argv += [*met(None), "hydra/job_logging=rank"]
-    with raising():
-        run_with_hydra()
-    leave("", code=0)
-
-
 def met(folder: Path | None) -> list[str]:
     """The overrides with which all ranks do the same. See `ranks.meet`."""
+    end_at_once()  # a signal does not reach Python while torch waits for another rank
     from mnist_exp.ranks import meet
 
     agreed, going_on = meet(folder)
-    return [run_dir(agreed), *([f"resume={quoted(str(agreed))}"] if going_on else [])]
+    overrides = [run_dir(agreed)]
+    if going_on:
+        overrides.append(f"resume={quoted(str(agreed))}")
+    if not FIRST:
+        overrides.append("hydra/job_logging=rank")
+    return overrides
 
 
 def run_dir(folder: Path) -> str:
@@ -134,7 +133,7 @@ def run_with_hydra(config: DictConfig) -> object:
     folder, overrides = Path(hydras.runtime.output_dir), list(hydras.overrides.task)
     with open_dict(config):
         del config["sweep"]  # how a run came about is no part of it
-    if os.environ.get("RANK", "0") == "0":
+    if FIRST:
         process_for(config.tracking)  # imports MLflow while this one imports torch
     if hydras.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps import run_job
@@ -160,12 +159,12 @@ def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
         leave("", exit_code(error))
 
 
-def folder_of_resumed(arguments: list[str]) -> Path | None:
-    """That of the run which resume=... stands for."""
+def folder_of_run(arguments: list[str]) -> Path | None:
+    """That of the run which resume=... stands for; of a new one where all ranks have to know it."""
     overrides = OverridesParser.create().parse_overrides(arguments)
     typed: dict[str, Any] = {o.key_or_group: o.value() for o in overrides}
     if typed.get("resume") is None:
-        return None
+        return plan_folder(arguments) if LAUNCHED else None
     if typed.get("reproduce") is not None:
         raise BadInput(
             "resume goes on with a run, reproduce starts one anew; leave out one of them"

@@ -89,8 +89,9 @@ def lacking(key: str, value: object, device: torch.device) -> str | None:
             return "this CPU does not compute in float16; take bfloat16"
         case "trainer.precision", "float64", "mps":
             return "mps does not compute in float64; take float32, or trainer.device=cpu"
-        case "batch_size", int(size), _ if size % launched().count:
-            return f"cannot be shared out evenly among {launched().count} processes"
+        case "batch_size", int(size), _ if left := size % (count := launched().count):
+            near = [str(whole) for whole in (size - left, size - left + count) if whole]
+            return f"cannot be shared out evenly among {count} processes; take {' or '.join(near)}"
         case "trainer.compile", True | str(), "cpu" if shutil.which(cxx_compiler()) is None:
             return f"needs a C++ compiler, and there is no {cxx_compiler()}; take false"
         case "trainer.compile", True | str(), "cuda" if find_spec("triton") is None:

@@ -86,7 +86,8 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Resu
     Raises Failure for what a person can mend, and Interrupted. However the run ends, the tracker
     is told.
     """
-    return Experiment(config, folder, run_name(config, overrides)).run()
+    with launched().failing_together():
+        return Experiment(config, folder, run_name(config, overrides)).run()
 
 
 def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result:
@@ -94,11 +95,12 @@ def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
 
     A run that has ended is left alone. Raises what `run` and `resumed` do.
     """
-    experiment = resumed(composed, folder, overrides)
-    if experiment.ended:
-        log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
-        return experiment.result()
-    return experiment.run()
+    with launched().failing_together():
+        experiment = resumed(composed, folder, overrides)
+        if experiment.ended:
+            log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
+            return experiment.result()
+        return experiment.run()
 
 
 def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -166,7 +168,7 @@ class Experiment:
     def run(self, show: bool = True) -> Result:
         """Train to the end, test, close. A signal waits for the end of the step in hand.
 
-        Raises Occupied where another process trains in the folder, RankFailed.
+        Raises Occupied where another process trains in the folder.
         """
         if self.ranks.rank:
             return self.follow()
@@ -212,7 +214,7 @@ class Experiment:
         every = config.trainer.checkpoint_every_steps
         images = len(self.prepared()[0])
         bar = screen.progress_bar(config.trainer.epochs, images, config.batch_size)
-        with bar as show_step, self.ranks.failing_together(), failing_in_one_line():
+        with bar as show_step, failing_in_one_line():
 
             def on_step(progress: Progress) -> None:
                 show_step(progress)
@@ -239,7 +241,7 @@ class Experiment:
         """What a rank after the first does: the same steps, and nothing else."""
         at = f"{self.config.seed}/{self.ranks.rank}/{self.progress.steps}"
         torch.manual_seed(random.Random(at).getrandbits(32))  # of its own, for dropout
-        with deferred() as check_signals, self.ranks.failing_together():
+        with deferred() as check_signals:
             for _ in self.fit(lambda progress: check_signals(self.ranks.largest)):
                 pass
         return self.result()

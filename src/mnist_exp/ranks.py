@@ -8,6 +8,7 @@ take the same steps and nothing else.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -118,13 +119,16 @@ def launched() -> Ranks:
 
 
 def meet(folder: Path | None) -> tuple[Path, bool]:
-    """Wait for all ranks. Returns the first one's folder, and whether to go on with the run there.
+    """Wait for all ranks: over gloo for the CPU, over NCCL for GPUs.
 
-    folder: where a new run is to write, on the first rank; None on the others. After a restart by
-    torchrun the folder is the one before. The folder has to be seen by all machines.
+    Returns the first one's folder, and whether to go on with the run there. The folder has to be
+    seen by all machines; after a restart by torchrun it is the one before.
+
+    folder: where the run is to write, on the first rank; None on the others.
     """
-    distributed.init_process_group()  # gloo for the CPU, NCCL for GPUs
-    store, said = _store(), f"folder {_attempt()}"
+    store, own, said = _store(), launched(), f"folder {_attempt()}"
+    contacts = PrefixStore(f"contacts {_attempt()}", store)  # torch would take those of before
+    distributed.init_process_group(store=contacts, rank=own.rank, world_size=own.count)
     if folder is not None:
         if store.check(["folder"]):  # from before the restart
             folder = Path(store.get("folder").decode())
@@ -153,7 +157,10 @@ def _attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+@functools.cache
 def _store() -> Any:
     """Notes that all ranks can read; torchrun keeps them over a restart."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return PrefixStore("mnist_exp", TCPStore(address, port, is_master=False))
+    served = "TORCHELASTIC_USE_AGENT_STORE" in os.environ
+    first = launched().rank == 0
+    return PrefixStore("mnist_exp", TCPStore(address, port, is_master=first and not served))
