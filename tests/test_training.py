@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from mnist_exp.data import Split
-from mnist_exp.models import MLP
+from mnist_exp.models import CNN, MLP
 from mnist_exp.precision import Precision
 from mnist_exp.training import (
     Diverged,
@@ -239,6 +239,30 @@ def test_nothing_is_read_from_the_device_inside_an_epoch(
     list(fitted(made_parts(), epochs=1, precision=in_precision(precision), on_step=on_step))
     assert at_last_step == [[]]
     assert reads, "the spies see the reads at the epoch's end"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_no_step_of_an_epoch_waits_for_the_gpu(precision: str) -> None:
+    cuda = torch.device("cuda")
+    torch.manual_seed(0)
+    model = CNN((1, 4, 4), 4, dropout=0.2).to(cuda, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    scheduler, progress = ConstantLR(optimizer, 1.0, 0), Progress(model)
+    train, val = (Split(s.images.to(cuda), s.labels.to(cuda)) for s in (TRAIN, VAL))
+
+    def on_step(progress: Progress) -> None:
+        """From the end of each epoch's first step to that of its last, waiting is an error."""
+        torch.cuda.set_sync_debug_mode("error" if len(progress.losses) < 7 else "default")
+
+    hyper = {"epochs": 2, "batch_size": 16, "seed": 7, "precision": Precision(precision, cuda)}
+    try:
+        epochs = list(
+            fit(model, optimizer, scheduler, train, val, progress, **hyper, on_step=on_step)
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(epochs) == 2
 
 
 def test_float16_scales_the_loss_and_skips_a_step_that_overflows() -> None:
