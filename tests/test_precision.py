@@ -112,7 +112,7 @@ def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
 
     whole, first = experiment("whole"), experiment("first")
     torch.manual_seed(5)
-    whole.train(lambda: None)
+    whole.train(lambda *agree: None)
 
     def interrupt() -> None:
         if len(first.progress.epochs) == 1 and len(first.progress.losses) == 45:

@@ -147,7 +147,9 @@ def closed_port() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize("server", [closed_port, silent_server])
+@pytest.mark.parametrize(
+    "server", [closed_port, pytest.param(silent_server, marks=pytest.mark.slow)]
+)
 def test_a_tracker_out_of_reach_at_the_start_is_one_line(clone: Clone, server: object) -> None:
     with server() as uri:  # type: ignore[operator]
         done = clone.run("train.py", "data=digits", env={"MLFLOW_TRACKING_URI": uri})

@@ -36,7 +36,7 @@ from mnist_exp.tracking.beside import process_for
 log = logging.getLogger(__name__)
 
 LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun, as one of several processes
-FIRST = os.environ.get("RANK", "0") == "0"  # of these; it alone checks, writes and tells
+FIRST = not LAUNCHED or os.environ["RANK"] == "0"  # it alone checks, writes and tells
 
 # Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
 # they are imported, none of it garbage: a quarter of the time.
