@@ -108,13 +108,14 @@ def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
         (tmp_path / name).mkdir()
         made = Experiment(config, tmp_path / name, name)
         made.precision.scaler.set_growth_interval(10)  # grows in the test, too
+        made.tracker.start(made.record())
         return made
 
     whole, first = experiment("whole"), experiment("first")
     torch.manual_seed(5)
     whole.train(lambda *agree: None)
 
-    def interrupt() -> None:
+    def interrupt(*agree: object) -> None:
         if len(first.progress.epochs) == 1 and len(first.progress.losses) == 45:
             raise Interrupted(signal.SIGTERM)
 
@@ -125,7 +126,8 @@ def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
     saved = first.precision.scaler.state_dict()
     assert second.precision.scaler.state_dict() == saved
     assert saved["_growth_tracker"] > 0, "the case is to be told from a new scaler"
-    second.train(lambda: None)
+    second.tracker.start(second.record())
+    second.train(lambda *agree: None)
 
     for part in ("model", "optimizer", "scaler"):
         ours, theirs = second.state_dict()[part], whole.state_dict()[part]
