@@ -128,8 +128,8 @@ SECTIONS = {
     ),
     "precision": Section(
         "Precision and compilation",
-        "`train.py tracking=none trainer.epochs=3 trainer.max_batches=200`: the median of the epochs "
-        "after the first, in which the model is compiled. The wall time has the compilation.",
+        "`train.py tracking=none trainer.epochs=3 trainer.max_batches=200`: the median of the "
+        "epochs after the first, in which the model is compiled. The wall time has the compilation.",
         each(
             f"{SHORT} trainer.max_batches=200",
             (
