@@ -129,7 +129,7 @@ SECTIONS = {
     "precision": Section(
         "Precision and compilation",
         "`train.py tracking=none trainer.epochs=3 trainer.max_batches=200`: the median of the "
-        "epochs after the first, in which the model is compiled. The wall time has the compilation.",
+        "epochs after the first, which compiles the model: the wall time has that, too.",
         each(
             f"{SHORT} trainer.max_batches=200",
             (

@@ -10,9 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from mnist_exp.building import build, prepared
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import Experiment, build, prepared, run, run_name
+from mnist_exp.experiment import Experiment, run, run_name
 from mnist_exp.paths import CONF
 from mnist_exp.tracking import NoTracker
 

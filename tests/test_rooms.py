@@ -38,10 +38,12 @@ ROOMS = {
     "tracking.mlflow": "mlflow filelock errors paths tracking",
     "training": "torch data.splits errors precision ranks",
     "screen": "torch rich training",
+    "journal": "training",
+    "building": "torch hydra omegaconf data environment errors models.layout precision",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch hydra omegaconf checkpoint commands compiling config data environment errors files "
-        "models.flops models.layout paths precision ranks resuming screen signals tracking "
+        "torch omegaconf building checkpoint commands compiling config data environment files "
+        "journal models.flops paths precision ranks resuming screen signals tracking "
         "tracking.beside training"
     ),
     "reproduction": (

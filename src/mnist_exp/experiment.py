@@ -1,13 +1,8 @@
-"""One experiment: builds what the config names, trains it, tests it once, and closes.
-
-The only room that knows both the config and the objects.
-"""
+"""One experiment: trains what the config names, tests it once, and closes."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import json
 import logging
 import random
 import shutil
@@ -19,25 +14,22 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp import checkpoint, environment, screen
+from mnist_exp.building import build, build_parts, prepared
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.config import leaves
-from mnist_exp.data import Dataset, Split
-from mnist_exp.errors import BadInput
+from mnist_exp.data import Split
 from mnist_exp.files import alone, replacing
+from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry
 from mnist_exp.models.flops import flops_per_image
-from mnist_exp.models.layout import memory_format
 from mnist_exp.paths import BEST, LAST
-from mnist_exp.precision import Precision
 from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
@@ -48,25 +40,6 @@ from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, str] = {}
-Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of metrics.jsonl, and one call to the tracker."""
-
-    epoch: int  # from 1
-    at: float  # Unix time, seconds
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What the test set, opened once, said of the kept weights."""
-
-    epoch: int  # that they are of
-    figures: Figures
-    at: float  # Unix time, seconds
 
 
 @dataclass(frozen=True)
@@ -140,16 +113,9 @@ class Experiment:
         self.tags, self.parent = tags, parent
         self.ranks = launched()
         self.device = environment.choose_device(config.trainer.device, self.ranks)
-        check_possible(config, self.device)
-        self.dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
-        torch.manual_seed(config.seed)
-        self.precision = Precision(config.trainer.precision, self.device)
-        model = build_model(config, self.dataset)
-        layout = memory_format(config.trainer.channels_last, model)
-        self.form = (self.device, self.precision.dtype, layout)
-        self.model = model.to(self.device, self.precision.dtype).to(memory_format=layout)
+        self.dataset, self.precision, self.model, self.form = build_parts(config, self.device)
         share = config.batch_size / self.ranks.count
         step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * share
         environment.set_threads(config.trainer.threads, step_flops)
@@ -417,71 +383,6 @@ class Experiment:
         self.optimizer.load_state_dict(dict(state))
 
 
-@functools.lru_cache(maxsize=1)
-def load_dataset(data: str) -> Dataset:
-    """What this YAML of the data group names; the jobs of a serial sweep read it once."""
-    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
-
-
-def check_possible(config: DictConfig, device: torch.device) -> None:
-    """Raise BadInput for a value that cannot be on this device."""
-    for key in ("trainer.precision", "trainer.compile", "batch_size"):
-        value = OmegaConf.select(config, key)
-        if lack := environment.lacking(key, value, device):
-            raise BadInput(f"{key}={value}: {lack}")
-
-
-def build_model(config: DictConfig, dataset: Dataset) -> nn.Module:
-    shape, classes = dataset.image_shape, dataset.classes
-    return build(config, "model", input_shape=shape, classes=classes)
-
-
-@functools.lru_cache(maxsize=1)
-def prepared(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Split]:
-    """Training and validation images on the device, once for all jobs of a serial sweep.
-
-    limit: images of each; None for all.
-    """
-    train, val = dataset.train[:limit], dataset.val[:limit]
-    return dataset.prepare(train, *form), dataset.prepare(val, *form)
-
-
-def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
-    """What the group's `_target_` makes of its other values and of these arguments.
-
-    Raises BadInput when it refuses them.
-    """
-    try:
-        target = instantiate(config[group], _partial_=True, _convert_="all")
-        return target(*arguments, **more)
-    except (InstantiationException, TypeError, ValueError) as error:
-        raise BadInput(f"{group}={config[group]._target_}: {error}") from error
-
-
-def epoch_entry(epoch: Epoch) -> Entry:
-    """An epoch by the names that its figures have in metrics.jsonl and in the tracker."""
-    metrics = {
-        "train/loss": epoch.train.loss,
-        "train/accuracy": epoch.train.accuracy,
-        "val/loss": epoch.val.loss,
-        "val/accuracy": epoch.val.accuracy,
-        "lr": epoch.lr,
-        "epoch_seconds": epoch.seconds,
-        "images_per_second": epoch.images_per_second,
-    }
-    return Entry(epoch.number, epoch.ended, metrics)
-
-
-def test_entry(tested: Tested) -> Entry:
-    figures = tested.figures
-    metrics = {"test/loss": figures.loss, "test/accuracy": figures.accuracy}
-    return Entry(tested.epoch, tested.at, metrics)
-
-
-def json_line(entry: Entry) -> str:
-    return json.dumps({"epoch": entry.epoch, **entry.metrics}) + "\n"
-
-
 def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
     """Model, optimizer, learning rate and batch size, then what else was typed."""
 
@@ -499,11 +400,6 @@ def kept_test_figures(folder: Path) -> Figures:
     saved = checkpoint.load(folder / LAST)
     config = trusted(saved["config"], folder / LAST)
     device = environment.choose_device(config.trainer.device)
-    precision = Precision(config.trainer.precision, device)
-    dataset = load_dataset(OmegaConf.to_yaml(config.data))
-    model = build_model(config, dataset)
-    layout = memory_format(config.trainer.channels_last, model)
-    model.to(device, precision.dtype).to(memory_format=layout)
+    dataset, precision, model, form = build_parts(config, device)
     model.load_state_dict(saved["progress"]["kept"])
-    split = dataset.prepare(dataset.test, device, precision.dtype, layout)
-    return evaluate(model, split, precision)
+    return evaluate(model, dataset.prepare(dataset.test, *form), precision)

@@ -1,0 +1,51 @@
+"""The figures of a run by the names that they have in metrics.jsonl and in the tracker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mnist_exp.training import Epoch, Figures
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of metrics.jsonl, and one call to the tracker."""
+
+    epoch: int  # from 1
+    at: float  # Unix time, seconds
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the test set, opened once, said of the kept weights."""
+
+    epoch: int  # that they are of
+    figures: Figures
+    at: float  # Unix time, seconds
+
+
+def epoch_entry(epoch: Epoch) -> Entry:
+    """An epoch by the names that its figures have in metrics.jsonl and in the tracker."""
+    metrics = {
+        "train/loss": epoch.train.loss,
+        "train/accuracy": epoch.train.accuracy,
+        "val/loss": epoch.val.loss,
+        "val/accuracy": epoch.val.accuracy,
+        "lr": epoch.lr,
+        "epoch_seconds": epoch.seconds,
+        "images_per_second": epoch.images_per_second,
+    }
+    return Entry(epoch.number, epoch.ended, metrics)
+
+
+def test_entry(tested: Tested) -> Entry:
+    figures = tested.figures
+    metrics = {"test/loss": figures.loss, "test/accuracy": figures.accuracy}
+    return Entry(tested.epoch, tested.at, metrics)
+
+
+def json_line(entry: Entry) -> str:
+    return json.dumps({"epoch": entry.epoch, **entry.metrics}) + "\n"
