@@ -34,7 +34,7 @@ ROOMS = {
     "command_line": "hydra omegaconf config paths | environment",
     "planning": "hydra omegaconf config errors paths",
     "tracking": "errors",
-    "tracking.beside": "hydra omegaconf signals tracking",
+    "tracking.beside": "hydra omegaconf tracking",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
     "training": "torch data.splits errors precision ranks",
     "screen": "torch rich training",

@@ -27,7 +27,6 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.signals import SIGNALS
 from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, root_cause
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,10 @@ class Process:
     def __init__(self) -> None:
         serve = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
         self.worker = subprocess.Popen(
-            [sys.executable, "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", serve],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is this process's to answer
         )
         atexit.register(self._end)
         self.calls: SimpleQueue[tuple[Future[Any], bytes]] = SimpleQueue()
@@ -179,13 +181,9 @@ def _tell(key: str, what: str, *arguments: object) -> str | None:
 
 
 def _serve() -> None:
-    """Answer calls until the other end is closed, which ends this process in whatever it is.
-
-    A signal is for the other end to answer.
-    """
+    """Answer calls until the other end is closed, which ends this process in whatever it is."""
     gc.set_threshold(100_000)  # MLflow's import makes a million objects, none of them garbage
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's, which the other end answers
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what MLflow may print is no answer
     calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
