@@ -273,6 +273,7 @@ def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
     assert only_run(client_of(clone)).info.status == "RUNNING"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_running_is_not_gone_on_with(clone: Clone) -> None:
     process = clone.start("train.py", *RUN, "trainer.epochs=1000")
     wait_for_file(clone, "metrics.jsonl")
@@ -576,6 +577,7 @@ SAVED = OmegaConf.create(
     {
         "model": {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [128, 64], "dropout": 0.2},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
+        "scheduler": {"_target_": "mnist_exp.schedules.constant"},
         "tracking": {"_target_": "mnist_exp.tracking.NoTracker"},
         "trainer": {"epochs": 3, "device": "cpu", "checkpoint_every_steps": None},
         "batch_size": 64,

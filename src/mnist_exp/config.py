@@ -91,6 +91,7 @@ flag = Rule("true or false", (bool,))
 text = Rule("text that is not empty", (str,), lambda value: value != "")
 finite = number("a finite number")
 positive = number("a number > 0", lambda value: value > 0)
+not_negative = number("a number >= 0", lambda value: value >= 0)
 fraction = number("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
 seed = integer(0, 2**32 - 1)
 
@@ -149,9 +150,15 @@ OPTION_RULES = {
     ),
     "optimizer.eps": positive,
     "optimizer.momentum": fraction,
-    "optimizer.weight_decay": number("a number >= 0", lambda value: value >= 0),
-    "scheduler.factor": number("a number from 0 to 1", lambda value: 0 <= value <= 1),
-    "scheduler.total_iters": integer(0),
+    "optimizer.weight_decay": not_negative,
+    "scheduler.warmup_epochs": not_negative,
+    "scheduler.cooldown_epochs": not_negative,
+    "scheduler.every_epochs": positive,
+    "scheduler.gamma": positive,
+    "scheduler.final_factor": number("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "scheduler.pct_start": fraction,
+    "scheduler.div_factor": positive,
+    "scheduler.final_div_factor": positive,
     "tracking.experiment": text,
     "tracking.uri": optional(text),
 }

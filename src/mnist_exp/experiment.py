@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import random
 import shutil
 import time
@@ -121,7 +122,8 @@ class Experiment:
         environment.set_threads(config.trainer.threads, step_flops)
         compile_in_place(self.model, config.trainer.compile)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
-        self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer)
+        length = {"epochs": config.trainer.epochs, "epoch_steps": self.epoch_steps}
+        self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer, **length)
         self.tracker = Beside(config.tracking)
         self.progress = Progress(self.model)
         self.tested: Tested | None = None
@@ -229,6 +231,11 @@ class Experiment:
             ranks=self.ranks,
             on_step=on_step,
         )
+
+    @property
+    def epoch_steps(self) -> int:
+        all_of_them = math.ceil(len(self.dataset.train) / self.config.batch_size)
+        return min(all_of_them, self.config.trainer.max_batches or all_of_them)
 
     def prepared(self) -> tuple[Split, Split]:
         batches = self.config.trainer.max_batches

@@ -30,6 +30,7 @@ FREE = (
 TRUSTED = (
     "mnist_exp.data.",
     "mnist_exp.models.",
+    "mnist_exp.schedules.",
     "mnist_exp.tracking.",
     "torch.nn.",
     "torch.optim.",
@@ -74,9 +75,10 @@ def resumed_config(
     config = saved.copy()
     was, now = dict(leaves(config)), dict(leaves(composed))
     typed = set(typed_keys(overrides, now))
+    scheduled = not str(config.scheduler._target_).endswith(".constant")  # over all epochs
     problems = []
     for key in sorted(key for key in typed if not key.startswith(FREE)):
-        growing = further and key == "trainer.epochs"
+        growing = further and key == "trainer.epochs" and not scheduled
         if was.get(key) != now[key] and not (growing and now[key] > was[key]):
             verdict = "can only be raised" if growing else "cannot change"
             problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")

@@ -1,0 +1,78 @@
+"""Learning rate schedules, step by step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Clone
+from hydra import compose, initialize_config_dir
+from torch.optim.lr_scheduler import LRScheduler
+
+from mnist_exp import schedules
+from mnist_exp.errors import BadInput
+from mnist_exp.experiment import resume, run
+from mnist_exp.paths import CONF
+
+
+def learning_rates(schedule: Callable[..., LRScheduler], **options: object) -> list[float]:
+    """Of the eight steps of two epochs, for an optimizer at 1."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    scheduler = schedule(optimizer, epochs=2, epoch_steps=4, **options)
+    found = []
+    for _ in range(8):
+        found.append(round(optimizer.param_groups[0]["lr"], 4))
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_each_schedule_is_the_table_that_it_promises() -> None:
+    assert learning_rates(schedules.constant) == [1, 1, 1, 1, 1, 1, 1, 1]
+    halves = learning_rates(schedules.step, every_epochs=0.75, gamma=0.5)
+    assert halves == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    plain = learning_rates(schedules.cosine, warmup_epochs=0.0, final_factor=0.0)
+    assert plain == [1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]
+    warmed = learning_rates(schedules.cosine, warmup_epochs=0.5, final_factor=0.1)
+    assert warmed == [0.5, 1, 1, 0.9397, 0.775, 0.55, 0.325, 0.1603]
+    level = learning_rates(schedules.trapezoid, warmup_epochs=0.5, cooldown_epochs=1.0)
+    assert level == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    cycle = {"pct_start": 0.5, "div_factor": 10.0, "final_div_factor": 10.0}
+    once = learning_rates(schedules.onecycle, **cycle, cycle_momentum=True)
+    assert once == [0.1, 0.325, 0.775, 1, 0.855, 0.505, 0.155, 0.01]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("scheduler/*.yaml")))
+def test_each_option_is_stepped_at_each_step_and_goes_on_where_it_was(
+    digits_cache: Path, tmp_path: Path, name: str
+) -> None:
+    typed = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=4"]
+    typed += [f"scheduler={name}", "optimizer=sgd", "trainer.max_batches=10"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config, again = compose("config", typed), compose("config", ["resume=latest"])
+        more = compose("config", ["trainer.epochs=5"])
+    run(config, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rates = [float(rate) for line in lines for rate in re.findall(r'"lr": ([\d.e-]+)', line)]
+    assert (len(set(rates)) == 1) == (name == "constant")
+    resume(again, tmp_path)
+    if name == "constant":
+        resume(more, tmp_path, ["trainer.epochs=5"])
+    else:
+        with pytest.raises(
+            BadInput, match=r"trainer\.epochs=5: the run has 4, which cannot change"
+        ):
+            resume(more, tmp_path, ["trainer.epochs=5"])
+
+
+def test_a_schedule_longer_than_the_training_is_one_line(clone: Clone) -> None:
+    options = ("scheduler=cosine", "scheduler.warmup_epochs=9")
+    done = clone.run("train.py", "data=digits", "tracking=none", *options)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout == (
+        "error: scheduler=mnist_exp.schedules.cosine: "
+        "warmup_epochs=9 is longer than the training of 5 epochs\n"
+    )
