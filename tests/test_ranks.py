@@ -83,7 +83,7 @@ def test_the_parts_of_uneven_shares_add_up_to_the_mean_of_the_batch() -> None:
 def test_what_several_processes_cannot_do_is_one_line(
     clone: Clone, arguments: list[str], line: str
 ) -> None:
-    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    env = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     done = clone.run("train.py", *arguments, "data=digits", env=env)
     assert (done.returncode, done.stdout, done.stderr.splitlines()) == (2, "", [line])
     assert not list((clone.root / "outputs").iterdir())

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from mnist_exp.command_line import problems
+from mnist_exp.command_line import LAUNCHED, problems
 from mnist_exp.commands import quoted
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.help import help_text
@@ -35,7 +35,6 @@ from mnist_exp.tracking.beside import process_for
 
 log = logging.getLogger(__name__)
 
-LAUNCHED = "WORLD_SIZE" in os.environ  # by torchrun, as one of several processes
 FIRST = not LAUNCHED or os.environ["RANK"] == "0"  # it alone checks, writes and tells
 
 # Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
@@ -57,7 +56,7 @@ def train() -> None:
         return
     if arguments.multirun and (arguments.cfg or arguments.info):
         leave("error: -m runs a sweep, --cfg and --info only show; choose one", BadInput.exit_code)
-    if arguments.multirun and LAUNCHED:
+    if arguments.multirun and LAUNCHED and FIRST:
         leave("error: -m starts its jobs itself; leave out torchrun", BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:

@@ -31,9 +31,11 @@ PLUGINS = {
     "submitit_slurm": "submitit",
     "optuna": "optuna",
 }
+# By torchrun, as one of several processes.
+LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 # Values that each machine can do. Of others its torch is asked, which takes a second to import.
 EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
-if "WORLD_SIZE" in os.environ:  # by torchrun, which shares it out
+if LAUNCHED:  # it is shared out
     EVERYWHERE["batch_size"] = ()
 PRESETS = "experiment"  # the group whose options are laid over all others
 
@@ -131,7 +133,7 @@ def wrong_mode(override: Override, multirun: bool) -> str | None:
         return "is about a sweep, which needs -m"
     if key in ("resume", "reproduce") and multirun:
         return "is about one run; leave out -m"
-    if key == "reproduce" and "WORLD_SIZE" in os.environ:
+    if key == "reproduce" and LAUNCHED:
         return "compares one process with one; leave out torchrun"
     if key == "hydra.mode":
         return "cannot be set; a sweep needs -m"

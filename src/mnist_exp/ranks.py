@@ -113,9 +113,10 @@ ALONE = Ranks()
 
 def launched() -> Ranks:
     """What torchrun's variables in the environment say; without them, one process alone."""
-    if "WORLD_SIZE" not in os.environ:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         return ALONE
-    return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    return Ranks(*(int(os.environ.get(name, "0")) for name in names))
 
 
 def meet(folder: Path | None) -> tuple[Path, bool]:
