@@ -120,21 +120,24 @@ def test_a_compiled_training_stopped_before_its_last_batch_goes_on_bit_for_bit(
         (tmp_path / name).mkdir()
 
     whole = Experiment(config, tmp_path / "whole", "whole")
-    whole.train(lambda: None)
+    whole.tracker.start(whole.record())
+    whole.train(lambda *agree: None)
     copied = whole.kept_model()
     assert copied._compiled_call_impl is None
     assert all(map(torch.equal, copied.state_dict().values(), whole.progress.kept.values()))
 
     first = Experiment(config, tmp_path / "first", "first")
+    first.tracker.start(first.record())
 
-    def interrupt() -> None:
+    def interrupt(*agree: object) -> None:
         if len(first.progress.losses) == 19:
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
         first.train(interrupt)
     second = resumed(config, first.folder)
-    second.train(lambda: None)
+    second.tracker.start(second.record())
+    second.train(lambda *agree: None)
     figures = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
     assert figures == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
     ours, theirs = second.model.state_dict(), whole.model.state_dict()
