@@ -183,20 +183,27 @@ def steps(client: MlflowClient, run_id: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run_id, "val/loss")]
 
 
-LONG = ("data=digits", "batch_size=16", "trainer.epochs=40")
+LONG = ("data=digits", "batch_size=1", "trainer.epochs=20")  # a quarter of a minute
 
 
-def wait_for_epoch(clone: Clone) -> None:
-    ends = time.monotonic() + 60
-    while not any(path.read_text() for path in clone.root.glob("outputs/*/*/metrics.jsonl")):
-        assert time.monotonic() < ends, "no epoch has ended"
-        time.sleep(0.01)
+def wait_for_figure(uri: str) -> None:
+    """Until MLflow has a figure of a run: its process opens the run while the training goes on."""
+    client, ends = MlflowClient(uri), time.monotonic() + 60
+    while time.monotonic() < ends:
+        experiment = client.get_experiment_by_name("mnist_exp")
+        if experiment and any(
+            r.data.metrics for r in client.search_runs([experiment.experiment_id])
+        ):
+            return
+        time.sleep(0.05)
+    raise AssertionError("MLflow has no figure")
 
 
 @pytest.mark.slow
 def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> None:
+    clone.run("train.py", "data=digits", "trainer=debug", "tracking.experiment=first")  # the store
     process = clone.start("train.py", *LONG)
-    wait_for_epoch(clone)
+    wait_for_figure(f"sqlite:///{clone.root}/mlflow.db")
     with sqlite3.connect(clone.root / "mlflow.db", isolation_level=None) as database:
         database.execute("BEGIN EXCLUSIVE")
         time.sleep(8)
@@ -208,7 +215,7 @@ def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> N
     if "the tracker has not got everything" in out:
         *_, command = [line for line in out.splitlines() if line.startswith("python train.py")]
         assert clone.run(*command.split()[1:]).returncode == 0
-    assert steps(client, run_id) == list(range(1, 41))
+    assert steps(client, run_id) == list(range(1, 21))
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
@@ -269,8 +276,7 @@ def check_whole(client: MlflowClient, run_id: str, clone: Clone) -> None:
     assert (clone.root / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
 
 
-# Half a minute of training, so that a server can be started in it.
-LONGER = ("data=digits", "batch_size=1", "trainer.epochs=40")
+LONGER = (*LONG, "trainer.epochs=40")  # so that a server can be started in it
 
 
 @pytest.mark.slow
@@ -282,7 +288,7 @@ def test_a_server_killed_and_started_again_during_training_misses_nothing(
         pass
     with mlflow_server(tmp_path, uri):
         process = clone.start("train.py", *LONGER, env={"MLFLOW_TRACKING_URI": uri})
-        wait_for_epoch(clone)
+        wait_for_figure(uri)
     time.sleep(1)
     with mlflow_server(tmp_path, uri):
         assert process.poll() is None, "it has ended before the server was back"
@@ -304,7 +310,7 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
     env = {"MLFLOW_TRACKING_URI": uri}
     with mlflow_server(tmp_path, uri):
         process = clone.start("train.py", *LONG, env=env)
-        wait_for_epoch(clone)
+        wait_for_figure(uri)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
     assert out.count("the tracker does not answer") == 1

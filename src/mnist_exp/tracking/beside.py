@@ -185,7 +185,7 @@ def _serve() -> None:
     gc.set_threshold(100_000)  # MLflow's import makes a million objects, none of them garbage
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's, which the other end answers
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what MLflow may print is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what MLflow prints is no answer
     calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
     threading.Thread(target=_receive, args=(calls,)).start()
     while True:
