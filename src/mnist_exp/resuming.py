@@ -26,7 +26,8 @@ FREE = (
     "data.mirrors",
 )
 
-# What a saved config may name: what the YAML files name, and no function that starts a process.
+# What a saved config may name: what the YAML files name, and no function that starts a process or
+# writes where it is told to.
 TRUSTED = (
     "mnist_exp.data.",
     "mnist_exp.models.",
@@ -36,7 +37,7 @@ TRUSTED = (
     "torch.optim.",
     "torchvision.models.",
 )
-UNTRUSTED = "mnist_exp.data.sources."
+UNTRUSTED = ("mnist_exp.data.sources.", "mnist_exp.data.cache.")
 
 
 def find_run(word: str, tracking_uri: str | None) -> Path:

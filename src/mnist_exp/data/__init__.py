@@ -6,8 +6,17 @@ From a notebook:
     train = dataset.prepare(dataset.train, torch.device("cpu"))  # float32, normalised
 """
 
-from mnist_exp.data.sets import digits, mnist
-from mnist_exp.data.sources import DataError
+from mnist_exp.data.cache import DataError
+from mnist_exp.data.sets import cifar10, digits, fashion_mnist, kmnist, mnist
 from mnist_exp.data.splits import Dataset, Split
 
-__all__ = ["DataError", "Dataset", "Split", "digits", "mnist"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Split",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "kmnist",
+    "mnist",
+]
