@@ -24,7 +24,7 @@ ROOMS = {
     "commands": "paths",
     "help": "paths",
     "config": "omegaconf paths",
-    "data": "torch numpy filelock errors files | sklearn torchvision",
+    "data": "torch numpy filelock errors files | PIL sklearn torchvision",
     "models": "torch",
     "schedules": "torch",
     "precision": "torch",
@@ -43,8 +43,8 @@ ROOMS = {
     "building": "torch hydra omegaconf data environment errors models.layout precision",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch omegaconf building checkpoint commands compiling config data environment files "
-        "journal models.flops paths precision ranks resuming screen signals tracking "
+        "torch omegaconf building checkpoint commands compiling config data environment errors "
+        "files journal models.flops paths precision ranks resuming screen signals tracking "
         "tracking.beside training"
     ),
     "reproduction": (

@@ -7,6 +7,7 @@ From a notebook:
 """
 
 from mnist_exp.data.cache import DataError
+from mnist_exp.data.folders import image_folder
 from mnist_exp.data.sets import cifar10, digits, fashion_mnist, kmnist, mnist
 from mnist_exp.data.splits import Dataset, Split
 
@@ -17,6 +18,7 @@ __all__ = [
     "cifar10",
     "digits",
     "fashion_mnist",
+    "image_folder",
     "kmnist",
     "mnist",
 ]
