@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.size": ([None, 1, 224], [0, -1, 32.0, "32", [32, 32]]),
     "data.skip_bad": ([True, False], [0, "true", None]),
     "data.val_fraction": ([0.15, 0.999], [0, 0.0, 1, 1.0, 1.5, -0.1, math.nan]),
+    "data.memory_limit": ([8, 0.5], [0, -1, math.inf, "8", None]),
     "data.split_seed": ([0, 7], [-1, 2**32]),
     "model.hidden_sizes": ([[], [1], [128, 64]], [[0], [1, "a"], [1.5], [[1]], 128, None]),
     "model.channels": ([[], [1], [16, 32]], [[0], [1, "a"], [1.5], [[1]], 16, None]),

@@ -45,6 +45,7 @@ from mnist_exp.data import (
     sets,
 )
 from mnist_exp.data.cache import Files, idx_decode, idx_encode, load_cached
+from mnist_exp.data.dataset import histograms, mean_and_std
 from mnist_exp.data.pickles import ArraysOnly
 from mnist_exp.data.published import CIFAR10, FASHION_MNIST, KMNIST, MNIST
 from mnist_exp.data.sources import (
@@ -57,7 +58,7 @@ from mnist_exp.data.sources import (
     from_wheel,
     read_wheel,
 )
-from mnist_exp.data.splits import histograms, mean_and_std, split_off
+from mnist_exp.data.splits import split_off
 from mnist_exp.errors import BadInput
 
 # --- a tiny set in MNIST's files ---

@@ -97,6 +97,14 @@ def test_classes_and_files_are_those_of_torchvisions_image_folder(tmp_path: Path
     assert torch.equal(dataset.test.images, torch.from_numpy(np.stack(images)))
 
 
+def test_large_files_are_decoded_by_several_threads_in_the_same_order(tmp_path: Path) -> None:
+    pixels = make(tmp_path / "pets", side=96)
+    assert all(path.stat().st_size > 8_000 for path in (tmp_path / "pets").rglob("*.png"))
+    dataset = opened(tmp_path / "pets", tmp_path / "cache")
+    chosen = [pixels[f"{name}/{number}.png"] for name in ("cat", "dog") for number in ("04", "09")]
+    assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(np.stack(chosen)))
+
+
 def test_one_colour_image_to_train_on_makes_all_of_them_colour(tmp_path: Path) -> None:
     make(tmp_path / "pets")
     picture(tmp_path / "pets" / "dog" / "00.png", mode="RGB")

@@ -149,6 +149,7 @@ OPTION_RULES = {
         "a number between 0 and 1, both excluded", lambda value: 0 < value < 1
     ),
     "data.split_seed": seed,
+    "data.memory_limit": positive,
     "model.hidden_sizes": list_of(integer(1)),
     "model.channels": list_of(integer(1)),
     "model.hidden_size": integer(1),

@@ -24,6 +24,7 @@ FREE = (
     "data.root",
     "data.cache",
     "data.mirrors",
+    "data.memory_limit",
 )
 
 # What a saved config may name: what the YAML files name, and no function that starts a process or

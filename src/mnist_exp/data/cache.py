@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mnist_exp.data.rows import Rows, rows_of
 from mnist_exp.errors import Failure
 from mnist_exp.files import replacing
 
@@ -29,6 +31,7 @@ RECORD = "record.json"
 
 Files = dict[str, bytes]  # file name → its uncompressed bytes
 Sums = Mapping[str, str]  # file name → SHA-256, or MD5 where that is what was published
+Arrays = dict[str, Tensor | Rows]
 Record = dict[str, Any]  # what is known of a cached set; "sums": of its files
 
 
@@ -60,16 +63,22 @@ def idx_decode(raw: bytes) -> Tensor:
 # --- sums ---
 
 
-PUBLISHED = "the published data"
+PUBLISHED, CACHED = "the published data", "what was cached"
 
 
-def verify(raw: bytes, expected: str, what: str, remedy: str = "", known: str = PUBLISHED) -> None:
+def verify(
+    raw: bytes | Path, expected: str, what: str, remedy: str = "", known: str = PUBLISHED
+) -> None:
     """Raise DataError unless the bytes hash to the sum that is known, MD5 or SHA-256 by its length.
 
-    what, known: how the message calls the bytes, and those that it had to find.
+    raw: the bytes, or a file that may be larger than the memory; what, known: how the message calls
+    them, and those that it had to find.
     """
     name, of = ("MD5", "") if len(expected) == 32 else ("SHA-256", " of the uncompressed bytes")
-    found = hashlib.new(name.replace("-", ""), raw, usedforsecurity=False).hexdigest()
+    if isinstance(raw, Path):
+        found = sum_of(raw)
+    else:
+        found = hashlib.new(name.replace("-", ""), raw, usedforsecurity=False).hexdigest()
     if found != expected:
         raise DataError(
             f"{what} is not {known} ({name}{of}: expected {expected}, found {found}){remedy}"
@@ -106,25 +115,29 @@ def unzip(packed: bytes) -> bytes:
 # --- the cache ---
 
 
-def load_cached(folder: Path, sums: Sums, make: Callable[[], Files]) -> dict[str, Tensor]:
+def load_cached(
+    folder: Path, sums: Sums, make: Callable[[], Files], memory_limit: float = math.inf
+) -> Arrays:
     """A set of which the sums of the decoded files were published, made where it is absent.
 
     Hashing all of MNIST costs 0.03 to 0.2 seconds a start, and means that no run trains on a
     damaged cache. Raises DataError for a cache that is damaged or cannot be written, and what
-    `make` raises.
+    `make` raises. memory_limit: as of `load`.
     """
 
     def complete() -> bool:
         return all((folder / name).exists() for name in sums)
 
     _once(folder, complete, lambda: _write(folder, make()))
-    return load(folder, sums)
+    return load(folder, sums, memory_limit)
 
 
-def load_recorded(folder: Path, key: str, make: Callable[[], Files]) -> dict[str, Tensor]:
+def load_recorded(
+    folder: Path, key: str, make: Callable[[], Files], memory_limit: float = math.inf
+) -> Arrays:
     """A set of which other sums were published: its files' own are recorded when it is made.
 
-    Raises what `load_cached` does.
+    Raises what `load_cached` does. memory_limit: as of `load`.
     """
 
     def fill() -> Record:
@@ -132,7 +145,7 @@ def load_recorded(folder: Path, key: str, make: Callable[[], Files]) -> dict[str
         _write(folder, files)
         return {"sums": {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}}
 
-    return load(folder, recorded(folder, key, fill)["sums"], known="what was cached")
+    return load(folder, recorded(folder, key, fill)["sums"], memory_limit, CACHED)
 
 
 def recorded(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
@@ -163,12 +176,37 @@ def recorded(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
     return record
 
 
-def load(folder: Path, sums: Sums, known: str = PUBLISHED) -> dict[str, Tensor]:
-    """The arrays of a cached set by file name. Raises DataError."""
+def load(
+    folder: Path, sums: Sums, memory_limit: float = math.inf, known: str = PUBLISHED
+) -> Arrays:
+    """The arrays of a cached set by file name; images stay on disk where memory does not suffice.
+
+    memory_limit: GB (1e9 bytes) for the whole set, of which each value needs five bytes: its own
+    and a float32. Raises DataError.
+    """
+    paths = {name: folder / name for name in sums}
     try:
-        return {name: idx_decode(read(folder / name, sums[name], known=known)) for name in sums}
+        needed = 5 * sum(path.stat().st_size for path in paths.values())
+        fits = needed <= memory_limit * 1e9
+        return {
+            name: _load(path, sums[name], known, whole=fits or _dimensions(path) < 3)
+            for name, path in paths.items()
+        }
     except OSError as error:
         raise _unusable(folder, error) from None
+
+
+def _load(path: Path, expected: str, known: str, whole: bool) -> Tensor | Rows:
+    if whole:
+        return idx_decode(read(path, expected, known=known))
+    verify(path, expected, str(path), "; delete or replace it", known)
+    return rows_of(path)
+
+
+def _dimensions(path: Path) -> int:
+    """Of the array in an IDX file: three or four where it has images."""
+    with path.open("rb") as file:
+        return (file.read(4) or bytes(4))[-1]
 
 
 def _once(folder: Path, done: Callable[[], bool], make: Callable[[], object]) -> None:

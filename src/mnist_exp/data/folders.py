@@ -7,29 +7,21 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_exp.data.cache import DataError, Record, idx_header, load, recorded, sum_of
-from mnist_exp.data.splits import Channels, Dataset, Split, divided, histograms, mean_and_std
+from mnist_exp.data.cache import CACHED, DataError, Record, load, recorded, sum_of
+from mnist_exp.data.dataset import Channels, Dataset, divided, mean_and_std
+from mnist_exp.data.decoding import File, common_form, write_images
+from mnist_exp.data.splits import as_split
 from mnist_exp.errors import BadInput
 from mnist_exp.files import replacing
 
 log = logging.getLogger(__name__)
-
-CHUNK = 64  # images that are decoded before they are written
-SLICE = 16  # images that a thread takes at once: handing over costs as much as a small image
-
-T = TypeVar("T")
-File = tuple[Path, int]  # and its label
 
 
 def image_folder(
@@ -41,6 +33,7 @@ def image_folder(
     skip_bad: bool = False,
     val_fraction: float = 0.15,
     split_seed: int = 0,
+    memory_limit: float = 8.0,
 ) -> Dataset:
     """The images under `root`: in `train/<class>/` and `test/<class>/`, or all in `<class>/`.
 
@@ -50,8 +43,8 @@ def image_folder(
     one size. Files that cannot be read are left out with `skip_bad`.
 
     Decoded once, and again when a file has come, gone or changed, which its size and time tell.
-    60,000 JPEGs of 32×32 take twelve seconds on two cores, half of one after that. Raises BadInput
-    and DataError.
+    60,000 JPEGs of 32×32 take a quarter of a minute, and a second once they are decoded. With more
+    than `memory_limit` GB they stay on disk, see `cache.load`. Raises BadInput and DataError.
     """
     folder = Path(root).absolute()
     listing = _listing(folder)
@@ -62,9 +55,9 @@ def image_folder(
     )
     if left_out := record["left_out"]:
         log.warning("data.root=%s: left out %d files: %s", root, len(left_out), _some(left_out))
-    tensors = load(kept, record["sums"], known="what was cached")
+    arrays = load(kept, record["sums"], memory_limit, CACHED)
     train, test = (
-        Split(images, _labels(record["counts"][part])) for part, images in tensors.items()
+        as_split(images, _labels(record["counts"][part])) for part, images in arrays.items()
     )
     digest = _sha256(json.dumps([record["classes"], record["counts"], record["sums"]]))
     mean = record["mean"] if mean is None else mean
@@ -170,13 +163,12 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
     found = _find(root)
     log.info("data.root=%s: decoding %d images", root, len(found.train) + len(found.test))
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,  # PIL lets others run while it decodes
         replacing(folder / "train") as train,
         replacing(folder / "test") as test,
     ):
-        form = _form(root, found, size, pool)
+        form = common_form(root, found.train, found.test, size)
         parts = [
-            _write(path, files, len(found.classes), form, pool)
+            write_images(path, files, len(found.classes), form)
             for path, files in ((train, found.train), (test, found.test))
         ]
         bad = {str(path.relative_to(root)): why for part in parts for path, why in part.bad.items()}
@@ -202,115 +194,3 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
         "std": std,
         "left_out": list(bad),
     }
-
-
-class Form(NamedTuple):
-    """What all images of a set are made to be."""
-
-    mode: str  # PIL's: L or RGB
-    size: tuple[int, int]  # width, height
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        width, height = self.size
-        return (1 if self.mode == "L" else 3), height, width
-
-
-def _form(root: Path, found: Found, size: int | None, pool: ThreadPoolExecutor) -> Form:
-    """From what the files say of themselves. Raises BadInput where their sizes differ."""
-    paths = [path for path, _ in found.train + found.test]
-    headers = dict(zip(paths, _each(_header, paths, pool), strict=True))
-    good = {path: header for path, header in headers.items() if isinstance(header, Form)}
-    modes = {good[path].mode for path, _ in found.train if path in good}
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
-    if size is not None:
-        return Form(mode, (size, size))
-    first_of = {header.size: path for path, header in reversed(good.items())}
-    common = Counter(header.size for header in good.values()).most_common(2)
-    if len(common) > 1:
-        said = [f"{first_of[of].relative_to(root)} has {of[0]}×{of[1]}" for of, _ in common]
-        raise BadInput(
-            f"data.root={root}: images of {len(first_of)} sizes: {', '.join(said)}; "
-            f"data.size={min(common[0][0])} makes them one"
-        )
-    return Form(mode, common[0][0] if common else (1, 1))
-
-
-class Written(NamedTuple):
-    """A part of the set that is on disk."""
-
-    counts: list[int]  # images of each class
-    histograms: NDArray[np.int64]  # of its bytes, [channels, 256]
-    bad: dict[Path, str]  # files that are no whole images, and what they are
-
-
-def _write(
-    path: Path, files: Sequence[File], classes: int, form: Form, pool: ThreadPoolExecutor
-) -> Written:
-    """The IDX file of these images, uint8 [n, channels, height, width]."""
-    counts, bad = [0] * classes, {}
-    seen = np.zeros((form.shape[0], 256), np.int64)
-    read = partial(_pixels, form=form)
-    with path.open("wb") as file:
-        file.write(idx_header((0, *form.shape)))
-        for start in range(0, len(files), CHUNK):
-            chunk = files[start : start + CHUNK]
-            images = []
-            decoded = _each(read, [source for source, _ in chunk], pool)
-            for (source, label), pixels in zip(chunk, decoded, strict=True):
-                if isinstance(pixels, str):
-                    bad[source] = pixels
-                else:
-                    counts[label] += 1
-                    images.append(pixels)
-            if images:
-                together = np.stack(images)
-                seen += histograms(torch.from_numpy(together))
-                file.write(together.data)
-        file.seek(0)
-        file.write(idx_header((sum(counts), *form.shape)))
-    return Written(counts, seen, bad)
-
-
-def _each(
-    read: Callable[[Path], T], paths: Sequence[Path], pool: ThreadPoolExecutor
-) -> Iterator[T | str]:
-    """What is read from each file, or why it is no image in a few words."""
-    from PIL import UnidentifiedImageError
-
-    def attempt(path: Path) -> T | str:
-        try:
-            return read(path)
-        except UnidentifiedImageError:
-            return "no image"
-        except Exception as error:  # there is no list of what a damaged file can raise
-            return " ".join(str(error).split()) or type(error).__name__
-
-    slices = [paths[start : start + SLICE] for start in range(0, len(paths), SLICE)]
-    for some in pool.map(lambda paths: [attempt(path) for path in paths], slices):
-        yield from some
-
-
-def _header(path: Path) -> Form:
-    """What the file says of its image; nothing is decoded."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode[0] in "IF":
-            raise ValueError("more than 8 bits a pixel")
-        return Form(image.mode, image.size)
-
-
-def _pixels(path: Path, form: Form) -> NDArray[np.uint8]:
-    """The image in this form, uint8 [channels, height, width]."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode[0] in "IF":
-            raise ValueError("more than 8 bits a pixel")
-        converted = image.convert(form.mode)
-        if converted.size != form.size:
-            converted = converted.resize(form.size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(converted).reshape(*reversed(form.size), -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

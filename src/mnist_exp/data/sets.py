@@ -2,7 +2,8 @@
 
 Each is found or fetched as `sources.fetch` says, decoded once, and kept in a folder of `cache`. Its
 `mean` and `std` are of the training pixels, scaled to 0..1: for all channels, or for each; None has
-them computed. All raise DataError for bytes that are not the published ones, or nowhere to be had.
+them computed. With more than `memory_limit` GB it stays on disk, see `cache.load`.
+All raise DataError for bytes that are not the published ones, or nowhere to be had.
 """
 
 from __future__ import annotations
@@ -16,11 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_exp.data.cache import Files, idx_encode, load_cached, load_recorded, unzip, verify
+from mnist_exp.data.cache import (
+    Arrays,
+    Files,
+    idx_encode,
+    load_cached,
+    load_recorded,
+    unzip,
+    verify,
+)
+from mnist_exp.data.dataset import Channels, Dataset, divided
 from mnist_exp.data.pickles import ArraysOnly
 from mnist_exp.data.published import CIFAR10, DIGITS, FASHION_MNIST, KMNIST, MNIST
+from mnist_exp.data.rows import Rows
 from mnist_exp.data.sources import RawSet, fetch
-from mnist_exp.data.splits import Channels, Dataset, Split, divided
+from mnist_exp.data.splits import Split, as_split
 
 
 def mnist(
@@ -31,13 +42,17 @@ def mnist(
     mirrors: Sequence[str] | None = None,
     val_fraction: float = 0.15,
     split_seed: int = 0,
+    memory_limit: float = 8.0,
 ) -> Dataset:
     """MNIST (LeCun, Cortes and Burges, 1998): 60,000 + 10,000 grey images of 28×28, ten digits."""
-    tensors = load_cached(
-        Path(cache) / "mnist", MNIST.sums, lambda: fetch(MNIST, Path(root), mirrors)
+    arrays = load_cached(
+        Path(cache) / "mnist",
+        MNIST.sums,
+        lambda: fetch(MNIST, Path(root), mirrors),
+        memory_limit,
     )
-    train, test = _train_and_test(tensors)
-    about = ("mnist", MNIST.classes, _digest(MNIST))
+    train, test = _train_and_test(arrays)
+    about = ("mnist", MNIST.classes, digest(MNIST))
     return divided(train, test, *about, mean, std, val_fraction, split_seed)
 
 
@@ -49,15 +64,17 @@ def fashion_mnist(
     mirrors: Sequence[str] | None = None,
     val_fraction: float = 0.15,
     split_seed: int = 0,
+    memory_limit: float = 8.0,
 ) -> Dataset:
     """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): clothes of ten kinds, in MNIST's form."""
-    tensors = load_cached(
+    arrays = load_cached(
         Path(cache) / "fashion_mnist",
         FASHION_MNIST.sums,
         lambda: fetch(FASHION_MNIST, Path(root), mirrors),
+        memory_limit,
     )
-    train, test = _train_and_test(tensors)
-    about = ("fashion_mnist", FASHION_MNIST.classes, _digest(FASHION_MNIST))
+    train, test = _train_and_test(arrays)
+    about = ("fashion_mnist", FASHION_MNIST.classes, digest(FASHION_MNIST))
     return divided(train, test, *about, mean, std, val_fraction, split_seed)
 
 
@@ -69,6 +86,7 @@ def kmnist(
     mirrors: Sequence[str] | None = None,
     val_fraction: float = 0.15,
     split_seed: int = 0,
+    memory_limit: float = 8.0,
 ) -> Dataset:
     """Kuzushiji-MNIST (Clanuwat et al., 2018): ten cursive Japanese letters, in MNIST's form."""
 
@@ -76,9 +94,9 @@ def kmnist(
         packed = fetch(KMNIST, Path(root), mirrors)
         return {name.removesuffix(".gz"): unzip(raw) for name, raw in packed.items()}
 
-    tensors = load_recorded(Path(cache) / "kmnist", _digest(KMNIST), unpacked)
-    train, test = _train_and_test(tensors)
-    about = ("kmnist", KMNIST.classes, _digest(KMNIST))
+    arrays = load_recorded(Path(cache) / "kmnist", digest(KMNIST), unpacked, memory_limit)
+    train, test = _train_and_test(arrays)
+    about = ("kmnist", KMNIST.classes, digest(KMNIST))
     return divided(train, test, *about, mean, std, val_fraction, split_seed)
 
 
@@ -90,6 +108,7 @@ def cifar10(
     mirrors: Sequence[str] | None = None,
     val_fraction: float = 0.15,
     split_seed: int = 0,
+    memory_limit: float = 8.0,
 ) -> Dataset:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32×32, ten kinds of things.
 
@@ -103,9 +122,9 @@ def cifar10(
             **_decode_batches("test", [test]),
         }
 
-    tensors = load_recorded(Path(cache) / "cifar10", _digest(CIFAR10), decoded)
-    train, test = _train_and_test(tensors)
-    about = ("cifar10", CIFAR10.classes, _digest(CIFAR10))
+    arrays = load_recorded(Path(cache) / "cifar10", digest(CIFAR10), decoded, memory_limit)
+    train, test = _train_and_test(arrays)
+    about = ("cifar10", CIFAR10.classes, digest(CIFAR10))
     return divided(train, test, *about, mean, std, val_fraction, split_seed)
 
 
@@ -115,15 +134,16 @@ def digits(
     std: Channels,
     val_fraction: float = 0.15,
     split_seed: int = 0,
+    memory_limit: float = 8.0,
 ) -> Dataset:
     """scikit-learn's 1,797 digits of 8×8 (Alpaydin and Kaynak, 1998), scaled to bytes.
 
     The set has no official test part: every fifth image is one here.
     """
-    tensors = load_cached(Path(cache) / "digits", DIGITS.sums, _read_digits)
-    whole = _split(tensors["images"], tensors["labels"])
+    arrays = load_cached(Path(cache) / "digits", DIGITS.sums, _read_digits, memory_limit)
+    whole = _split(arrays["images"], arrays["labels"])
     is_test = torch.arange(len(whole)) % 5 == 4
-    about = ("digits", DIGITS.classes, _digest(DIGITS))
+    about = ("digits", DIGITS.classes, digest(DIGITS))
     return divided(whole[~is_test], whole[is_test], *about, mean, std, val_fraction, split_seed)
 
 
@@ -146,16 +166,20 @@ def _decode_batches(part: str, batches: Sequence[bytes]) -> Files:
     return {f"{part}-images": idx_encode(images), f"{part}-labels": idx_encode(labels)}
 
 
-def _train_and_test(tensors: dict[str, Tensor]) -> tuple[Split, Split]:
+def _train_and_test(arrays: Arrays) -> tuple[Split, Split]:
     """From images and labels to train on, then those to test with."""
-    images, labels, test_images, test_labels = tensors.values()
+    images, labels, test_images, test_labels = arrays.values()
     return _split(images, labels), _split(test_images, test_labels)
 
 
-def _split(images: Tensor, labels: Tensor) -> Split:
+def _split(images: Tensor | Rows, labels: Tensor | Rows) -> Split:
     """uint8 [n, height, width], or with channels after n, and uint8 [n], as a split."""
-    return Split(images if images.ndim == 4 else images.unsqueeze(1), labels.long())
+    assert isinstance(labels, Tensor)
+    if isinstance(images, Tensor) and images.ndim == 3:
+        images = images.unsqueeze(1)
+    return as_split(images, labels.long())
 
 
-def _digest(raw_set: RawSet) -> str:
+def digest(raw_set: RawSet) -> str:
+    """SHA-256 over the sums of its files."""
     return hashlib.sha256("".join(raw_set.sums.values()).encode()).hexdigest()

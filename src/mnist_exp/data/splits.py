@@ -1,19 +1,19 @@
-"""The plain types of the data room: a split, and a data set of three of them."""
+"""The plain types of the data room: images and labels in memory, or on their way there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from mnist_exp.data.rows import Rows
 from mnist_exp.errors import BadInput
 
-Channels = float | Sequence[float] | None  # for all channels, for each; or still to be found
+AHEAD = 2**20  # values of images, 4 MB as float32, that are read while as many are used
 
 
 @dataclass(frozen=True)
@@ -32,112 +32,60 @@ class Split:
     def __getitem__(self, index: Tensor | slice) -> Split:
         return Split(self.images[index], self.labels[index])
 
+    def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
+        """What lies at each of these places, one batch after the other."""
+        for index in order:
+            yield self[index]
+
+
+def unchanged(split: Split) -> Split:
+    return split
+
 
 @dataclass(frozen=True)
-class Dataset:
-    """Three splits of raw uint8 images, and what a model has to know about them."""
+class Streamed(Split):
+    """A split of which the images are on disk: only its batches have tensors.
 
-    name: str
-    train: Split
-    val: Split
-    test: Split
-    class_names: tuple[str, ...]  # by label
-    mean: tuple[float, ...]  # of the training pixels, scaled to 0..1, by channel
-    std: tuple[float, ...]
-    digest: str  # SHA-256 over the raw data's own sums
+    finish: what is to be done to each part of it that was read.
+    """
 
-    @property
-    def classes(self) -> int:
-        return len(self.class_names)
+    images: Rows  # type: ignore[assignment] # of which the shape, the device and an index are known
+    finish: Callable[[Split], Split] = unchanged
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def __getitem__(self, index: Tensor | slice) -> Streamed:
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Images in each split."""
-        return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+    def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
+        """What lies at each of these places, one batch after the other.
 
-    def prepare(
-        self,
-        split: Split,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> Split:
-        """The split on the device as floats, with ToTensor + Normalize applied once to all of it.
-
-        The same operations in the same order as torchvision's, so the values are equal bit for
-        bit. Costs four bytes a pixel instead of one (MNIST's training images: 160 MB), eight as
-        float64, and saves the three operations from every step.
+        A thread reads and finishes some batches ahead, and is gone when the iterator is.
         """
-        images = split.images.to(device).to(dtype, memory_format=memory_format).div_(255)
-        by_channel = torch.tensor([self.mean, self.std], dtype=dtype, device=device)
-        mean, std = by_channel.view(2, 1, -1, 1, 1)
-        return Split(images.sub_(mean).div_(std), split.labels.to(device))
+        every = torch.arange(len(self))
+        places = [every[index.cpu() if isinstance(index, Tensor) else index] for index in order]
+        if not places:
+            return
+        values = math.prod((len(places[0]), *self.images.shape[1:]))
+        several = max(1, AHEAD // max(1, values))
+        parts = [places[start : start + several] for start in range(0, len(places), several)]
+        with ThreadPoolExecutor(1, "reads-ahead") as thread:
+            ahead = thread.submit(self._read, parts[0])
+            for following in [*parts[1:], []]:
+                batches = iter(ahead.result())
+                ahead = thread.submit(self._read, following)
+                yield from batches
+
+    def _read(self, places: list[Tensor]) -> list[Split]:
+        """A batch for each of these, all read at once."""
+        if not places:
+            return []
+        index, sizes = torch.cat(places), [len(batch) for batch in places]
+        whole = self.finish(Split(self.images[index].read(), self.labels[index]))
+        both = zip(whole.images.split(sizes), whole.labels.split(sizes), strict=True)
+        return [Split(images, labels) for images, labels in both]
 
 
-def divided(
-    train: Split,
-    test: Split,
-    name: str,
-    class_names: tuple[str, ...],
-    digest: str,
-    mean: Channels,
-    std: Channels,
-    val_fraction: float,
-    split_seed: int,
-) -> Dataset:
-    """The whole set, with a validation split taken from its training images.
-
-    Raises ValueError where mean or std has another number of channels than the images.
-    """
-    if mean is None or std is None:
-        found_mean, found_std = mean_and_std(histograms(train.images))
-        mean = found_mean if mean is None else mean
-        std = found_std if std is None else std
-    channels = train.images.shape[1]
-    means, stds = _for_each("mean", mean, channels), _for_each("std", std, channels)
-    rest, val = split_off(train, val_fraction, split_seed)
-    return Dataset(name, rest, val, test, class_names, means, stds, digest)
-
-
-def _for_each(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * channels
-    if len(values) != channels:
-        raise ValueError(f"{name} has {len(values)} numbers, the images have {channels} channels")
-    return values
-
-
-def histograms(images: Tensor) -> NDArray[np.int64]:
-    """How often each byte is in each channel of uint8 images, [channels, 256].
-
-    By numpy, because torch's threads wait for each other where others decode.
-    """
-    counts = np.zeros((images.shape[1], 256), np.int64)
-    for some in images.split(256):
-        for channel, pixels in zip(counts, some.numpy().swapaxes(0, 1), strict=True):
-            channel += np.bincount(pixels.reshape(-1), minlength=256)
-    return counts
-
-
-def mean_and_std(histograms: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of bytes scaled to 0..1, from how often each is in each channel.
-
-    From exact integer sums, so the same on every machine. The deviation of a channel that has one
-    value only is 1, so that there is nothing to divide by.
-    """
-    means, stds = [], []
-    for counts in histograms.tolist():
-        count = sum(counts)
-        total = sum(byte * times for byte, times in enumerate(counts))
-        squares = sum(byte**2 * times for byte, times in enumerate(counts))
-        means.append(total / count / 255)
-        stds.append(math.sqrt(count * squares - total**2) / count / 255 or 1.0)
-    return tuple(means), tuple(stds)
+def as_split(images: Tensor | Rows, labels: Tensor) -> Split:
+    return Streamed(images, labels) if isinstance(images, Rows) else Split(images, labels)
 
 
 def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
