@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mnist_exp.data import DataError, Dataset, Split, Streamed, digits, image_folder, splits
-from mnist_exp.data.cache import idx_encode
+from mnist_exp.data.cache import idx_encode, sum_of
+from mnist_exp.data.published import CIFAR10
 from mnist_exp.data.rows import Rows, rows_of
+from mnist_exp.data.sets import digest
 from mnist_exp.training import shuffled
 
 CPU = torch.device("cpu")
@@ -215,3 +220,78 @@ def test_what_the_thread_raises_is_raised_where_its_batch_is_due(
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
     assert readers() == []
+
+
+# --- as a person sees it ---
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl says, without times."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    names = ("epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss")
+    return [{name: line[name] for name in names if name in line} for line in lines]
+
+
+def test_a_run_below_the_limit_and_one_above_it_find_the_same_and_go_on_from_each_other(
+    clone: Any,
+) -> None:
+    quick = ("train.py", "data=digits", "model=cnn", "tracking=none")
+    assert clone.run(*quick, "trainer.epochs=2").returncode == 0
+    limited = ("data.memory_limit=1e-6", "trainer.checkpoint_every_steps=3", "trainer.epochs=1")
+    assert clone.run(*quick, *limited).returncode == 0
+    typed = ("resume=latest", "trainer.epochs=2", "data.memory_limit=8")
+    assert clone.run("train.py", *typed).returncode == 0
+    whole, streamed = map(figures, clone.folders())
+    assert [line["epoch"] for line in whole] == [1, 2, 2]
+    assert [line for line in streamed if line["epoch"] == 2] == whole[1:]
+    assert streamed[0] == whole[0]
+
+
+@dataclass(frozen=True)
+class Measured:
+    resident: float  # GB, the most that the process had
+    speed: float  # images per second, of its best epoch
+    figures: list[dict[str, Any]]
+
+
+def measured(clone: Any, *typed: str) -> Measured:
+    """What a training of two epochs took."""
+    before = set(clone.folders())
+    command = ("data=cifar10", "trainer.epochs=2", "data.val_fraction=0.02", "tracking=none")
+    process = clone.start("train.py", *command, *typed, stdout=None, stderr=None)
+    resident = 0.0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        resident = max([resident, *map(float, re.findall(r"VmHWM:\s+(\d+) kB", status))])
+        time.sleep(0.05)
+    assert process.returncode == 0
+    (folder,) = set(clone.folders()) - before
+    epochs = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    speeds = [epoch["images_per_second"] for epoch in epochs if "images_per_second" in epoch]
+    return Measured(resident * 1024 / 1e9, max(speeds), figures(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the memory of a process is asked of Linux")
+def test_a_set_four_times_the_limit_takes_little_more_memory_and_little_more_time(
+    clone: Any,
+) -> None:
+    limit, (train, test) = 1.0, (255_000, 6_000)  # GB; colour images of 32×32
+    folder = clone.root / "data" / "cache" / "cifar10"
+    folder.mkdir(parents=True)
+    random, sums = np.random.default_rng(0), {}
+    for part, count in (("train", train), ("test", test)):
+        labels = random.integers(0, 10, count, np.uint8)
+        images = random.integers(0, 128, (count, 3, 32, 32), np.uint8)
+        images[:, 0] += labels[:, np.newaxis, np.newaxis] * 10
+        for name, array in ((f"{part}-images", images), (f"{part}-labels", labels)):
+            (folder / name).write_bytes(idx_encode(array))
+            sums[name] = sum_of(folder / name)
+    (folder / "record.json").write_text(json.dumps({"key": digest(CIFAR10), "sums": sums}))
+    assert 5e-9 * sum(path.stat().st_size for path in folder.iterdir()) >= 4 * limit
+
+    streamed = measured(clone, f"data.memory_limit={limit}")
+    whole = measured(clone, "data.memory_limit=8")
+    assert streamed.figures == whole.figures
+    assert streamed.resident < limit + 0.4 < whole.resident
+    assert streamed.speed > 0.7 * whole.speed
