@@ -26,8 +26,8 @@ def said(command: str) -> list[str]:
 
 
 TOP = (
-    "no such key; there are batch_size, data, model, optimizer, reproduce, resume, scheduler, "
-    "seed, sweep, tracking, trainer"
+    "no such key; there are augment, batch_size, data, model, optimizer, reproduce, resume, "
+    "scheduler, seed, sweep, tracking, trainer"
 )
 ADAM = "no such key; optimizer=adam has lr, betas, eps, weight_decay, fused"
 MLP = "no such key; model=mlp has hidden_sizes, dropout"
@@ -84,7 +84,7 @@ WRONG = {
     "optimizer.lr=inf": "must be a number > 0",
     f"optimizer.lr={'9' * 400}": "must be a number > 0",
     "optimizer.betas=[0.9]": BETAS,
-    "data.val_fraction=1.5": "must be a number between 0 and 1, both excluded",
+    "data.val_fraction=1.5": "must be a number from 0 up to but not including 1",
     "trainer.epochs=0": POSITIVE,
     "trainer.max_batches=0": f"must be null or {POSITIVE.removeprefix('must be ')}",
     "trainer.keep=lst": "must be best | last; did you mean last?",
@@ -497,7 +497,7 @@ SIX = {
     "optimzer.lr=1": f"{TOP}; did you mean optimizer.lr?",
     "+optimizer.foo=1": ADAM,
     "batch_size=abc": POSITIVE,
-    "data.val_fraction=1.5": "must be a number between 0 and 1, both excluded",
+    "data.val_fraction=1.5": "must be a number from 0 up to but not including 1",
     "trainer.epochs=0": POSITIVE,
     "optimizer.lr=-1": "must be a number > 0",
 }

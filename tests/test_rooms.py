@@ -27,6 +27,7 @@ ROOMS = {
     "data": "torch numpy filelock errors files | sklearn torchvision",
     "models": "torch",
     "schedules": "torch",
+    "augmentation": "torch",
     "precision": "torch",
     "compiling": "torch errors",
     "checkpoint": "torch numpy errors files",
@@ -37,15 +38,15 @@ ROOMS = {
     "tracking": "errors",
     "tracking.beside": "hydra omegaconf tracking",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
-    "training": "torch data.splits errors precision ranks",
+    "training": "torch augmentation data.splits errors precision ranks",
     "screen": "torch rich training",
     "journal": "training",
     "building": "torch hydra omegaconf data environment errors models.layout precision",
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch omegaconf building checkpoint commands compiling config data environment files "
-        "journal models.flops paths precision ranks resuming screen signals tracking "
-        "tracking.beside training"
+        "torch omegaconf augmentation building checkpoint commands compiling config data "
+        "environment files journal models.flops paths precision ranks resuming screen signals "
+        "tracking tracking.beside training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"

@@ -29,6 +29,7 @@ EPOCH_METRICS = {
     "epoch_seconds",
     "images_per_second",
 }
+VAL_METRICS = {"val/loss", "val/accuracy"}
 
 
 def lines_of(journal: Path) -> list[dict[str, float]]:
@@ -223,6 +224,26 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone
         runs.append((metrics, [tensor.tolist() for tensor in state_dict.values()]))
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
+
+
+def test_without_validation_all_images_train_and_no_figure_of_it_is_shown(clone: Clone) -> None:
+    command = ("train.py", "-m", "data=digits", "data.val_fraction=0", "seed=1,2")
+    done = clone.run(*command, "trainer.epochs=2", "tracking=none", "sweep.test=all")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, row, *_ = done.stdout.split("Leaderboard\n")[1].splitlines()
+    rank, epoch, _seconds, *rest = row.split()  # no accuracy, no loss
+    assert (rank, epoch, rest) == ("1", "2", ["FINISHED", "0", "1"])
+    assert re.search(r"test     accuracy 0\.\d{4} ± 0\.\d{4} \(n=2\)", done.stdout)
+    for folder in clone.folders():
+        *epochs, test = lines_of(folder / "metrics.jsonl")
+        assert len(epochs) == 2
+        assert all(epoch.keys() - {"epoch"} == EPOCH_METRICS - VAL_METRICS for epoch in epochs)
+        assert test["epoch"] == 2
+    refused = clone.run("train.py", "data=digits", "data.val_fraction=0", "trainer.patience=2")
+    assert (refused.returncode, refused.stdout) == (
+        2,
+        "error: trainer.patience=2: data.val_fraction=0 leaves no validation to lose it with\n",
+    )
 
 
 def test_a_loss_that_is_no_longer_finite_fails_the_run_and_keeps_finite_weights(

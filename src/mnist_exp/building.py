@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_exp import environment
 from mnist_exp.data import Dataset, Split
@@ -36,6 +37,11 @@ def build_parts(config: DictConfig, device: torch.device) -> Parts:
         if lack := environment.lacking(key, value, device):
             raise BadInput(f"{key}={value}: {lack}")
     dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
+    if config.trainer.patience is not None and not len(dataset.val):
+        raise BadInput(
+            f"trainer.patience={config.trainer.patience}: data.val_fraction=0 leaves no validation "
+            "to lose it with"
+        )
     precision = Precision(config.trainer.precision, device)
     torch.manual_seed(config.seed)
     shape, classes = dataset.image_shape, dataset.classes
@@ -43,6 +49,16 @@ def build_parts(config: DictConfig, device: torch.device) -> Parts:
     layout = memory_format(config.trainer.channels_last, model)
     model.to(device, precision.dtype).to(memory_format=layout)
     return Parts(dataset, precision, model, (device, precision.dtype, layout))
+
+
+def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The model's exponential moving average (Polyak and Juditsky, 1992), if there is to be one.
+
+    It moves by 1 - decay of the way at each step, batch norm's running statistics with it.
+    """
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 @functools.lru_cache(maxsize=1)

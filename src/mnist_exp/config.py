@@ -120,6 +120,11 @@ RULES = {
         "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
     ),
     "trainer.keep": one_of("best", "last"),
+    "trainer.label_smoothing": fraction,
+    "trainer.clip_norm": optional(positive),
+    "trainer.ema_decay": optional(fraction),
+    "trainer.patience": optional(integer(1)),
+    "trainer.accumulate": integer(1),
     "trainer.deterministic": flag,
     "trainer.checkpoint_every_steps": optional(integer(1)),
     "trainer.max_batches": optional(integer(1)),
@@ -134,14 +139,18 @@ OPTION_RULES = {
     "data.mirrors": optional(list_of(text)),
     "data.mean": finite,
     "data.std": positive,
-    "data.val_fraction": number(
-        "a number between 0 and 1, both excluded", lambda value: 0 < value < 1
-    ),
+    "data.val_fraction": fraction,
     "data.split_seed": seed,
     "model.hidden_sizes": list_of(integer(1)),
     "model.channels": list_of(integer(1)),
     "model.hidden_size": integer(1),
     "model.dropout": fraction,
+    "augment.shift": integer(0),
+    "augment.rotate": not_negative,
+    "augment.scale": fraction,
+    "augment.shear": number("a number from 0 up to 45", lambda value: 0 <= value <= 45),
+    "augment.padding": one_of("border", "reflection", "zeros"),
+    "augment.erase": integer(0),
     "optimizer.lr": positive,
     "optimizer.betas": Rule(
         "a list of two numbers from 0 up to but not including 1",

@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp import checkpoint, environment, screen
-from mnist_exp.building import build, build_parts, prepared
+from mnist_exp.augmentation import Augmentation
+from mnist_exp.building import averaged, build, build_parts, prepared
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
@@ -36,11 +38,19 @@ from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, first_line
 from mnist_exp.tracking.beside import Beside
-from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
+from mnist_exp.training import Diverged, Epoch, Figures, Options, Progress, evaluate, fit
 
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, str] = {}
+TRAINER_OPTIONS = (  # of training.Options, by the same names in the config
+    "epochs",
+    "keep",
+    "label_smoothing",
+    "clip_norm",
+    "accumulate",
+    "patience",
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,13 @@ class Experiment:
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         length = {"epochs": config.trainer.epochs, "epoch_steps": self.epoch_steps}
         self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer, **length)
+        self.average: AveragedModel | None = averaged(self.model, config.trainer.ema_decay)
+        self.augment: Augmentation = build(config, "augment")
+        self.options = Options(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            **{key: config.trainer[key] for key in TRAINER_OPTIONS},
+        )
         self.tracker = Beside(config.tracking)
         self.progress = Progress(self.model)
         self.tested: Tested | None = None
@@ -223,10 +240,9 @@ class Experiment:
             train,
             val,
             self.progress,
-            epochs=self.config.trainer.epochs,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            keep=self.config.trainer.keep,
+            self.options,
+            average=self.average,
+            augment=self.augment,
             precision=self.precision,
             ranks=self.ranks,
             on_step=on_step,
@@ -285,7 +301,7 @@ class Experiment:
     def show(self, result: Result) -> None:
         """The closing table, and where the outputs lie."""
         figures = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
-        rows = [(name, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for name, f in figures.items() if f]
+        rows = [(split, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for split, f in figures.items() if f]
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
         log.info("outputs  %s", shown(self.folder))
@@ -350,6 +366,7 @@ class Experiment:
             "parent": self.parent,
             "ended": self.ended,
             "model": self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
@@ -361,19 +378,21 @@ class Experiment:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what a checkpoint has. Raises ValueError where it is of another training."""
         own = self.state_dict()
-        for name in ("model", "scheduler", "scaler"):
+        for name in ("model", "average", "scheduler", "scaler"):
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
         self.load_optimizer(state["optimizer"])
         self.key = state["key"]
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], self.device)
         if state["tested"]:
             figures = Figures(**state["tested"]["figures"])
             self.tested = Tested(**{**state["tested"], "figures": figures})
-        self.ended = state["ended"] and len(self.progress.epochs) >= self.config.trainer.epochs
+        self.ended = state["ended"] and self.progress.over(self.options)
         checkpoint.set_random_states(state["random"])
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ FREE = (
 
 # What a saved config may name: what the YAML files name, and no function that starts a process.
 TRUSTED = (
+    "mnist_exp.augmentation.",
     "mnist_exp.data.",
     "mnist_exp.models.",
     "mnist_exp.schedules.",

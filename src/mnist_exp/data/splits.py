@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,16 @@ class Split:
 
     def __getitem__(self, index: Tensor | slice) -> Split:
         return Split(self.images[index], self.labels[index])
+
+    def chunk(self, parts: int) -> list[Split]:
+        """At most so many parts of about equal size."""
+        both = zip(self.images.chunk(parts), self.labels.chunk(parts), strict=True)
+        return [Split(images, labels) for images, labels in both]
+
+    def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
+        """What lies at each of these places, one batch after the other."""
+        for index in order:
+            yield self[index]
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,11 @@ class Dataset:
 def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Divide a split at random into the rest and `fraction` of it, a function of `seed` alone.
 
-    Raises BadInput where one of the two would be empty.
+    With a fraction of 0, the rest is everything, in its own order. Raises BadInput where otherwise
+    one of the two would be empty.
     """
+    if fraction == 0:
+        return whole, whole[:0]
     count = round(len(whole) * fraction)
     if not 0 < count < len(whole):
         raise BadInput(
