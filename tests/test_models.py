@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from mnist_exp.models import CNN, MLP, Linear
+from mnist_exp.config import OPTION_RULES
+from mnist_exp.models import CNN, MLP, Linear, ResNet
 from mnist_exp.models.flops import flops_per_image
 from mnist_exp.models.layout import memory_format
+from mnist_exp.models.mlp import ACTIVATIONS
+from mnist_exp.models.resnet import Block
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
-@pytest.mark.parametrize("model", [Linear, MLP, CNN])
+@pytest.mark.parametrize("model", [Linear, MLP, CNN, ResNet])
 def test_images_become_logits(model: type[nn.Module], input_shape: tuple[int, int, int]) -> None:
     logits = model(input_shape=input_shape, classes=7)(torch.rand(5, *input_shape))
     assert logits.shape == (5, 7)
@@ -44,6 +49,21 @@ def test_dropout_follows_each_hidden_layer_and_sleeps_in_evaluation() -> None:
 
 def test_no_hidden_layer_makes_an_mlp_linear() -> None:
     assert [type(layer) for layer in MLP((1, 8, 8), 10, hidden_sizes=[]).layers] == [nn.Linear]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_mlp_has_the_activation_that_is_asked_for(name: str) -> None:
+    layers = MLP((1, 8, 8), 10, activation=name).layers
+    assert [type(layer) for layer in layers[1::2]] == [ACTIVATIONS[name]] * 2
+    assert name in OPTION_RULES["model.activation"].words
+
+
+def test_another_activation_is_refused_with_those_there_are() -> None:
+    allowed = "relu | leaky_relu | elu | gelu | silu | tanh"
+    with pytest.raises(ValueError, match=f"^activation=gleu: must be {re.escape(allowed)}$"):
+        MLP((1, 8, 8), 10, activation="gleu")
+    wrong = OPTION_RULES["model.activation"].wrong("gleu")
+    assert wrong == f"must be {allowed}; did you mean gelu?"
 
 
 def test_the_default_cnn_has_two_convolutions_and_two_dense_layers() -> None:
@@ -80,10 +100,41 @@ def test_the_flops_of_linear_layers_and_convolutions_are_counted() -> None:
     assert convolution.training
 
 
+def test_the_default_resnet_is_he_and_others_for_32_pixels_with_fourteen_layers() -> None:
+    model = ResNet((3, 32, 32), 10)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    threes = [layer for layer in layers if layer.kernel_size == (3, 3)]
+    assert len(threes) + 1 == 14  # the head is the other; shortcuts are not counted
+    assert len(layers) - len(threes) == 2
+    sides: list[int] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, inputs, output: sides.append(output.shape[-1]))
+    model(torch.zeros(2, 3, 32, 32))
+    assert sides == [32, 32, 16, 16, 8, 8]
+
+
+def test_a_residual_block_starts_as_its_shortcut() -> None:
+    images = torch.rand(4, 8, 6, 6)
+    assert torch.equal(Block(8, 8)(images), images)
+    wider = Block(8, 12, stride=2)
+    shortcut = wider.shortcut(wider.norm1(images).relu())
+    assert torch.equal(wider(images), shortcut)
+    assert shortcut.shape == (4, 12, 3, 3)
+
+
+def test_a_resnet_takes_an_image_of_one_pixel_and_any_number_of_blocks() -> None:
+    model = ResNet((2, 1, 1), 5, channels=[4, 8], blocks=3)
+    assert len(model.blocks) == 6
+    assert model.eval()(torch.rand(1, 2, 1, 1)).shape == (1, 5)
+    with pytest.raises(ValueError, match=r"^channels=\[\]: "):
+        ResNet((1, 8, 8), 10, channels=[])
+
+
 @pytest.mark.parametrize(
     ("wanted", "model", "last"),
     [
         ("auto", CNN, True),
+        ("auto", ResNet, True),
         ("auto", MLP, False),
         (True, MLP, True),
         (False, CNN, False),

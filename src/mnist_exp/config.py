@@ -141,6 +141,8 @@ OPTION_RULES = {
     "model.hidden_sizes": list_of(integer(1)),
     "model.channels": list_of(integer(1)),
     "model.hidden_size": integer(1),
+    "model.blocks": integer(1),
+    "model.activation": one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
     "model.dropout": fraction,
     "optimizer.lr": positive,
     "optimizer.betas": Rule(
@@ -171,8 +173,9 @@ def rule_for(key: str, default: Any) -> Rule:
     """
     if key in RULES:
         return RULES[key]
-    if key in OPTION_RULES and type(default) in OPTION_RULES[key].types:
-        return OPTION_RULES[key]
+    rule = OPTION_RULES.get(key)
+    if rule and type(default) in rule.types and (not rule.words or default in rule.words):
+        return rule
     return same_type(default)
 
 

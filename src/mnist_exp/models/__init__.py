@@ -3,5 +3,6 @@
 from mnist_exp.models.cnn import CNN
 from mnist_exp.models.linear import Linear
 from mnist_exp.models.mlp import MLP
+from mnist_exp.models.resnet import ResNet
 
-__all__ = ["CNN", "MLP", "Linear"]
+__all__ = ["CNN", "MLP", "Linear", "ResNet"]
