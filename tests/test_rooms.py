@@ -40,11 +40,14 @@ ROOMS = {
     "training": "torch data.splits errors precision ranks",
     "screen": "torch rich training",
     "journal": "training",
-    "building": "torch hydra omegaconf data environment errors models.layout precision",
+    "building": (
+        "torch hydra omegaconf checkpoint data environment errors models.layout models.summary "
+        "precision tracking"
+    ),
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
         "torch omegaconf building checkpoint commands compiling config data environment files "
-        "journal models.flops paths precision ranks resuming screen signals tracking "
+        "journal paths precision ranks resuming screen signals tracking "
         "tracking.beside training"
     ),
     "reproduction": (
