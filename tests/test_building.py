@@ -192,3 +192,21 @@ def test_somebodys_own_model_is_told_and_no_run_is_left_with_the_tracker(clone: 
     first = done.stdout.splitlines()[0]
     assert first.startswith("mine-adam-lr0.001-bs64-data=digits-model.side=8 on cpu, 1 thread, ")
     assert first.endswith(": 650 parameters, 1,280 FLOP an image")
+
+
+def test_models_of_torchvision_train_or_say_why_not(clone: Clone) -> None:
+    done = clone.run(
+        *("train.py", "-m", "data=digits", "tracking=none", "trainer=debug", "model=torchvision"),
+        "model.name=shufflenet_v2_x0_5,resnet81,squeezenet1_1",
+    )
+    lines = done.stdout.splitlines()
+    failed = [line.partition("failed: ")[2] for line in lines if line.startswith("job ")]
+    assert failed == [
+        "model.name=resnet81: torchvision has no such classifier; did you mean resnet18?",
+        f"model.name=squeezenet1_1: {UNFIT} (Given input size: (128x1x1). Calculated output size: "
+        "(128x0x0). Output size is too small); model=resnet takes any",
+    ]
+    (folder,) = clone.root.glob("outputs/*/*/0")
+    *_, total = (folder / "model.txt").read_text("utf-8").splitlines()
+    assert total.split() == ["total", "ShuffleNetV2", "10", "351,610", "697,232"]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2

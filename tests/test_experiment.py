@@ -34,6 +34,7 @@ def quick(digits_cache: Path) -> list[str]:
         ([], "mlp-adam-lr0.001-bs64"),
         (["optimizer.lr=1e-3", "tracking=none"], "mlp-adam-lr0.001-bs64"),
         (["model=linear", "optimizer=sgd", "batch_size=32"], "linear-sgd-lr0.1-bs32"),
+        (["model=torchvision", "model.name=vgg11"], "vgg11-adam-lr0.001-bs64"),
         (["seed=7", "optimizer.lr=0.01"], "mlp-adam-lr0.01-bs64-seed=7"),
         (["data=digits", "trainer.epochs=9"], "mlp-adam-lr0.001-bs64-data=digits-trainer.epochs=9"),
     ],

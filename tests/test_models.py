@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_exp.config import OPTION_RULES
-from mnist_exp.models import CNN, MLP, Linear, ResNet
+from mnist_exp.models import CNN, MLP, Linear, ResNet, torchvision_model
 from mnist_exp.models.layout import memory_format
 from mnist_exp.models.mlp import ACTIVATIONS
 from mnist_exp.models.resnet import Block
@@ -212,3 +212,22 @@ def test_a_deep_model_is_told_in_as_many_parts_as_a_screen_has_lines() -> None:
     for summary in (blocks, long):
         assert sum(row.parameters for row in summary.rows) == summary.parameters
         assert sum(row.flops for row in summary.rows) == summary.flops
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_model_of_torchvision_takes_any_channels_and_gives_the_classes(channels: int) -> None:
+    model = torchvision_model((channels, 32, 32), 7, "resnet18")
+    assert model.conv1.weight.shape == (64, channels, 7, 7)
+    assert model.eval()(torch.rand(2, channels, 32, 32)).shape == (2, 7)
+    assert bool(model.conv1.weight.isfinite().all())
+
+
+def test_the_second_heads_of_torchvisions_models_are_left_out() -> None:
+    model = torchvision_model((1, 32, 32), 10, "googlenet")
+    assert model.train()(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    for name, near in (("ResNet18", "resnet18"), ("vgg_11", "vgg11"), ("?", ".+")):
+        with pytest.raises(ValueError, match=rf"^torchvision has no .*; did you mean {near}\?$"):
+            torchvision_model((3, 32, 32), 10, name)

@@ -25,7 +25,7 @@ ROOMS = {
     "help": "paths",
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | sklearn torchvision",
-    "models": "torch",
+    "models": "torch | torchvision",
     "schedules": "torch",
     "precision": "torch",
     "compiling": "torch errors",

@@ -4,5 +4,6 @@ from mnist_exp.models.cnn import CNN
 from mnist_exp.models.linear import Linear
 from mnist_exp.models.mlp import MLP
 from mnist_exp.models.resnet import ResNet
+from mnist_exp.models.zoo import torchvision_model
 
-__all__ = ["CNN", "MLP", "Linear", "ResNet"]
+__all__ = ["CNN", "MLP", "Linear", "ResNet", "torchvision_model"]
