@@ -26,6 +26,7 @@ ROOMS = {
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | sklearn torchvision",
     "models": "torch | torchvision",
+    "optimizers": "torch",
     "schedules": "torch",
     "precision": "torch",
     "compiling": "torch errors",

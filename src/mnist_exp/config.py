@@ -145,6 +145,7 @@ OPTION_RULES = {
     "model.activation": one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
     "model.dropout": fraction,
     "optimizer.lr": positive,
+    "optimizer.adamw_lr": positive,
     "optimizer.betas": Rule(
         "a list of two numbers from 0 up to but not including 1",
         (list,),
@@ -153,6 +154,7 @@ OPTION_RULES = {
     "optimizer.eps": positive,
     "optimizer.momentum": fraction,
     "optimizer.weight_decay": not_negative,
+    "optimizer.options": Rule("null or a mapping such as {momentum: 0.9}", (NoneType, dict)),
     "scheduler.warmup_epochs": not_negative,
     "scheduler.cooldown_epochs": not_negative,
     "scheduler.every_epochs": positive,
@@ -164,6 +166,10 @@ OPTION_RULES = {
     "tracking.experiment": text,
     "tracking.uri": optional(text),
 }
+
+
+# Keys whose value is a mapping, with whatever keys of its own.
+MAPPINGS = {"optimizer.options"}
 
 
 def rule_for(key: str, default: Any) -> Rule:
@@ -205,17 +211,18 @@ def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def leaves(config: DictConfig, resolve: bool = True) -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its plain value, lists being values.
+    """Every dotted key with its plain value; lists and MAPPINGS are values, too.
 
     Raises OmegaConfBaseException for a value that cannot be resolved.
     """
 
     def below(prefix: str, values: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
-            if isinstance(value, dict):
-                yield from below(f"{prefix}{name}.", value)
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and key not in MAPPINGS:
+                yield from below(f"{key}.", value)
             else:
-                yield f"{prefix}{name}", value
+                yield key, value
 
     container = OmegaConf.to_container(config, resolve=resolve)
     assert isinstance(container, dict)

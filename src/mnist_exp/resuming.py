@@ -30,6 +30,7 @@ FREE = (
 TRUSTED = (
     "mnist_exp.data.",
     "mnist_exp.models.",
+    "mnist_exp.optimizers.",
     "mnist_exp.schedules.",
     "mnist_exp.tracking.",
     "torch.nn.",
