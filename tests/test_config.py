@@ -54,7 +54,6 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "model.channels": ([[], [1], [16, 32]], [[0], [1, "a"], [1.5], [[1]], 16, None]),
     "model.hidden_size": ([1, 128], [0, -1, 1.5, [128], None]),
     "model.blocks": ([1, 9], [0, 1.5, [2], None]),
-    "model.activation": (["gelu", "relu"], ["", "gleu", "ReLU", None, 1]),
     "model.dropout": ([0, 0.5, 0.99], [1, -0.1, True]),
     "optimizer.lr": ([1e-300, 0.1, 1, 10], [0, -1, math.nan, math.inf, HUGE, "1e-3x", True]),
     "optimizer.adamw_lr": ([1e-3], [0, True]),
@@ -124,7 +123,6 @@ def test_a_key_without_a_rule_keeps_its_defaults_type(
 def test_another_class_may_mean_something_else_by_an_options_name() -> None:
     assert rule_for("model.hidden_sizes", default=128).allowed == "an integer"
     assert rule_for("data.std", default=[0.2, 0.3]).allowed == "a list, each a finite number"
-    assert rule_for("model.activation", default="swish").allowed == "text"
 
 
 def test_a_key_that_the_code_reads_itself_keeps_its_rule_whatever_a_yaml_file_says() -> None:

@@ -142,7 +142,6 @@ OPTION_RULES = {
     "model.channels": list_of(integer(1)),
     "model.hidden_size": integer(1),
     "model.blocks": integer(1),
-    "model.activation": one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
     "model.dropout": fraction,
     "optimizer.lr": positive,
     "optimizer.adamw_lr": positive,
@@ -179,9 +178,8 @@ def rule_for(key: str, default: Any) -> Rule:
     """
     if key in RULES:
         return RULES[key]
-    rule = OPTION_RULES.get(key)
-    if rule and type(default) in rule.types and (not rule.words or default in rule.words):
-        return rule
+    if key in OPTION_RULES and type(default) in OPTION_RULES[key].types:
+        return OPTION_RULES[key]
     return same_type(default)
 
 

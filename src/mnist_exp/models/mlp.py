@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -32,7 +33,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation}: must be {' | '.join(ACTIVATIONS)}")
+            (near,) = get_close_matches(activation.lower(), ACTIVATIONS, 1, cutoff=0)
+            allowed = " | ".join(ACTIVATIONS)
+            raise ValueError(f"activation={activation}: must be {allowed}; did you mean {near}?")
         sizes = [math.prod(input_shape), *hidden_sizes]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
