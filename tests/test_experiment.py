@@ -11,11 +11,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mnist_exp import building
+from mnist_exp import building, resuming
 from mnist_exp.building import build, prepared
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import Experiment, resumed, run, run_name
+from mnist_exp.models import MLP
 from mnist_exp.paths import CONF
 from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import NoTracker
@@ -254,6 +255,25 @@ def test_every_model_goes_on_with_every_data_set_bit_for_bit(
     expected = convolutions or "trainer.channels_last=true" in settings
     assert (torch.channels_last in experiment.form) == expected
     assert experiment.finish().test is not None
+
+
+class PartlyUsed(MLP):
+    """With a frozen layer, and one that no image comes to."""
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(input_shape, classes)
+        self.layers[2].requires_grad_(False)
+        self.other = torch.nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
+    optimizer: str, short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "TRUSTED", (*resuming.TRUSTED, f"{__name__}."))
+    config = config_of(*short, f"optimizer={optimizer}")
+    config.model = {"_target_": f"{__name__}.PartlyUsed"}
+    assert len(check_resumes(config, tmp_path).optimizer.state) == 4
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -391,11 +391,13 @@ class Experiment:
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError for a state of other shapes, which no optimizer looks at itself.
 
-        What shapes there should be a step shows; it leaves nothing behind, all being loaded.
+        What shapes there should be a step shows; it leaves nothing behind, all being loaded. An
+        unused or a frozen parameter has no state.
         """
-        if state["state"]:  # empty before the first step
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number in state["state"]:  # none before the first step
+            parameters[number].grad = torch.zeros_like(parameters[number])
+        if state["state"]:
             self.optimizer.step()
             self.optimizer.zero_grad()
         checkpoint.check_like(state, self.optimizer.state_dict(), "optimizer")
