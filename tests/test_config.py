@@ -58,6 +58,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "model.hidden_sizes": ([[], [1], [128, 64]], [[0], [1, "a"], [1.5], [[1]], 128, None]),
     "model.channels": ([[], [1], [16, 32]], [[0], [1, "a"], [1.5], [[1]], 16, None]),
     "model.hidden_size": ([1, 128], [0, -1, 1.5, [128], None]),
+    "model.blocks": ([1, 9], [0, 1.5, [2], None]),
     "model.dropout": ([0, 0.5, 0.99], [1, -0.1, True]),
     "augment.shift": ([0, 2], [-1, 1.5, None]),
     "augment.rotate": ([0, 10.5], [-1, None]),
@@ -66,10 +67,12 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "augment.padding": (["border", "reflection", "zeros"], ["reflect", "", None]),
     "augment.erase": ([0, 8], [-1, 0.5]),
     "optimizer.lr": ([1e-300, 0.1, 1, 10], [0, -1, math.nan, math.inf, HUGE, "1e-3x", True]),
+    "optimizer.adamw_lr": ([1e-3], [0, True]),
     "optimizer.betas": ([[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], [0.9, 0.9, 0.9], 0.9, None]),
     "optimizer.eps": ([1e-8], [0, -1e-8]),
     "optimizer.momentum": ([0, 0.9], [1, -0.1]),
     "optimizer.weight_decay": ([0, 0.01], [-0.01, math.inf]),
+    "optimizer.options": ([{"momentum": 0.9}, {}, None], ["momentum", 0.9, [0.9], True]),
     "scheduler.warmup_epochs": ([0, 0.5], [-0.1]),
     "scheduler.cooldown_epochs": ([0, 0.5], [-0.1]),
     "scheduler.every_epochs": ([0.5, 2], [0]),
@@ -148,10 +151,14 @@ def test_the_nearest_word_is_asked_for_only_where_one_is_near() -> None:
     assert did_you_mean("foo", ["optimizer", "scheduler"]) == ""
 
 
-def test_leaves_are_dotted_keys_with_resolved_values_and_lists_whole() -> None:
+def test_leaves_are_dotted_keys_with_resolved_values_lists_and_options_whole() -> None:
     config = OmegaConf.create({"a": 1, "b": {"c": "${a}", "d": {"e": [1, "${a}"], "f": None}}})
     assert dict(leaves(config)) == {"a": 1, "b.c": 1, "b.d.e": [1, 1], "b.d.f": None}
     assert dict(leaves(config, resolve=False))["b.c"] == "${a}"
+    options = {"optimizer": {"options": {"betas": [0, 1], "eps": 1}}}
+    assert dict(leaves(OmegaConf.create(options))) == {
+        "optimizer.options": {"betas": [0, 1], "eps": 1}
+    }
 
 
 def test_leaves_of_a_broken_reference_raise() -> None:

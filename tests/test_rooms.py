@@ -25,7 +25,8 @@ ROOMS = {
     "help": "paths",
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | sklearn torchvision",
-    "models": "torch",
+    "models": "torch | torchvision",
+    "optimizers": "torch",
     "schedules": "torch",
     "augmentation": "torch",
     "precision": "torch",
@@ -41,11 +42,14 @@ ROOMS = {
     "training": "torch augmentation data.splits errors precision ranks",
     "screen": "torch rich training",
     "journal": "training",
-    "building": "torch hydra omegaconf data environment errors models.layout precision",
+    "building": (
+        "torch hydra omegaconf checkpoint data environment errors models.layout models.summary "
+        "precision tracking"
+    ),
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
-        "environment files journal models.flops paths precision ranks resuming screen signals "
+        "environment files journal paths precision ranks resuming screen signals "
         "tracking tracking.beside training"
     ),
     "reproduction": (

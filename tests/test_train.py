@@ -74,7 +74,8 @@ def test_a_pipe_gets_plain_lines_one_per_epoch_and_a_closing_table(
         rf"accuracy {number}  \d+\.\d s  [\d,]+ images/s"
     )
     expected = [
-        r"mlp-adam-lr0\.001-bs64-data=digits-seed=7-trainer\.epochs=3 on .+",
+        r"mlp-adam-lr0\.001-bs64-data=digits-seed=7-trainer\.epochs=3 on cpu, .+, float32: "
+        r"17,226 parameters, 34,048 FLOP an image",
         *(epoch % n for n in (1, 2, 3)),
         r"Weights of epoch \d",
         r"split  loss    accuracy",
@@ -100,6 +101,7 @@ def test_the_output_folder_holds_log_config_metrics_and_weights(
         "config.yaml",
         "metrics.jsonl",
         "mnist_model.pth",
+        "model.txt",
         "requirements.txt",
         "train.log",
     }
@@ -108,6 +110,9 @@ def test_the_output_folder_holds_log_config_metrics_and_weights(
     config = OmegaConf.load(folder / "config.yaml")
     assert (config.seed, config.batch_size, config.trainer.epochs) == (7, 64, 3)
     assert "${" not in (folder / "config.yaml").read_text()
+    *layers, total = (folder / "model.txt").read_text("utf-8").splitlines()
+    assert [line.split()[0] for line in layers] == ["layer", *(f"layers.{n}" for n in range(5))]
+    assert total.split() == ["total", "MLP", "10", "17,226", "34,048"]
 
 
 def test_metrics_jsonl_has_a_line_per_epoch_and_one_of_the_test(folder: Path) -> None:
@@ -152,7 +157,9 @@ def test_mlflow_holds_every_config_leaf_name_tags_and_data_set(run: Run, folder:
     assert run.data.params["model.hidden_sizes"] == "[128, 64]"
     assert run.data.params["data.split_seed"] == "0"
     leaves = sum(len(v) if OmegaConf.is_config(v) else 1 for v in config.values())
-    assert len(run.data.params) == leaves
+    assert run.data.params["parameters"] == "17226"
+    assert run.data.params["flops_per_image"] == "34048"
+    assert len(run.data.params) == leaves + 2
     assert run.info.run_name == "mlp-adam-lr0.001-bs64-data=digits-seed=7-trainer.epochs=3"
     assert run.data.tags["torch"] == torch.__version__
     assert run.data.tags["device"].startswith("cpu, 1 thread,")
@@ -168,7 +175,10 @@ def test_mlflow_holds_the_artifacts_and_they_lie_under_mlruns(
     client: MlflowClient, run: Run, trained: tuple[Clone, str], folder: Path
 ) -> None:
     clone, _ = trained
-    names = ["config.yaml", "metrics.jsonl", "mnist_model.pth", "requirements.txt"]
+    names = [
+        *("config.yaml", "metrics.jsonl", "mnist_model.pth", "model.txt"),
+        "requirements.txt",
+    ]
     found = client.list_artifacts(run.info.run_id)
     assert [artifact.path for artifact in found] == ["checkpoints", *names]
     checkpoints = client.list_artifacts(run.info.run_id, "checkpoints")

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.augmentation import Augmentation
-from mnist_exp.building import averaged, build, build_parts, prepared
+from mnist_exp.building import averaged, build, build_parts, prepared, tried
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
@@ -31,7 +31,6 @@ from mnist_exp.config import leaves
 from mnist_exp.data import Split
 from mnist_exp.files import alone, replacing
 from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry
-from mnist_exp.models.flops import flops_per_image
 from mnist_exp.paths import BEST, LAST
 from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config, trusted
@@ -126,10 +125,11 @@ class Experiment:
         self.device = environment.choose_device(config.trainer.device, self.ranks)
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
-        self.dataset, self.precision, self.model, self.form = build_parts(config, self.device)
+        parts = build_parts(config, self.device)
+        self.dataset, self.precision, self.model, self.form = parts
+        self.summary = tried(config, parts, min(self.smallest_part, 2))
         share = config.batch_size / self.ranks.count
-        step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * share
-        environment.set_threads(config.trainer.threads, step_flops)
+        environment.set_threads(config.trainer.threads, 3 * self.summary.flops * share)
         compile_in_place(self.model, config.trainer.compile)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         length = {"epochs": config.trainer.epochs, "epoch_steps": self.epoch_steps}
@@ -181,12 +181,13 @@ class Experiment:
         """Leave in the folder all that is known, and tell all figures so far, to a run anew."""
         OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
+        (self.folder / "model.txt").write_text(self.summary.table(), "utf-8")
         means = [environment.device_name(self.device), self.precision.name]
         if torch.channels_last in self.form:
             means.append("channels last")
         if self.config.trainer.compile:
             means.append("compiled")
-        log.info("%s on %s", self.name, ", ".join(means))
+        log.info("%s on %s: %s", self.name, ", ".join(means), self.summary)
         entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
         with replacing(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(map(json_line, entries)))
@@ -253,6 +254,14 @@ class Experiment:
         all_of_them = math.ceil(len(self.dataset.train) / self.config.batch_size)
         return min(all_of_them, self.config.trainer.max_batches or all_of_them)
 
+    @property
+    def smallest_part(self) -> int:
+        """Images in the smallest part that this rank computes of a whole batch or the last one."""
+        size, parts = self.config.batch_size, self.config.trainer.accumulate
+        left = len(self.dataset.train) - (self.epoch_steps - 1) * size
+        shares = [len(range(self.ranks.rank, n, self.ranks.count)) for n in {size, min(left, size)}]
+        return min((share - 1) % math.ceil(share / parts) + 1 for share in shares if share)
+
     def prepared(self) -> tuple[Split, Split]:
         batches = self.config.trainer.max_batches
         return prepared(self.dataset, batches and batches * self.config.batch_size, self.form)
@@ -283,7 +292,7 @@ class Experiment:
 
     def close(self, status: Status) -> None:
         """Hand the files over, and say how it ended and how to go on."""
-        names = ("config.yaml", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
+        names = ("config.yaml", "model.txt", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
         self.tracker.upload(self.present(*names))
         self.tracker.upload(self.present(LAST, BEST), "checkpoints")
         if not self.tracker.end(status):
@@ -312,7 +321,11 @@ class Experiment:
         return RunRecord(
             key=self.key,
             name=self.name,
-            params=dict(leaves(self.config)),
+            params={
+                **dict(leaves(self.config)),
+                "parameters": self.summary.parameters,
+                "flops_per_image": self.summary.flops,
+            },
             tags={
                 **environment.tags(self.device),
                 "output_folder": str(self.folder),
@@ -398,11 +411,13 @@ class Experiment:
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError for a state of other shapes, which no optimizer looks at itself.
 
-        What shapes there should be a step shows; it leaves nothing behind, all being loaded.
+        What shapes there should be a step shows; it leaves nothing behind, all being loaded. An
+        unused or a frozen parameter has no state.
         """
-        if state["state"]:  # empty before the first step
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number in state["state"]:  # none before the first step
+            parameters[number].grad = torch.zeros_like(parameters[number])
+        if state["state"]:
             self.optimizer.step()
             self.optimizer.zero_grad()
         checkpoint.check_like(state, self.optimizer.state_dict(), "optimizer")
@@ -413,9 +428,12 @@ def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
     """Model, optimizer, learning rate and batch size, then what else was typed."""
 
     def kind(node: DictConfig) -> str:
-        return str(node._target_).rpartition(".")[2].lower()
+        return str(node.get("name") or node._target_.rpartition(".")[2]).lower()
 
-    said = ("model=", "optimizer=", "optimizer.lr=", "batch_size=", "tracking", "data.root=")
+    said = (
+        *("model=", "model.name=", "optimizer=", "optimizer.name=", "optimizer.lr="),
+        *("batch_size=", "tracking", "data.root="),
+    )
     more = [override for override in overrides if not override.startswith(said)]
     parts = [kind(config.model), kind(config.optimizer), f"lr{config.optimizer.lr:g}"]
     return "-".join([*parts, f"bs{config.batch_size}", *more])

@@ -31,6 +31,7 @@ TRUSTED = (
     "mnist_exp.augmentation.",
     "mnist_exp.data.",
     "mnist_exp.models.",
+    "mnist_exp.optimizers.",
     "mnist_exp.schedules.",
     "mnist_exp.tracking.",
     "torch.nn.",
