@@ -106,6 +106,15 @@ def evaluate(
     return mean_per_sample(losses, correct, sizes)
 
 
+@torch.inference_mode()
+def predict(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> Tensor:
+    """The class that the model finds in each image, int64 [n], as `evaluate` counts it."""
+    model.eval()
+    with precision.autocast:
+        found = [model(images).argmax(1) for images in split.images.split(EVALUATION_BATCH)]
+    return torch.cat(found)
+
+
 def mean_per_sample(losses: list[Tensor], correct: list[Tensor], sizes: list[int]) -> Figures:
     """Means over samples, from each batch's mean loss, count of correct answers, and size.
 
