@@ -29,6 +29,7 @@ from mnist_exp.training import (
     evaluate,
     fit,
     mean_per_sample,
+    predict,
     shuffled,
 )
 
@@ -117,6 +118,16 @@ def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
     parts = evaluate(model, TRAIN)
     assert parts.accuracy == whole.accuracy
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_predictions_are_the_answers_that_an_evaluation_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = made_parts(dropout=0.9)[0]
+    monkeypatch.setattr("mnist_exp.training.EVALUATION_BATCH", 7)
+    found = predict(model, TRAIN)
+    assert found.tolist() == model.eval()(TRAIN.images).argmax(1).tolist()
+    assert (found == TRAIN.labels).double().mean() == evaluate(model, TRAIN).accuracy
 
 
 def test_the_order_is_a_permutation_that_seed_and_epoch_alone_decide() -> None:

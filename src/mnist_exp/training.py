@@ -141,6 +141,15 @@ def evaluate(
     return mean_per_sample(losses, correct, len(split))
 
 
+@torch.inference_mode()
+def predict(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> Tensor:
+    """The class that the model finds in each image, int64 [n], as `evaluate` counts it."""
+    model.eval()
+    shares = [slice(n, n + EVALUATION_BATCH) for n in range(0, len(split), EVALUATION_BATCH)]
+    with precision.autocast:
+        return torch.cat([model(share.images).argmax(1) for share in split.batches(shares)])
+
+
 def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> Figures:
     """Means over so many samples, from each batch's sum of losses and count of correct answers.
 
