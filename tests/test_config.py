@@ -51,9 +51,15 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.root": (["data", "/a/b"], ["", None, 3]),
     "data.cache": (["data/cache"], ["", None, 3]),
     "data.mirrors": ([None, [], ["https://a.b/c/"]], ["https://a.b/c/", [3], [""]]),
-    "data.mean": ([0, -0.5, 0.1307], [math.nan, -math.inf, HUGE, "0.1", None]),
-    "data.std": ([1, 0.3081], [0, -0.1, math.nan, math.inf, None]),
+    "data.mean": (
+        [None, 0, -0.5, 0.1307, [0.1307], [0.4914, 0.4822, 0]],
+        [math.nan, -math.inf, HUGE, "0.1", True, [], [math.nan], ["0.1"], [[0.1]]],
+    ),
+    "data.std": ([None, 1, 0.3081, [0.2, 1]], [0, -0.1, math.nan, math.inf, [], [0.2, 0]]),
+    "data.size": ([None, 1, 224], [0, -1, 32.0, "32", [32, 32]]),
+    "data.skip_bad": ([True, False], [0, "true", None]),
     "data.val_fraction": ([0, 0.0, 0.15, 0.999], [1, 1.0, 1.5, -0.1, math.nan]),
+    "data.memory_limit": ([8, 0.5], [0, -1, math.inf, "8", None]),
     "data.split_seed": ([0, 7], [-1, 2**32]),
     "model.hidden_sizes": ([[], [1], [128, 64]], [[0], [1, "a"], [1.5], [[1]], 128, None]),
     "model.channels": ([[], [1], [16, 32]], [[0], [1, "a"], [1.5], [[1]], 16, None]),
@@ -133,7 +139,12 @@ def test_a_key_without_a_rule_keeps_its_defaults_type(
 
 def test_another_class_may_mean_something_else_by_an_options_name() -> None:
     assert rule_for("model.hidden_sizes", default=128).allowed == "an integer"
-    assert rule_for("data.std", default=[0.2, 0.3]).allowed == "a list, each a finite number"
+    assert rule_for("optimizer.betas", default=0.9).allowed == "a finite number"
+
+
+def test_a_value_that_has_to_be_given_has_its_keys_own_rule() -> None:
+    assert rule_for("data.root", default="???").allowed == "text that is not empty"
+    assert rule_for("data.mine", default="???").allowed == "anything"
 
 
 def test_a_key_that_the_code_reads_itself_keeps_its_rule_whatever_a_yaml_file_says() -> None:

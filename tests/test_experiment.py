@@ -39,7 +39,8 @@ def colour_set() -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (120, 3, 12, 10), dtype=torch.uint8, generator=generator)
     whole = Split(images, torch.arange(120) % 4)
-    return Dataset("colour", whole[:80], whole[80:100], whole[100:], 4, 0.5, 0.3, "0" * 64)
+    parts, means, stds = (whole[:80], whole[80:100], whole[100:]), (0.5,) * 3, (0.3,) * 3
+    return Dataset("colour", *parts, tuple("abcd"), means, stds, "0" * 64)
 
 
 @pytest.fixture

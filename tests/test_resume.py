@@ -671,6 +671,7 @@ def test_the_values_of_the_run_typed_again_and_those_that_are_free_are_taken() -
         "mnist_exp.environment._git",  # starts git with what it is given
         "mnist_exp.data.sources.subprocess.run",
         "mnist_exp.data.sources.from_wheel",
+        "mnist_exp.data.cache.load_recorded",
         "mnist_exp.models.mlp.nn.Linear.__init__.__globals__",
         "mnist_exp.models.Gone",
         "mnist_exp.models.${name}",

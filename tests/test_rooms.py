@@ -24,7 +24,7 @@ ROOMS = {
     "commands": "paths",
     "help": "paths",
     "config": "omegaconf paths",
-    "data": "torch numpy filelock errors files | sklearn torchvision",
+    "data": "torch numpy filelock errors files | PIL sklearn torchvision",
     "models": "torch | torchvision",
     "optimizers": "torch",
     "schedules": "torch",
@@ -49,7 +49,7 @@ ROOMS = {
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
-        "environment files journal paths precision ranks resuming screen signals "
+        "environment errors files journal paths precision ranks resuming screen signals "
         "tracking tracking.beside training"
     ),
     "reproduction": (

@@ -18,8 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
 from mnist_exp.paths import CONF
@@ -228,6 +228,8 @@ def wrong_setting(setting: Setting, job: Job) -> str | None:
     try:
         OmegaConf.update(job.config, key, value, merge=False)
         found = resolved(job.config, key)
+    except MissingMandatoryValue:
+        return f"has no default; write {key}=<value>"
     except OmegaConfBaseException as error:
         return reason(error)
     problem = rule_for(key, job.defaults[key]).wrong(found)
@@ -284,7 +286,8 @@ def compose_job(options: Sequence[str]) -> Job:
         file = f"{group}/{choices[group]}" if group in choices else "config"
         line = f"{key}={json.dumps(value, default=str)} (conf/{file}.yaml)"
         in_files.append(Setting(line, key, value))
-    return Job(config, choices, {key: default(plain, key) for key in before}, in_files)
+    defaults = {k: MISSING if v == MISSING else default(plain, k) for k, v in before.items()}
+    return Job(config, choices, defaults, in_files)
 
 
 def composed(options: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from types import NoneType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mnist_exp.paths import REPOSITORY
 
@@ -79,6 +79,15 @@ def list_of(rule: Rule) -> Rule:
     return Rule(f"a list, each {rule.allowed}", (list,), lambda value: all(map(rule.admits, value)))
 
 
+def per_channel(rule: Rule) -> Rule:
+    each = list_of(rule)
+    return Rule(
+        f"{rule.allowed}, or a list of them, one for each channel",
+        (*rule.types, list),
+        lambda value: rule.admits(value) or (each.admits(value) and len(value) > 0),
+    )
+
+
 def is_count(value: Any) -> bool:
     return isinstance(value, int) and value >= 1
 
@@ -137,10 +146,13 @@ OPTION_RULES = {
     "data.root": text,
     "data.cache": text,
     "data.mirrors": optional(list_of(text)),
-    "data.mean": finite,
-    "data.std": positive,
+    "data.mean": optional(per_channel(finite)),
+    "data.std": optional(per_channel(positive)),
+    "data.size": optional(integer(1)),
+    "data.skip_bad": flag,
     "data.val_fraction": fraction,
     "data.split_seed": seed,
+    "data.memory_limit": positive,
     "model.hidden_sizes": list_of(integer(1)),
     "model.channels": list_of(integer(1)),
     "model.hidden_size": integer(1),
@@ -183,18 +195,20 @@ MAPPINGS = {"optimizer.options"}
 def rule_for(key: str, default: Any) -> Rule:
     """The key's own rule, or where it has none, one that asks for the default's type.
 
-    default: the value in the YAML file that brings the key.
+    default: the value in the YAML file that brings the key; ??? where it has to be given.
     """
     if key in RULES:
         return RULES[key]
-    if key in OPTION_RULES and type(default) in OPTION_RULES[key].types:
+    if key in OPTION_RULES and (default == MISSING or type(default) in OPTION_RULES[key].types):
         return OPTION_RULES[key]
     return same_type(default)
 
 
 def same_type(default: Any) -> Rule:
-    """Admits what is of the default's type; for a null, which tells nothing, anything."""
+    """Admits what is of the default's type; for a null or ???, which tell nothing, anything."""
     match default:
+        case "???":
+            return Rule("anything")
         case bool():
             return flag
         case int():

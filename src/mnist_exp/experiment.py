@@ -29,6 +29,7 @@ from mnist_exp.commands import resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.config import leaves
 from mnist_exp.data import Split
+from mnist_exp.errors import BadInput
 from mnist_exp.files import alone, replacing
 from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry
 from mnist_exp.paths import BEST, LAST
@@ -378,6 +379,7 @@ class Experiment:
             "tags": dict(self.tags),
             "parent": self.parent,
             "ended": self.ended,
+            "data": self.dataset.digest,
             "model": self.model.state_dict(),
             "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -389,8 +391,17 @@ class Experiment:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what a checkpoint has. Raises ValueError where it is of another training."""
+        """Take up what a checkpoint has.
+
+        Raises ValueError where it is of another training, BadInput where it is of other images.
+        """
         own = self.state_dict()
+        if state["data"] != own["data"]:
+            was, now = state["data"][:12], own["data"][:12]
+            raise BadInput(
+                f"data={self.dataset.name}: not the images that the run has trained on "
+                f"(SHA-256 {was}…, now {now}…)"
+            )
         for name in ("model", "average", "scheduler", "scaler"):
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")

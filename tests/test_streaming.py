@@ -1,0 +1,217 @@
+"""A set that is larger than the memory it may take: read as it is needed, with the same results."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_exp.data import DataError, Dataset, Split, Streamed, digits, image_folder, splits
+from mnist_exp.data.cache import idx_encode
+from mnist_exp.data.rows import Rows, rows_of
+from mnist_exp.training import shuffled
+
+CPU = torch.device("cpu")
+TINY = 1e-6  # GB
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred colour images of 8×6 in two classes."""
+    from PIL import Image
+
+    random, root = np.random.default_rng(0), tmp_path_factory.mktemp("images")
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        for number in range(50):
+            pixels = random.integers(0, 256, (6, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+    """The same set in memory, and on disk."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return image_folder(str(root), cache), image_folder(str(root), cache, memory_limit=TINY)
+
+
+def readers() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("reads-ahead")]
+
+
+def order_of(count: int) -> list[torch.Tensor | slice]:
+    """All at random in batches, a part of one, every third, and some of them again."""
+    return [*shuffled(count, seed=1, epoch=1).split(7), slice(3, 5), slice(0, None, 3)]
+
+
+# --- the same, bit for bit ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batches_are_those_of_the_set_in_memory(
+    pair: tuple[Dataset, Dataset],
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(splits, "AHEAD", 2 * 7 * 3 * 8 * 6)  # two batches
+    whole, streamed = pair
+    assert isinstance(streamed.train, Streamed)
+    assert (streamed.digest, streamed.mean, streamed.std) == (whole.digest, whole.mean, whole.std)
+    assert (streamed.sizes, streamed.image_shape) == (whole.sizes, whole.image_shape)
+    for name in ("train", "val", "test"):
+        one = whole.prepare(getattr(whole, name), CPU, dtype, layout)
+        other = streamed.prepare(getattr(streamed, name), CPU, dtype, layout)
+        order = order_of(len(one))
+        both = zip(one.batches(order), other.batches(order), strict=True)
+        for expected, found in both:
+            assert torch.equal(found.images, expected.images)
+            assert torch.equal(found.labels, expected.labels)
+            assert found.images.dtype == dtype
+            assert found.images.is_contiguous(memory_format=layout)
+
+
+def test_a_choice_of_images_reads_nothing_until_there_are_batches(
+    pair: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, streamed = pair
+    reads = []
+    read = Rows.read
+    monkeypatch.setattr(Rows, "read", lambda rows: reads.append(len(rows)) or read(rows))
+    chosen = streamed.train[10:60][torch.tensor([7, 3, 3])]
+    assert (len(chosen), reads) == (3, [])
+    (batch,) = chosen.batches([slice(None)])
+    assert torch.equal(batch.images, whole.train[torch.tensor([17, 13, 13])].images)
+    assert reads == [3]
+
+
+def test_what_is_prepared_says_where_its_batches_will_be(pair: tuple[Dataset, Dataset]) -> None:
+    prepared = pair[1].prepare(pair[1].train, torch.device("meta"))
+    assert (prepared.images.device.type, prepared.labels.device.type) == ("meta", "meta")
+    assert prepared[:3].images.device.type == "meta"
+
+
+def test_no_batches_are_none(pair: tuple[Dataset, Dataset]) -> None:
+    assert list(pair[1].train.batches([])) == []
+
+
+def test_grey_files_without_channels_have_one(tmp_path: Path) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+    (tmp_path / "grey").write_bytes(idx_encode(pixels))
+    rows = rows_of(tmp_path / "grey")
+    assert rows.shape == (4, 1, 3, 2)
+    assert torch.equal(rows[2:].read()[:, 0], torch.from_numpy(pixels[2:]))
+
+
+def test_the_digits_are_divided_as_in_memory(digits_cache: Path) -> None:
+    options = {"cache": str(digits_cache), "mean": None, "std": 0.3763}
+    whole, streamed = digits(**options), digits(**options, memory_limit=TINY)
+    assert streamed.mean == whole.mean
+    for name in ("train", "val", "test"):
+        (found,) = getattr(streamed, name).batches([slice(None)])
+        assert torch.equal(found.images, getattr(whole, name).images)
+        assert torch.equal(found.labels, getattr(whole, name).labels)
+
+
+def test_a_file_that_was_cut_while_it_is_used_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "grey"
+    path.write_bytes(idx_encode(np.zeros((4, 3, 2), np.uint8)))
+    rows = rows_of(path)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(OSError, match=rf"^{re.escape(str(path))} has become shorter$"):
+        rows.read()
+
+
+# --- the limit ---
+
+
+def test_a_set_stays_on_disk_where_five_bytes_for_each_value_are_too_many(
+    root: Path, tmp_path: Path
+) -> None:
+    image_folder(str(root), str(tmp_path))
+    kept = [path for name in ("train", "test") for path in tmp_path.rglob(name)]
+    needed = 5e-9 * sum(path.stat().st_size for path in kept)
+    for limit, kind in ((needed, Split), (needed * 0.999, Streamed)):
+        dataset = image_folder(str(root), str(tmp_path), memory_limit=limit)
+        assert {type(part) for part in (dataset.train, dataset.val, dataset.test)} == {kind}
+
+
+def test_a_damaged_file_is_found_without_reading_it_whole(root: Path, tmp_path: Path) -> None:
+    image_folder(str(root), str(tmp_path))
+    (path,) = tmp_path.rglob("train")
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} is not what was cached .*"):
+        image_folder(str(root), str(tmp_path), memory_limit=TINY)
+
+
+# --- the thread ---
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "AHEAD", 1)  # a batch at a time
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_thread_reads_one_part_ahead_and_ends_with_the_batches(
+    pair: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = Rows.read
+    monkeypatch.setattr(Rows, "read", lambda rows: reads.append(len(rows)) or read(rows))
+    train = pair[1].train
+    batches = train.batches(torch.arange(60).split(20))
+    next(batches)
+    assert len(readers()) == 1
+    assert len(reads) <= 2
+    assert len(list(batches)) == 2
+    assert reads == [20, 20, 20]
+    assert readers() == []
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_no_thread_stays_where_whoever_takes_the_batches_stops_or_raises(
+    pair: tuple[Dataset, Dataset],
+) -> None:
+    def passed_on() -> Iterator[Split]:
+        yield from zip(pair[1].train.batches(torch.arange(60).split(2)), range(30), strict=True)
+
+    for _ in passed_on():
+        break
+    assert readers() == []
+
+    def raising() -> None:
+        for _ in passed_on():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        raising()
+    assert readers() == []
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_the_thread_raises_is_raised_where_its_batch_is_due(
+    pair: tuple[Dataset, Dataset],
+) -> None:
+    def finish(split: Split) -> Split:
+        if 40 in split.labels:
+            raise OSError("the disk is gone")
+        return split
+
+    train = replace(pair[1].train[:60], labels=torch.arange(60), finish=finish)
+    batches = train.batches(torch.arange(60).split(20))
+    assert [len(next(batches)), len(next(batches))] == [20, 20]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    assert readers() == []
