@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint bench
+.PHONY: train test lint bench results
 
 train: .venv/installed  ## ARGS="optimizer.lr=1e-2" sets anything
 	$(BIN)/python train.py $(ARGS)
@@ -17,6 +17,9 @@ lint: .venv/installed
 
 bench: .venv/installed  ## ARGS="--only answers" measures a part
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+results: .venv/installed  ## ARGS="--only accurate --set data.root=FOLDER" measures a part anew
+	$(BIN)/python benchmarks/results.py $(ARGS)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -12,19 +12,18 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
-from measure import Bar, Column, Section, measured, run
+from measure import Bar, Column, Section, measured, processor, run
 
 from mnist_exp.files import replacing
 from mnist_exp.paths import CONF, REPOSITORY
@@ -159,10 +158,7 @@ def circumstances() -> str:
     """When, what and where: the figures are no one else's."""
     describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(describe, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
-    cpu = platform.machine()
-    with suppress(OSError):  # where there is no such file
-        cpu = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[0]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    cpu, memory = processor(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     packages = ("torch", "torchvision", "mlflow", "hydra-core")
     lines = [
         "# Measured",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -173,3 +175,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
     return "\n".join([lines[0], f"| {' | '.join('-' * width for width in widths)} |", *lines[1:]])
+
+
+def processor() -> str:
+    """The CPU by its maker's name, or where that cannot be read by its kind."""
+    with suppress(OSError):
+        if names := re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+            return names[0]
+    return platform.machine()

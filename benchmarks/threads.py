@@ -16,7 +16,7 @@ from torch import nn
 
 from mnist_exp.environment import AVAILABLE_THREADS
 from mnist_exp.models import CNN, MLP
-from mnist_exp.models.flops import flops_per_image
+from mnist_exp.models.summary import summarize
 
 SHAPE, CLASSES = (1, 28, 28), 10
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -70,7 +70,7 @@ def main(rounds: int) -> None:
                 statistics.median(column) * 1e6 for column in zip(*times, strict=True)
             )
             ratio = statistics.median(slow / fast for slow, fast in times)
-            flops = 3 * batch * flops_per_image(model, SHAPE)
+            flops = 3 * batch * summarize(model, SHAPE).flops
             print(
                 f"{name:<16} {batch:>5} {flops:>9.1e} {one:>9.0f} µs {all_threads:>9.0f} µs "
                 f"{ratio:>6.2f}"

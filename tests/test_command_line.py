@@ -26,11 +26,11 @@ def said(command: str) -> list[str]:
 
 
 TOP = (
-    "no such key; there are batch_size, data, model, optimizer, reproduce, resume, scheduler, "
-    "seed, sweep, tracking, trainer"
+    "no such key; there are augment, batch_size, data, model, optimizer, reproduce, resume, "
+    "scheduler, seed, sweep, tracking, trainer"
 )
 ADAM = "no such key; optimizer=adam has lr, betas, eps, weight_decay, fused"
-MLP = "no such key; model=mlp has hidden_sizes, dropout"
+MLP = "no such key; model=mlp has hidden_sizes, activation, dropout"
 POSITIVE = "must be an integer >= 1"
 BETAS = "must be a list of two numbers from 0 up to but not including 1"
 QUOTE = "write key=value, or 'key=\"value\"' for special characters"
@@ -84,7 +84,7 @@ WRONG = {
     "optimizer.lr=inf": "must be a number > 0",
     f"optimizer.lr={'9' * 400}": "must be a number > 0",
     "optimizer.betas=[0.9]": BETAS,
-    "data.val_fraction=1.5": "must be a number between 0 and 1, both excluded",
+    "data.val_fraction=1.5": "must be a number from 0 up to but not including 1",
     "trainer.epochs=0": POSITIVE,
     "trainer.max_batches=0": f"must be null or {POSITIVE.removeprefix('must be ')}",
     "trainer.keep=lst": "must be best | last; did you mean last?",
@@ -130,11 +130,11 @@ NOT_EVEN_READ = {
     ),
     "batch_size=32,64": "several values; a sweep over them needs -m",
     "model=mlp,linear": "several values; a sweep over them needs -m",
-    "model=mlpp": "must be cnn | linear | mlp; did you mean mlp?",
-    "model=": "must be cnn | linear | mlp",
-    "model=null": "must be cnn | linear | mlp",
-    "model=[mlp,linear]": "must be cnn | linear | mlp",
-    "model={dropout:0.1}": "must be cnn | linear | mlp",
+    "model=mlpp": "must be cnn | linear | mlp | resnet | torchvision; did you mean mlp?",
+    "model=": "must be cnn | linear | mlp | resnet | torchvision",
+    "model=null": "must be cnn | linear | mlp | resnet | torchvision",
+    "model=[mlp,linear]": "must be cnn | linear | mlp | resnet | torchvision",
+    "model={dropout:0.1}": "must be cnn | linear | mlp | resnet | torchvision",
     "experiment=basline": "must be baseline; did you mean baseline?",
     "hydra/launcher=jobs": (
         "must be basic | joblib | submitit_local | submitit_slurm; did you mean joblib?"
@@ -242,7 +242,7 @@ NOT_LINEAR = "model.dropout=0.1: no such key; model=linear has none"
 # command line: the whole answer
 SWEEPS = {
     "-m batch_size=32,0,abc model=mlp,mlpp": [
-        "model=mlpp: must be cnn | linear | mlp; did you mean mlp?",
+        "model=mlpp: must be cnn | linear | mlp | resnet | torchvision; did you mean mlp?",
         f"batch_size=0: {POSITIVE}",
         f"batch_size=abc: {POSITIVE}",
     ],
@@ -294,7 +294,7 @@ OTHER_OPTIONS = {
         "nesterov, fused"
     ],
     # Which keys an unknown option has is not known.
-    "model=vit model.width=3": ["model=vit: must be cnn | linear | mlp"],
+    "model=vit model.width=3": ["model=vit: must be cnn | linear | mlp | resnet | torchvision"],
     # A value is wrong even where a later one of the same key would count.
     "batch_size=0 batch_size=32": [f"batch_size=0: {POSITIVE}"],
     # What is referred to may be wrong for what refers to it.
@@ -362,7 +362,10 @@ PRESET = "# @package _global_\n"
         ),
         (
             f"{PRESET}defaults:\n  - override /model: mlpp\n",
-            ["experiment=mine: model=mlpp must be cnn | linear | mlp; did you mean mlp?"],
+            [
+                "experiment=mine: model=mlpp must be cnn | linear | mlp | resnet | torchvision; "
+                "did you mean mlp?"
+            ],
         ),
         (
             f"{PRESET}defaults:\n  - override /modle: mlp\n",
@@ -498,7 +501,7 @@ SIX = {
     "optimzer.lr=1": f"{TOP}; did you mean optimizer.lr?",
     "+optimizer.foo=1": ADAM,
     "batch_size=abc": POSITIVE,
-    "data.val_fraction=1.5": "must be a number between 0 and 1, both excluded",
+    "data.val_fraction=1.5": "must be a number from 0 up to but not including 1",
     "trainer.epochs=0": POSITIVE,
     "optimizer.lr=-1": "must be a number > 0",
 }
@@ -516,7 +519,7 @@ def test_a_bad_sweep_ends_with_2_says_all_and_makes_nothing(clone: Clone) -> Non
     before = made(clone)
     done = clone.run("train.py", "-m", "batch_size=32,0,abc", "model=mlp,mlpp")
     assert done.stderr.splitlines() == [
-        "model=mlpp: must be cnn | linear | mlp; did you mean mlp?",
+        "model=mlpp: must be cnn | linear | mlp | resnet | torchvision; did you mean mlp?",
         f"batch_size=0: {POSITIVE}",
         f"batch_size=abc: {POSITIVE}",
     ]

@@ -39,6 +39,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ["auto", "", 1, None],
     ),
     "trainer.keep": (["best", "last"], ["first", "", None]),
+    "trainer.label_smoothing": ([0, 0.1], [1, -0.1, True, None]),
+    "trainer.clip_norm": ([None, 1, 0.5], [0, -1, math.inf]),
+    "trainer.ema_decay": ([None, 0, 0.999], [1, -0.1, True]),
+    "trainer.patience": ([None, 1, 5], [0, -1, 1.5]),
+    "trainer.accumulate": ([1, 4], [0, 1.5, None]),
     "trainer.deterministic": ([True, False], [0, 1, "true", None]),
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),
     "trainer.max_batches": ([None, 1, 100], [0, -1, 1.5]),
@@ -53,18 +58,27 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "data.std": ([None, 1, 0.3081, [0.2, 1]], [0, -0.1, math.nan, math.inf, [], [0.2, 0]]),
     "data.size": ([None, 1, 224], [0, -1, 32.0, "32", [32, 32]]),
     "data.skip_bad": ([True, False], [0, "true", None]),
-    "data.val_fraction": ([0.15, 0.999], [0, 0.0, 1, 1.0, 1.5, -0.1, math.nan]),
+    "data.val_fraction": ([0, 0.0, 0.15, 0.999], [1, 1.0, 1.5, -0.1, math.nan]),
     "data.memory_limit": ([8, 0.5], [0, -1, math.inf, "8", None]),
     "data.split_seed": ([0, 7], [-1, 2**32]),
     "model.hidden_sizes": ([[], [1], [128, 64]], [[0], [1, "a"], [1.5], [[1]], 128, None]),
     "model.channels": ([[], [1], [16, 32]], [[0], [1, "a"], [1.5], [[1]], 16, None]),
     "model.hidden_size": ([1, 128], [0, -1, 1.5, [128], None]),
+    "model.blocks": ([1, 9], [0, 1.5, [2], None]),
     "model.dropout": ([0, 0.5, 0.99], [1, -0.1, True]),
+    "augment.shift": ([0, 2], [-1, 1.5, None]),
+    "augment.rotate": ([0, 10.5], [-1, None]),
+    "augment.scale": ([0, 0.1], [1, -0.1]),
+    "augment.shear": ([0, 45], [46, -1]),
+    "augment.padding": (["border", "reflection", "zeros"], ["reflect", "", None]),
+    "augment.erase": ([0, 8], [-1, 0.5]),
     "optimizer.lr": ([1e-300, 0.1, 1, 10], [0, -1, math.nan, math.inf, HUGE, "1e-3x", True]),
+    "optimizer.adamw_lr": ([1e-3], [0, True]),
     "optimizer.betas": ([[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], [0.9, 0.9, 0.9], 0.9, None]),
     "optimizer.eps": ([1e-8], [0, -1e-8]),
     "optimizer.momentum": ([0, 0.9], [1, -0.1]),
     "optimizer.weight_decay": ([0, 0.01], [-0.01, math.inf]),
+    "optimizer.options": ([{"momentum": 0.9}, {}, None], ["momentum", 0.9, [0.9], True]),
     "scheduler.warmup_epochs": ([0, 0.5], [-0.1]),
     "scheduler.cooldown_epochs": ([0, 0.5], [-0.1]),
     "scheduler.every_epochs": ([0.5, 2], [0]),
@@ -148,10 +162,14 @@ def test_the_nearest_word_is_asked_for_only_where_one_is_near() -> None:
     assert did_you_mean("foo", ["optimizer", "scheduler"]) == ""
 
 
-def test_leaves_are_dotted_keys_with_resolved_values_and_lists_whole() -> None:
+def test_leaves_are_dotted_keys_with_resolved_values_lists_and_options_whole() -> None:
     config = OmegaConf.create({"a": 1, "b": {"c": "${a}", "d": {"e": [1, "${a}"], "f": None}}})
     assert dict(leaves(config)) == {"a": 1, "b.c": 1, "b.d.e": [1, 1], "b.d.f": None}
     assert dict(leaves(config, resolve=False))["b.c"] == "${a}"
+    options = {"optimizer": {"options": {"betas": [0, 1], "eps": 1}}}
+    assert dict(leaves(OmegaConf.create(options))) == {
+        "optimizer.options": {"betas": [0, 1], "eps": 1}
+    }
 
 
 def test_leaves_of_a_broken_reference_raise() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,17 +11,36 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from mnist_exp import building, resuming
 from mnist_exp.building import build, prepared
 from mnist_exp.data import Dataset, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import Experiment, run, run_name
+from mnist_exp.experiment import Experiment, resumed, run, run_name
+from mnist_exp.models import MLP
 from mnist_exp.paths import CONF
+from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import NoTracker
 
 
 def config_of(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides))
+
+
+# Of torch.optim, as optimizer=torch has them.
+TORCHS = (
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"),
+    *("ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+)
+
+
+def colour_set() -> Dataset:
+    """120 images of three channels and of sides that differ, in four classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (120, 3, 12, 10), dtype=torch.uint8, generator=generator)
+    whole = Split(images, torch.arange(120) % 4)
+    parts, means, stds = (whole[:80], whole[80:100], whole[100:]), (0.5,) * 3, (0.3,) * 3
+    return Dataset("colour", *parts, tuple("abcd"), means, stds, "0" * 64)
 
 
 @pytest.fixture
@@ -34,6 +54,7 @@ def quick(digits_cache: Path) -> list[str]:
         ([], "mlp-adam-lr0.001-bs64"),
         (["optimizer.lr=1e-3", "tracking=none"], "mlp-adam-lr0.001-bs64"),
         (["model=linear", "optimizer=sgd", "batch_size=32"], "linear-sgd-lr0.1-bs32"),
+        (["model=torchvision", "model.name=vgg11"], "vgg11-adam-lr0.001-bs64"),
         (["seed=7", "optimizer.lr=0.01"], "mlp-adam-lr0.01-bs64-seed=7"),
         (["data=digits", "trainer.epochs=9"], "mlp-adam-lr0.001-bs64-data=digits-trainer.epochs=9"),
     ],
@@ -144,3 +165,120 @@ def test_weights_load_into_either_memory_format(
     other.model.load_state_dict(weights)
     assert [parameter.stride() for parameter in other.model.parameters()] == layouts
     assert all(map(torch.equal, other.model.state_dict().values(), weights.values()))
+
+
+# --- every model on every data set, every optimizer: the same after an interruption ---
+
+MODELS = {
+    "linear": ["model=linear"],
+    "mlp": ["model=mlp", "model.dropout=0.2", "model.activation=gelu"],
+    "cnn": ["model=cnn", "model.dropout=0.2"],
+    "resnet": ["model=resnet", "model.channels=[4,8]", "model.blocks=1"],
+    "torchvision": ["model=torchvision", "model.name=shufflenet_v2_x0_5"],
+}
+DATA_SETS: dict[str, list[str] | Dataset] = {
+    "digits": ["data=digits"],
+    "colour": colour_set(),
+}
+OPTIMIZERS = {
+    "muon": ["optimizer=muon"],
+    "nesterov": ["optimizer=sgd", "optimizer.nesterov=true"],
+    "options": ["optimizer=torch", "optimizer.options={momentum: 0.9}"],
+    **{name: ["optimizer=torch", f"optimizer.name={name}"] for name in TORCHS},
+}
+
+
+def check_resumes(config: DictConfig, folder: Path) -> Experiment:
+    """Two epochs of two steps end in the same state when stopped after the third step."""
+    whole = begun(config, folder / "whole")
+    whole.train(lambda *agree: None)
+    expected = state_of(whole)
+    first = begun(config, folder / "first")
+
+    def interrupt(*agree: object) -> None:
+        if first.progress.steps == (1, 1):
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        first.train(interrupt)
+    second = resumed(config, first.folder)
+    second.tracker.start(second.record())
+    second.train(lambda *agree: None)
+    assert second.progress.steps == (2, 0)
+    assert state_of(second) == expected
+    return second
+
+
+def begun(config: DictConfig, folder: Path) -> Experiment:
+    folder.mkdir()
+    experiment = Experiment(config, folder, folder.name)
+    experiment.tracker.start(experiment.record())
+    return experiment
+
+
+def state_of(experiment: Experiment) -> object:
+    """All that the next step depends on, and the figures so far."""
+    state = experiment.state_dict()
+    epochs = [(epoch.train, epoch.val) for epoch in experiment.progress.epochs]
+    names = ("model", "optimizer", "scheduler")
+    return epochs, bits([*(state[name] for name in names), state["random"]["torch"]])
+
+
+def bits(node: object) -> object:
+    """The same with plain bytes for tensors."""
+    if isinstance(node, torch.Tensor):
+        return node.shape, node.detach().contiguous().numpy().tobytes()
+    if isinstance(node, dict):
+        return {key: bits(value) for key, value in node.items()}
+    return [bits(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+@pytest.fixture
+def short(quick: list[str]) -> list[str]:
+    return [*quick, "trainer.max_batches=2", "batch_size=16", "trainer.device=cpu"]
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_goes_on_with_every_data_set_bit_for_bit(
+    model: str, data_set: str, short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*short, *MODELS[model]]
+    found = DATA_SETS[data_set]
+    if isinstance(found, Dataset):
+        monkeypatch.setattr(building, "load_dataset", lambda data: found)
+        settings.append("trainer.channels_last=true")
+    else:
+        settings += found
+    experiment = check_resumes(config_of(*settings), tmp_path)
+    assert torch.are_deterministic_algorithms_enabled()
+    convolutions = model in ("cnn", "resnet", "torchvision")
+    expected = convolutions or "trainer.channels_last=true" in settings
+    assert (torch.channels_last in experiment.form) == expected
+    assert experiment.finish().test is not None
+
+
+class PartlyUsed(MLP):
+    """With a frozen layer, and one that no image comes to."""
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(input_shape, classes)
+        self.layers[2].requires_grad_(False)
+        self.other = torch.nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
+    optimizer: str, short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "TRUSTED", (*resuming.TRUSTED, f"{__name__}."))
+    config = config_of(*short, f"optimizer={optimizer}")
+    config.model = {"_target_": f"{__name__}.PartlyUsed"}
+    assert len(check_resumes(config, tmp_path).optimizer.state) == 4
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_goes_on_bit_for_bit(
+    optimizer: str, short: list[str], tmp_path: Path
+) -> None:
+    check_resumes(config_of(*short, *OPTIMIZERS[optimizer], "scheduler=cosine"), tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mnist_exp import figures
@@ -29,6 +30,36 @@ def test_a_curve_and_a_scatter_are_drawn(tmp_path: Path) -> None:
     figures.scatter(tmp_path / "dots.png", ["a", "b"], [[1, 2], [3, 4], [5, 1]], [0.1, 0.2, 0.3])
     assert size(tmp_path / "curve.png") == (832, 512)
     assert size(tmp_path / "dots.png") == (832, 576)
+
+
+def test_a_confusion_writes_every_count_and_colours_only_the_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    labels = [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
+    predictions = [0, 0, 0, 1, 1, 1, 1, 1, 2, 0]
+    figures.confusion(tmp_path / "errors.png", ["cat", "dog", "eel"], labels, predictions)
+    (axes,) = drawn[0].axes
+    written = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    grey = "0.45"
+    assert written == {
+        (0, 0): ("3", grey),
+        (1, 1): ("1", grey),
+        (2, 2): ("1", grey),
+        (1, 0): ("4", "white"),  # four cats, in the upper row, were taken for dogs
+        (0, 2): ("1", "black"),
+    }
+    (image,) = axes.images
+    assert image.get_array().tolist() == [[None, 4, None], [None] * 3, [1, None, None]]
+    assert image.get_cmap().name == "viridis_r"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["cat", "dog", "eel"]
+    assert axes.get_title() == "5 errors in 10 predictions"
+
+
+def test_a_confusion_without_an_error_is_drawn_and_fits_a_page(tmp_path: Path) -> None:
+    figures.confusion(tmp_path / "errors.png", ["a", "b"], [0, 1, 1], [0, 1, 1])
+    assert size(tmp_path / "errors.png") == (832, 800)
 
 
 @pytest.mark.parametrize(

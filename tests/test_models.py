@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mnist_exp.models import CNN, MLP, Linear
-from mnist_exp.models.flops import flops_per_image
+from mnist_exp.models import CNN, MLP, Linear, ResNet, torchvision_model
 from mnist_exp.models.layout import memory_format
+from mnist_exp.models.mlp import ACTIVATIONS
+from mnist_exp.models.resnet import Block
+from mnist_exp.models.summary import Row, Summary, summarize
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
-@pytest.mark.parametrize("model", [Linear, MLP, CNN])
+@pytest.mark.parametrize("model", [Linear, MLP, CNN, ResNet])
 def test_images_become_logits(model: type[nn.Module], input_shape: tuple[int, int, int]) -> None:
     logits = model(input_shape=input_shape, classes=7)(torch.rand(5, *input_shape))
     assert logits.shape == (5, 7)
@@ -46,6 +48,18 @@ def test_no_hidden_layer_makes_an_mlp_linear() -> None:
     assert [type(layer) for layer in MLP((1, 8, 8), 10, hidden_sizes=[]).layers] == [nn.Linear]
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_mlp_has_the_activation_that_is_asked_for(name: str) -> None:
+    layers = MLP((1, 8, 8), 10, activation=name).layers
+    assert [type(layer) for layer in layers[1::2]] == [ACTIVATIONS[name]] * 2
+
+
+def test_another_activation_is_refused_with_those_there_are_and_the_nearest() -> None:
+    for word, near in (("gleu", "gelu"), ("ReLU", "relu"), ("leaky", "leaky_relu")):
+        with pytest.raises(ValueError, match=rf"^activation={word}: .*; did you mean {near}\?$"):
+            MLP((1, 8, 8), 10, activation=word)
+
+
 def test_the_default_cnn_has_two_convolutions_and_two_dense_layers() -> None:
     model = CNN((1, 28, 28), 10)
     assert [type(layer) for layer in model.layers] == [
@@ -72,18 +86,41 @@ def test_the_cnns_dropout_sleeps_in_evaluation() -> None:
     assert torch.equal(model(images), model(images))
 
 
-def test_the_flops_of_linear_layers_and_convolutions_are_counted() -> None:
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
-    assert flops_per_image(linear, (3, 2, 2)) == 2 * (12 * 5 + 5 * 3)
-    convolution = nn.Conv2d(3, 8, 3, padding=1, groups=1)
-    assert flops_per_image(convolution, (3, 10, 6)) == 2 * 3 * 3 * 3 * 8 * 60
-    assert convolution.training
+def test_the_default_resnet_is_he_and_others_for_32_pixels_with_fourteen_layers() -> None:
+    model = ResNet((3, 32, 32), 10)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    threes = [layer for layer in layers if layer.kernel_size == (3, 3)]
+    assert len(threes) + 1 == 14  # the head is the other; shortcuts are not counted
+    assert len(layers) - len(threes) == 2
+    sides: list[int] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, inputs, output: sides.append(output.shape[-1]))
+    model(torch.zeros(2, 3, 32, 32))
+    assert sides == [32, 32, 16, 16, 8, 8]
+
+
+def test_a_residual_block_starts_as_its_shortcut() -> None:
+    images = torch.rand(4, 8, 6, 6)
+    assert torch.equal(Block(8, 8)(images), images)
+    wider = Block(8, 12, stride=2)
+    shortcut = wider.shortcut(wider.norm1(images).relu())
+    assert torch.equal(wider(images), shortcut)
+    assert shortcut.shape == (4, 12, 3, 3)
+
+
+def test_a_resnet_takes_an_image_of_one_pixel_and_any_number_of_blocks() -> None:
+    model = ResNet((2, 1, 1), 5, channels=[4, 8], blocks=3)
+    assert len(model.blocks) == 6
+    assert model.eval()(torch.rand(1, 2, 1, 1)).shape == (1, 5)
+    with pytest.raises(ValueError, match=r"^channels=\[\]: "):
+        ResNet((1, 8, 8), 10, channels=[])
 
 
 @pytest.mark.parametrize(
     ("wanted", "model", "last"),
     [
         ("auto", CNN, True),
+        ("auto", ResNet, True),
         ("auto", MLP, False),
         (True, MLP, True),
         (False, CNN, False),
@@ -94,3 +131,97 @@ def test_channels_last_is_for_2d_convolutions_or_as_asked_for(
 ) -> None:
     expected = torch.channels_last if last else torch.contiguous_format
     assert memory_format(wanted, model(input_shape=(1, 8, 8), classes=10)) is expected
+
+
+def test_the_summary_has_every_layer_with_its_output_parameters_and_flops() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(480, 5))
+    convolution, linear = 2 * 3 * 3 * 3 * 8 * 60, 2 * 480 * 5
+    summary = summarize(model, (3, 10, 6))
+    assert [tuple(row) for row in summary.rows] == [
+        ("0", "Conv2d", (8, 10, 6), 224, convolution),
+        ("1", "Flatten", (480,), 0, 0),
+        ("2", "Linear", (5,), 2405, linear),
+    ]
+    assert summary.total == ("total", "Sequential", (5,), 2629, convolution + linear)
+    assert model.training
+    assert summary.table() == (
+        "layer  kind        output  parameters  FLOP an image\n"
+        "0      Conv2d      8×10×6         224         25,920\n"
+        "1      Flatten     480              0              0\n"
+        "2      Linear      5            2,405          4,800\n"
+        "total  Sequential  5            2,629         30,720\n"
+    )
+    assert str(summary) == "2,629 parameters, 30,720 FLOP an image"
+
+
+@pytest.mark.parametrize(
+    ("flops", "said"),
+    [
+        (99_999, "99,999 FLOP"),
+        (218_368, "0.2 MFLOP"),
+        (53_314_816, "53.3 MFLOP"),
+        (3_628_146_688, "3.6 GFLOP"),
+    ],
+)
+def test_flops_are_said_in_a_unit_that_suits_them(flops: int, said: str) -> None:
+    summary = Summary([], Row("total", "MLP", (10,), 1000, flops))
+    assert str(summary) == f"1,000 parameters, {said} an image"
+
+
+class Scaled(nn.Module):
+    """With a parameter beside its layers, one of which is called twice and one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.unused = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(self.layers(images.flatten(1))) * self.scale
+
+
+def test_parameters_beside_layers_have_a_row_and_calls_are_counted_each() -> None:
+    summary = summarize(Scaled(), (1, 2, 2))
+    assert [row[:4] for row in summary.rows] == [
+        ("(own)", "Scaled", (4,), 4),
+        ("layers.0", "Linear", (4,), 20),
+        ("layers.1", "ReLU", (4,), 0),
+        ("unused", "Linear", None, 10),
+    ]
+    assert (summary.parameters, summary.flops) == (34, 2 * 2 * 16)
+
+
+def test_a_deep_model_is_told_in_as_many_parts_as_a_screen_has_lines() -> None:
+    blocks = summarize(ResNet((1, 8, 8), 10), (1, 8, 8))
+    assert [row.name for row in blocks.rows] == [
+        "stem",
+        *(f"blocks.{number}" for number in range(6)),
+        "norm",
+        "head",
+    ]
+    long = summarize(nn.Sequential(*[nn.Linear(64, 64) for _ in range(40)]), (1, 1, 64))
+    assert len(long.rows) == 25
+    assert long.rows[-1] == ("16 more", "", (1, 1, 64), 16 * 4160, 16 * 8192)
+    for summary in (blocks, long):
+        assert sum(row.parameters for row in summary.rows) == summary.parameters
+        assert sum(row.flops for row in summary.rows) == summary.flops
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_model_of_torchvision_takes_any_channels_and_gives_the_classes(channels: int) -> None:
+    model = torchvision_model((channels, 32, 32), 7, "resnet18")
+    assert model.conv1.weight.shape == (64, channels, 7, 7)
+    assert model.eval()(torch.rand(2, channels, 32, 32)).shape == (2, 7)
+    assert bool(model.conv1.weight.isfinite().all())
+
+
+def test_the_second_heads_of_torchvisions_models_are_left_out() -> None:
+    model = torchvision_model((1, 32, 32), 10, "googlenet")
+    assert model.train()(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    for name, near in (("ResNet18", "resnet18"), ("vgg_11", "vgg11"), ("?", ".+")):
+        with pytest.raises(ValueError, match=rf"^torchvision has no .*; did you mean {near}\?$"):
+            torchvision_model((3, 32, 32), 10, name)

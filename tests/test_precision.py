@@ -22,7 +22,7 @@ from mnist_exp.models import MLP
 from mnist_exp.paths import CONF, LAST
 from mnist_exp.precision import Precision
 from mnist_exp.signals import Interrupted
-from mnist_exp.training import Epoch, Figures, Progress, evaluate, fit
+from mnist_exp.training import Epoch, Figures, Options, Progress, evaluate, fit
 
 CPU = torch.device("cpu")
 
@@ -50,8 +50,8 @@ def trained(name: str, cache: Path) -> tuple[Epoch, Spied]:
     model = Spied().to(precision.dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     scheduler, progress = ConstantLR(optimizer, 1.0, 0), Progress(model)
-    hyper = {"epochs": 1, "batch_size": 32, "seed": 1, "precision": precision}
-    (epoch,) = fit(model, optimizer, scheduler, train, val, progress, **hyper)
+    options = Options(epochs=1, batch_size=32, seed=1)
+    (epoch,) = fit(model, optimizer, scheduler, train, val, progress, options, precision=precision)
     return epoch, model
 
 
@@ -83,7 +83,8 @@ def test_an_evaluation_is_in_the_precision_asked_for(digits_cache: Path) -> None
     split = dataset.prepare(dataset.val, CPU)
     model = MLP((1, 8, 8), 10)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        expected = F.cross_entropy(model(split.images), split.labels).item()
+        losses = F.cross_entropy(model(split.images), split.labels, reduction="sum")
+    expected = losses.item() / len(split)
     assert evaluate(model, split, Precision("bfloat16", CPU)).loss == expected
     assert evaluate(model, split).loss != expected
 

@@ -45,7 +45,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
     assert again.data.params["trainer.checkpoint_every_steps"] == "7"
 
     model = clone.root / "src" / "mnist_exp" / "models" / "mlp.py"
-    model.write_text(model.read_text().replace("nn.ReLU()", "nn.Tanh()"))
+    model.write_text(model.read_text().replace("nn.ReLU", "nn.Tanh"))
     done = clone.run("train.py", f"reproduce={run_id}")
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]

@@ -31,6 +31,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import DictConfig, OmegaConf
+from torch.optim.swa_utils import AveragedModel
 
 import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp import checkpoint, experiment
@@ -521,6 +522,33 @@ def test_a_run_killed_in_between_goes_on_bit_for_bit(
         with pytest.raises(Kill):
             desk.run(*settings)
     assert next(calls) == call + 1
+    desk.resume()
+    assert weights(desk.folder) == weights(whole.folder)
+    assert journal(desk.folder) == journal(whole.folder)
+
+
+def test_a_run_with_every_option_killed_in_an_epoch_goes_on_bit_for_bit(
+    new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (
+        "augment=affine",
+        "scheduler=cosine",
+        "trainer.label_smoothing=0.1",
+        "trainer.clip_norm=1",
+        "trainer.ema_decay=0.9",
+        "trainer.accumulate=2",
+        "trainer.patience=2",
+    )
+    whole, desk = new_desk(), new_desk()
+    settings = (*options, "tracking=none", "trainer.epochs=3", "trainer.checkpoint_every_steps=4")
+    whole.run(*settings)
+    steps = itertools.count(1)
+    average = "mnist_exp.training.AveragedModel.update_parameters"
+    really = AveragedModel.update_parameters
+    with monkeypatch.context() as patch:
+        patch.setattr(average, lambda *models: kill() if next(steps) == 30 else really(*models))
+        with pytest.raises(Kill):
+            desk.run(*settings)
     desk.resume()
     assert weights(desk.folder) == weights(whole.folder)
     assert journal(desk.folder) == journal(whole.folder)

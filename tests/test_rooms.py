@@ -25,8 +25,10 @@ ROOMS = {
     "help": "paths",
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | PIL sklearn torchvision",
-    "models": "torch",
+    "models": "torch | torchvision",
+    "optimizers": "torch",
     "schedules": "torch",
+    "augmentation": "torch",
     "precision": "torch",
     "compiling": "torch errors",
     "checkpoint": "torch numpy errors files",
@@ -37,15 +39,18 @@ ROOMS = {
     "tracking": "errors",
     "tracking.beside": "hydra omegaconf tracking",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
-    "training": "torch data.splits errors precision ranks",
+    "training": "torch augmentation data.splits errors precision ranks",
     "screen": "torch rich training",
     "journal": "training",
-    "building": "torch hydra omegaconf data environment errors models.layout precision",
+    "building": (
+        "torch hydra omegaconf checkpoint data environment errors models.layout models.summary "
+        "precision tracking"
+    ),
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "experiment": (
-        "torch omegaconf building checkpoint commands compiling config data environment errors "
-        "files journal models.flops paths precision ranks resuming screen signals tracking "
-        "tracking.beside training"
+        "torch omegaconf augmentation building checkpoint commands compiling config data "
+        "environment errors files journal paths precision ranks resuming screen signals "
+        "tracking tracking.beside training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"

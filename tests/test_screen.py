@@ -29,7 +29,7 @@ def record(message: str, **extra: object) -> logging.LogRecord:
 
 def test_the_bar_shows_epoch_loss_accuracy_and_speed(terminal: io.StringIO) -> None:
     training = Progress(MLP((1, 2, 2), 2))
-    training.losses, training.correct = [torch.tensor(0.5)] * 2, [torch.tensor(3)] * 2
+    training.losses, training.correct = [torch.tensor(2.0)] * 2, [torch.tensor(3)] * 2
     with screen.progress_bar(epochs=5, images=16, batch_size=4) as step:
         step(training)
     shown = terminal.getvalue()
@@ -40,7 +40,7 @@ def test_the_bar_shows_epoch_loss_accuracy_and_speed(terminal: io.StringIO) -> N
 
 def test_the_running_figures_are_of_the_last_hundred_batches() -> None:
     training = Progress(MLP((1, 2, 2), 2))
-    training.losses = [torch.tensor(9.0)] * 50 + [torch.tensor(1.0)] * 100
+    training.losses = [torch.tensor(36.0)] * 50 + [torch.tensor(4.0)] * 100
     training.correct = [torch.tensor(0)] * 50 + [torch.tensor(4)] * 100
     assert screen.running(training, batch_size=4) == "loss 1.0000  accuracy 1.0000  "
 

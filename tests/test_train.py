@@ -29,6 +29,7 @@ EPOCH_METRICS = {
     "epoch_seconds",
     "images_per_second",
 }
+VAL_METRICS = {"val/loss", "val/accuracy"}
 
 
 def lines_of(journal: Path) -> list[dict[str, float]]:
@@ -73,7 +74,8 @@ def test_a_pipe_gets_plain_lines_one_per_epoch_and_a_closing_table(
         rf"accuracy {number}  \d+\.\d s  [\d,]+ images/s"
     )
     expected = [
-        r"mlp-adam-lr0\.001-bs64-data=digits-seed=7-trainer\.epochs=3 on .+",
+        r"mlp-adam-lr0\.001-bs64-data=digits-seed=7-trainer\.epochs=3 on cpu, .+, float32: "
+        r"17,226 parameters, 34,048 FLOP an image",
         *(epoch % n for n in (1, 2, 3)),
         r"Weights of epoch \d",
         r"split  loss    accuracy",
@@ -99,6 +101,7 @@ def test_the_output_folder_holds_log_config_metrics_and_weights(
         "config.yaml",
         "metrics.jsonl",
         "mnist_model.pth",
+        "model.txt",
         "requirements.txt",
         "train.log",
     }
@@ -107,6 +110,9 @@ def test_the_output_folder_holds_log_config_metrics_and_weights(
     config = OmegaConf.load(folder / "config.yaml")
     assert (config.seed, config.batch_size, config.trainer.epochs) == (7, 64, 3)
     assert "${" not in (folder / "config.yaml").read_text()
+    *layers, total = (folder / "model.txt").read_text("utf-8").splitlines()
+    assert [line.split()[0] for line in layers] == ["layer", *(f"layers.{n}" for n in range(5))]
+    assert total.split() == ["total", "MLP", "10", "17,226", "34,048"]
 
 
 def test_metrics_jsonl_has_a_line_per_epoch_and_one_of_the_test(folder: Path) -> None:
@@ -151,7 +157,9 @@ def test_mlflow_holds_every_config_leaf_name_tags_and_data_set(run: Run, folder:
     assert run.data.params["model.hidden_sizes"] == "[128, 64]"
     assert run.data.params["data.split_seed"] == "0"
     leaves = sum(len(v) if OmegaConf.is_config(v) else 1 for v in config.values())
-    assert len(run.data.params) == leaves
+    assert run.data.params["parameters"] == "17226"
+    assert run.data.params["flops_per_image"] == "34048"
+    assert len(run.data.params) == leaves + 2
     assert run.info.run_name == "mlp-adam-lr0.001-bs64-data=digits-seed=7-trainer.epochs=3"
     assert run.data.tags["torch"] == torch.__version__
     assert run.data.tags["device"].startswith("cpu, 1 thread,")
@@ -167,7 +175,10 @@ def test_mlflow_holds_the_artifacts_and_they_lie_under_mlruns(
     client: MlflowClient, run: Run, trained: tuple[Clone, str], folder: Path
 ) -> None:
     clone, _ = trained
-    names = ["config.yaml", "metrics.jsonl", "mnist_model.pth", "requirements.txt"]
+    names = [
+        *("config.yaml", "metrics.jsonl", "mnist_model.pth", "model.txt"),
+        "requirements.txt",
+    ]
     found = client.list_artifacts(run.info.run_id)
     assert [artifact.path for artifact in found] == ["checkpoints", *names]
     checkpoints = client.list_artifacts(run.info.run_id, "checkpoints")
@@ -223,6 +234,26 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone
         runs.append((metrics, [tensor.tolist() for tensor in state_dict.values()]))
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
+
+
+def test_without_validation_all_images_train_and_no_figure_of_it_is_shown(clone: Clone) -> None:
+    command = ("train.py", "-m", "data=digits", "data.val_fraction=0", "seed=1,2")
+    done = clone.run(*command, "trainer.epochs=2", "tracking=none", "sweep.test=all")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, row, *_ = done.stdout.split("Leaderboard\n")[1].splitlines()
+    rank, epoch, _seconds, *rest = row.split()  # no accuracy, no loss
+    assert (rank, epoch, rest) == ("1", "2", ["FINISHED", "0", "1"])
+    assert re.search(r"test     accuracy 0\.\d{4} ± 0\.\d{4} \(n=2\)", done.stdout)
+    for folder in clone.folders():
+        *epochs, test = lines_of(folder / "metrics.jsonl")
+        assert len(epochs) == 2
+        assert all(epoch.keys() - {"epoch"} == EPOCH_METRICS - VAL_METRICS for epoch in epochs)
+        assert test["epoch"] == 2
+    refused = clone.run("train.py", "data=digits", "data.val_fraction=0", "trainer.patience=2")
+    assert (refused.returncode, refused.stdout) == (
+        2,
+        "error: trainer.patience=2: data.val_fraction=0 leaves no validation to lose it with\n",
+    )
 
 
 def test_a_loss_that_is_no_longer_finite_fails_the_run_and_keeps_finite_weights(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
+from mnist_exp.augmentation import Affine
+from mnist_exp.building import averaged
 from mnist_exp.data import Split
 from mnist_exp.models import CNN, MLP
 from mnist_exp.precision import Precision
@@ -19,10 +23,13 @@ from mnist_exp.training import (
     Diverged,
     Epoch,
     Figures,
+    Options,
     Progress,
+    drawn,
     evaluate,
     fit,
     mean_per_sample,
+    predict,
     shuffled,
 )
 
@@ -47,10 +54,15 @@ def made_parts(dropout: float = 0.0, lr: float = 0.01) -> Parts:
     return model, optimizer, ConstantLR(optimizer, 1.0, 0), Progress(model)
 
 
-def fitted(parts: Parts, epochs: int = 3, **changes: object) -> Iterator[Epoch]:
-    options: dict[str, object] = {"batch_size": 16, "seed": 7, **changes}
+def fitted(
+    parts: Parts, epochs: int = 3, train: Split = TRAIN, val: Split = VAL, **changes: Any
+) -> Iterator[Epoch]:
+    """changes: of Options, or what `fit` takes besides them."""
+    ours = {field.name for field in fields(Options)} & changes.keys()
+    chosen = {name: changes.pop(name) for name in ours}
+    options = Options(**{"epochs": epochs, "batch_size": 16, "seed": 7, **chosen})
     model, optimizer, scheduler, progress = parts
-    return fit(model, optimizer, scheduler, TRAIN, VAL, progress, epochs=epochs, **options)
+    return fit(model, optimizer, scheduler, train, val, progress, options, **changes)
 
 
 def in_precision(name: str) -> Precision:
@@ -61,7 +73,7 @@ def in_precision(name: str) -> Precision:
     return precision
 
 
-def figures(epochs: list[Epoch]) -> list[tuple[Figures, Figures]]:
+def figures(epochs: list[Epoch]) -> list[tuple[Figures, Figures | None]]:
     return [(epoch.train, epoch.val) for epoch in epochs]
 
 
@@ -78,7 +90,7 @@ def test_the_figures_of_an_epoch_equal_a_loop_written_out_by_hand() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss_sum += loss.item() * len(index)
+        loss_sum += F.cross_entropy(logits, TRAIN.labels[index], reduction="sum").item()
         correct += int((logits.argmax(1) == TRAIN.labels[index]).sum())
     assert epoch.train.loss == pytest.approx(loss_sum / 100, rel=1e-12)
     assert epoch.train.accuracy == correct / 100
@@ -86,14 +98,15 @@ def test_the_figures_of_an_epoch_equal_a_loop_written_out_by_hand() -> None:
         assert torch.equal(ours, theirs)
     with torch.no_grad():
         logits = reference(VAL.images)
-    assert epoch.val.loss == F.cross_entropy(logits, VAL.labels).double().item()
+    loss_sum = F.cross_entropy(logits, VAL.labels, reduction="sum").item()
+    assert epoch.val.loss == loss_sum / 30
     assert epoch.val.accuracy == (logits.argmax(1) == VAL.labels).double().mean().item()
     assert (epoch.number, epoch.lr) == (1, 0.01)
 
 
 def test_the_last_short_batch_counts_at_its_true_size() -> None:
-    losses, correct = [torch.tensor(1.0), torch.tensor(4.0)], [torch.tensor(3), torch.tensor(0)]
-    assert mean_per_sample(losses, correct, [3, 1]) == Figures(loss=1.75, accuracy=0.75)
+    losses, correct = [torch.tensor(3.0), torch.tensor(4.0)], [torch.tensor(3), torch.tensor(0)]
+    assert mean_per_sample(losses, correct, 4) == Figures(loss=1.75, accuracy=0.75)
 
 
 def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
@@ -105,6 +118,16 @@ def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
     parts = evaluate(model, TRAIN)
     assert parts.accuracy == whole.accuracy
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_predictions_are_the_answers_that_an_evaluation_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = made_parts(dropout=0.9)[0]
+    monkeypatch.setattr("mnist_exp.training.EVALUATION_BATCH", 7)
+    found = predict(model, TRAIN)
+    assert found.tolist() == model.eval()(TRAIN.images).argmax(1).tolist()
+    assert (found == TRAIN.labels).double().mean() == evaluate(model, TRAIN).accuracy
 
 
 def test_the_order_is_a_permutation_that_seed_and_epoch_alone_decide() -> None:
@@ -255,11 +278,10 @@ def test_no_step_of_an_epoch_waits_for_the_gpu(precision: str) -> None:
         """From the end of each epoch's first step to that of its last, waiting is an error."""
         torch.cuda.set_sync_debug_mode("error" if len(progress.losses) < 7 else "default")
 
-    hyper = {"epochs": 2, "batch_size": 16, "seed": 7, "precision": Precision(precision, cuda)}
+    parts = (model, optimizer, scheduler, progress)
+    how = {"epochs": 2, "precision": Precision(precision, cuda), "augment": Affine(1, 10, erase=2)}
     try:
-        epochs = list(
-            fit(model, optimizer, scheduler, train, val, progress, **hyper, on_step=on_step)
-        )
+        epochs = list(fitted(parts, train=train, val=val, on_step=on_step, **how))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(epochs) == 2
@@ -286,3 +308,109 @@ def test_the_time_of_an_epoch_counts_its_validation_and_the_speed_does_not() -> 
     (epoch,) = fitted(made_parts(), epochs=1)
     assert 100 / epoch.images_per_second < epoch.seconds
     assert math.isfinite(epoch.images_per_second)
+
+
+# --- options ---
+
+
+def by_hand(
+    loss_of: Any = F.cross_entropy, before_step: Any = lambda model: None
+) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
+    """The model after one epoch of a loop that has the parts asked for, and its states by step."""
+    model, optimizer, *_ = made_parts()
+    states = []
+    for index in shuffled(100, seed=7, epoch=1).split(16):
+        optimizer.zero_grad()
+        loss_of(model(TRAIN.images[index]), TRAIN.labels[index]).backward()
+        before_step(model)
+        optimizer.step()
+        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    return model, states
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_label_smoothing_is_in_the_training_loss_and_in_no_evaluation() -> None:
+    model, *_ = parts = made_parts()
+    (epoch,) = fitted(parts, epochs=1, label_smoothing=0.2)
+    smoothed, _ = by_hand(lambda *pair: F.cross_entropy(*pair, label_smoothing=0.2))
+    assert same(model, smoothed)
+    assert not same(model, by_hand()[0])
+    assert epoch.val == evaluate(model, VAL)
+
+
+def test_gradients_are_clipped_to_the_norm_of_all_of_them() -> None:
+    norms = []
+
+    def clip(model: nn.Module) -> None:
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.2).item())
+
+    model, *_ = parts = made_parts()
+    list(fitted(parts, epochs=1, clip_norm=0.2))
+    assert same(model, by_hand(before_step=clip)[0])
+    assert max(norms) > 0.2
+
+
+@pytest.mark.parametrize("parts_of_a_batch", [3, 16, 50])
+def test_a_batch_in_parts_is_the_same_step(parts_of_a_batch: int) -> None:
+    (whole, *_), (in_parts, *_) = one, other = made_parts(), made_parts()
+    (expected,) = fitted(one, epochs=1)
+    (found,) = fitted(other, epochs=1, accumulate=parts_of_a_batch)
+    for ours, theirs in zip(in_parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert found.train.loss == pytest.approx(expected.train.loss, rel=1e-4)
+    assert found.train.accuracy == expected.train.accuracy
+
+
+def test_the_average_follows_the_weights_and_is_what_is_evaluated_and_kept() -> None:
+    model, *_, progress = parts = made_parts()
+    average = averaged(model, decay=0.75)
+    (epoch,) = fitted(parts, epochs=1, average=average)
+    _, states = by_hand()
+    expected = states[0]
+    for state in states[1:]:
+        expected = {name: 0.75 * expected[name] + 0.25 * state[name] for name in state}
+    for name, tensor in progress.kept.items():
+        torch.testing.assert_close(tensor, expected[name])
+    assert not same(model, average.module)
+    assert epoch.val == evaluate(average.module, VAL)
+
+
+def test_patience_ends_a_training_that_gets_no_better() -> None:
+    *_, progress = parts = made_parts(lr=0.05)
+    list(fitted(parts, epochs=40, patience=3))
+    accuracies = progress.accuracies
+    best = accuracies.index(max(accuracies))
+    assert len(accuracies) == best + 1 + 3 < 40
+    assert progress.best is progress.epochs[best]
+    assert list(fitted(parts, epochs=40, patience=3)) == [], "gone on with, it is still over"
+
+
+def test_without_images_to_validate_with_the_last_weights_are_kept() -> None:
+    model, *_, progress = parts = made_parts()
+    epochs = list(fitted(parts, epochs=3, val=VAL[:0], patience=1))
+    assert [epoch.val for epoch in epochs] == [None] * 3
+    assert progress.best is epochs[2]
+    assert all(map(torch.equal, progress.kept.values(), model.state_dict().values()))
+    again = Progress(model)
+    again.load_state_dict(copy.deepcopy(progress.state_dict()), torch.device("cpu"))
+    assert again.epochs == epochs
+
+
+def test_augmentation_is_of_training_images_alone_and_anew_each_epoch() -> None:
+    seen: list[torch.Tensor] = []
+
+    def blacken(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        seen.append(uniform)
+        return torch.zeros_like(images)
+
+    model, *_ = parts = made_parts()
+    first, _ = fitted(parts, epochs=2, augment=blacken)
+    assert first.val != evaluate(model, Split(torch.zeros_like(VAL.images), VAL.labels))
+    assert torch.equal(torch.cat(seen[:7]), drawn(100, seed=7, epoch=1))
+    assert torch.equal(torch.cat(seen[7:]), drawn(100, seed=7, epoch=2))
+    assert not torch.equal(drawn(100, seed=7, epoch=1), drawn(100, seed=7, epoch=2))
+    assert not torch.equal(drawn(100, seed=7, epoch=1), drawn(100, seed=8, epoch=1))

@@ -129,6 +129,11 @@ RULES = {
         "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
     ),
     "trainer.keep": one_of("best", "last"),
+    "trainer.label_smoothing": fraction,
+    "trainer.clip_norm": optional(positive),
+    "trainer.ema_decay": optional(fraction),
+    "trainer.patience": optional(integer(1)),
+    "trainer.accumulate": integer(1),
     "trainer.deterministic": flag,
     "trainer.checkpoint_every_steps": optional(integer(1)),
     "trainer.max_batches": optional(integer(1)),
@@ -145,16 +150,22 @@ OPTION_RULES = {
     "data.std": optional(per_channel(positive)),
     "data.size": optional(integer(1)),
     "data.skip_bad": flag,
-    "data.val_fraction": number(
-        "a number between 0 and 1, both excluded", lambda value: 0 < value < 1
-    ),
+    "data.val_fraction": fraction,
     "data.split_seed": seed,
     "data.memory_limit": positive,
     "model.hidden_sizes": list_of(integer(1)),
     "model.channels": list_of(integer(1)),
     "model.hidden_size": integer(1),
+    "model.blocks": integer(1),
     "model.dropout": fraction,
+    "augment.shift": integer(0),
+    "augment.rotate": not_negative,
+    "augment.scale": fraction,
+    "augment.shear": number("a number from 0 up to 45", lambda value: 0 <= value <= 45),
+    "augment.padding": one_of("border", "reflection", "zeros"),
+    "augment.erase": integer(0),
     "optimizer.lr": positive,
+    "optimizer.adamw_lr": positive,
     "optimizer.betas": Rule(
         "a list of two numbers from 0 up to but not including 1",
         (list,),
@@ -163,6 +174,7 @@ OPTION_RULES = {
     "optimizer.eps": positive,
     "optimizer.momentum": fraction,
     "optimizer.weight_decay": not_negative,
+    "optimizer.options": Rule("null or a mapping such as {momentum: 0.9}", (NoneType, dict)),
     "scheduler.warmup_epochs": not_negative,
     "scheduler.cooldown_epochs": not_negative,
     "scheduler.every_epochs": positive,
@@ -174,6 +186,10 @@ OPTION_RULES = {
     "tracking.experiment": text,
     "tracking.uri": optional(text),
 }
+
+
+# Keys whose value is a mapping, with whatever keys of its own.
+MAPPINGS = {"optimizer.options"}
 
 
 def rule_for(key: str, default: Any) -> Rule:
@@ -216,17 +232,18 @@ def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def leaves(config: DictConfig, resolve: bool = True) -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its plain value, lists being values.
+    """Every dotted key with its plain value; lists and MAPPINGS are values, too.
 
     Raises OmegaConfBaseException for a value that cannot be resolved.
     """
 
     def below(prefix: str, values: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
-            if isinstance(value, dict):
-                yield from below(f"{prefix}{name}.", value)
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and key not in MAPPINGS:
+                yield from below(f"{key}.", value)
             else:
-                yield f"{prefix}{name}", value
+                yield key, value
 
     container = OmegaConf.to_container(config, resolve=resolve)
     assert isinstance(container, dict)

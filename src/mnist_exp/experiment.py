@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp import checkpoint, environment, screen
-from mnist_exp.building import build, build_parts, prepared
+from mnist_exp.augmentation import Augmentation
+from mnist_exp.building import averaged, build, build_parts, prepared, tried
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
@@ -30,18 +32,25 @@ from mnist_exp.data import Split
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone, replacing
 from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry
-from mnist_exp.models.flops import flops_per_image
 from mnist_exp.paths import BEST, LAST
 from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, first_line
 from mnist_exp.tracking.beside import Beside
-from mnist_exp.training import Diverged, Epoch, Figures, Progress, evaluate, fit
+from mnist_exp.training import Diverged, Epoch, Figures, Options, Progress, evaluate, fit
 
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, str] = {}
+TRAINER_OPTIONS = (  # of training.Options, by the same names in the config
+    "epochs",
+    "keep",
+    "label_smoothing",
+    "clip_norm",
+    "accumulate",
+    "patience",
+)
 
 
 @dataclass(frozen=True)
@@ -117,14 +126,22 @@ class Experiment:
         self.device = environment.choose_device(config.trainer.device, self.ranks)
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
-        self.dataset, self.precision, self.model, self.form = build_parts(config, self.device)
+        parts = build_parts(config, self.device)
+        self.dataset, self.precision, self.model, self.form = parts
+        self.summary = tried(config, parts, min(self.smallest_part, 2))
         share = config.batch_size / self.ranks.count
-        step_flops = 3 * flops_per_image(self.model, self.dataset.image_shape) * share
-        environment.set_threads(config.trainer.threads, step_flops)
+        environment.set_threads(config.trainer.threads, 3 * self.summary.flops * share)
         compile_in_place(self.model, config.trainer.compile)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         length = {"epochs": config.trainer.epochs, "epoch_steps": self.epoch_steps}
         self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer, **length)
+        self.average: AveragedModel | None = averaged(self.model, config.trainer.ema_decay)
+        self.augment: Augmentation = build(config, "augment")
+        self.options = Options(
+            batch_size=config.batch_size,
+            seed=config.seed,
+            **{key: config.trainer[key] for key in TRAINER_OPTIONS},
+        )
         self.tracker = Beside(config.tracking)
         self.progress = Progress(self.model)
         self.tested: Tested | None = None
@@ -165,12 +182,13 @@ class Experiment:
         """Leave in the folder all that is known, and tell all figures so far, to a run anew."""
         OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
+        (self.folder / "model.txt").write_text(self.summary.table(), "utf-8")
         means = [environment.device_name(self.device), self.precision.name]
         if torch.channels_last in self.form:
             means.append("channels last")
         if self.config.trainer.compile:
             means.append("compiled")
-        log.info("%s on %s", self.name, ", ".join(means))
+        log.info("%s on %s: %s", self.name, ", ".join(means), self.summary)
         entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
         with replacing(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(map(json_line, entries)))
@@ -224,10 +242,9 @@ class Experiment:
             train,
             val,
             self.progress,
-            epochs=self.config.trainer.epochs,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            keep=self.config.trainer.keep,
+            self.options,
+            average=self.average,
+            augment=self.augment,
             precision=self.precision,
             ranks=self.ranks,
             on_step=on_step,
@@ -237,6 +254,14 @@ class Experiment:
     def epoch_steps(self) -> int:
         all_of_them = math.ceil(len(self.dataset.train) / self.config.batch_size)
         return min(all_of_them, self.config.trainer.max_batches or all_of_them)
+
+    @property
+    def smallest_part(self) -> int:
+        """Images in the smallest part that this rank computes of a whole batch or the last one."""
+        size, parts = self.config.batch_size, self.config.trainer.accumulate
+        left = len(self.dataset.train) - (self.epoch_steps - 1) * size
+        shares = [len(range(self.ranks.rank, n, self.ranks.count)) for n in {size, min(left, size)}]
+        return min((share - 1) % math.ceil(share / parts) + 1 for share in shares if share)
 
     def prepared(self) -> tuple[Split, Split]:
         batches = self.config.trainer.max_batches
@@ -268,7 +293,7 @@ class Experiment:
 
     def close(self, status: Status) -> None:
         """Hand the files over, and say how it ended and how to go on."""
-        names = ("config.yaml", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
+        names = ("config.yaml", "model.txt", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
         self.tracker.upload(self.present(*names))
         self.tracker.upload(self.present(LAST, BEST), "checkpoints")
         if not self.tracker.end(status):
@@ -286,7 +311,7 @@ class Experiment:
     def show(self, result: Result) -> None:
         """The closing table, and where the outputs lie."""
         figures = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
-        rows = [(name, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for name, f in figures.items() if f]
+        rows = [(split, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for split, f in figures.items() if f]
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
         log.info("outputs  %s", shown(self.folder))
@@ -297,7 +322,11 @@ class Experiment:
         return RunRecord(
             key=self.key,
             name=self.name,
-            params=dict(leaves(self.config)),
+            params={
+                **dict(leaves(self.config)),
+                "parameters": self.summary.parameters,
+                "flops_per_image": self.summary.flops,
+            },
             tags={
                 **environment.tags(self.device),
                 "output_folder": str(self.folder),
@@ -352,6 +381,7 @@ class Experiment:
             "ended": self.ended,
             "data": self.dataset.digest,
             "model": self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
@@ -372,29 +402,33 @@ class Experiment:
                 f"data={self.dataset.name}: not the images that the run has trained on "
                 f"(SHA-256 {was}…, now {now}…)"
             )
-        for name in ("model", "scheduler", "scaler"):
+        for name in ("model", "average", "scheduler", "scaler"):
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
         self.load_optimizer(state["optimizer"])
         self.key = state["key"]
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], self.device)
         if state["tested"]:
             figures = Figures(**state["tested"]["figures"])
             self.tested = Tested(**{**state["tested"], "figures": figures})
-        self.ended = state["ended"] and len(self.progress.epochs) >= self.config.trainer.epochs
+        self.ended = state["ended"] and self.progress.over(self.options)
         checkpoint.set_random_states(state["random"])
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError for a state of other shapes, which no optimizer looks at itself.
 
-        What shapes there should be a step shows; it leaves nothing behind, all being loaded.
+        What shapes there should be a step shows; it leaves nothing behind, all being loaded. An
+        unused or a frozen parameter has no state.
         """
-        if state["state"]:  # empty before the first step
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number in state["state"]:  # none before the first step
+            parameters[number].grad = torch.zeros_like(parameters[number])
+        if state["state"]:
             self.optimizer.step()
             self.optimizer.zero_grad()
         checkpoint.check_like(state, self.optimizer.state_dict(), "optimizer")
@@ -405,9 +439,12 @@ def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
     """Model, optimizer, learning rate and batch size, then what else was typed."""
 
     def kind(node: DictConfig) -> str:
-        return str(node._target_).rpartition(".")[2].lower()
+        return str(node.get("name") or node._target_.rpartition(".")[2]).lower()
 
-    said = ("model=", "optimizer=", "optimizer.lr=", "batch_size=", "tracking", "data.root=")
+    said = (
+        *("model=", "model.name=", "optimizer=", "optimizer.name=", "optimizer.lr="),
+        *("batch_size=", "tracking", "data.root="),
+    )
     more = [override for override in overrides if not override.startswith(said)]
     parts = [kind(config.model), kind(config.optimizer), f"lr{config.optimizer.lr:g}"]
     return "-".join([*parts, f"bs{config.batch_size}", *more])

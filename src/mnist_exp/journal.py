@@ -30,10 +30,8 @@ class Tested:
 def epoch_entry(epoch: Epoch) -> Entry:
     """An epoch by the names that its figures have in metrics.jsonl and in the tracker."""
     metrics = {
-        "train/loss": epoch.train.loss,
-        "train/accuracy": epoch.train.accuracy,
-        "val/loss": epoch.val.loss,
-        "val/accuracy": epoch.val.accuracy,
+        **named("train", epoch.train),
+        **named("val", epoch.val),
         "lr": epoch.lr,
         "epoch_seconds": epoch.seconds,
         "images_per_second": epoch.images_per_second,
@@ -42,9 +40,14 @@ def epoch_entry(epoch: Epoch) -> Entry:
 
 
 def test_entry(tested: Tested) -> Entry:
-    figures = tested.figures
-    metrics = {"test/loss": figures.loss, "test/accuracy": figures.accuracy}
-    return Entry(tested.epoch, tested.at, metrics)
+    return Entry(tested.epoch, tested.at, named("test", tested.figures))
+
+
+def named(split: str, figures: Figures | None) -> dict[str, float]:
+    """A split's figures by their names; none of a split without images."""
+    if figures is None:
+        return {}
+    return {f"{split}/loss": figures.loss, f"{split}/accuracy": figures.accuracy}
 
 
 def json_line(entry: Entry) -> str:

@@ -27,8 +27,8 @@ class Outcome:
     status: str = "UNFINISHED"  # then FINISHED, PRUNED, FAILED or KILLED
     reason: str = ""  # of a failure, one line
     epoch: int = 0  # of the kept weights, from 1
-    accuracy: float = 0.0  # validation, 0..1
-    loss: float = 0.0  # validation, nats per image
+    accuracy: float | None = None  # validation, 0..1; None without validation
+    loss: float | None = None  # validation, nats per image
     seconds: float = 0.0  # of all epochs, training and validation
 
     @property
@@ -58,18 +58,24 @@ class Row:
         return [job for job in self.jobs if job.finished]
 
     @property
-    def accuracy(self) -> float:
-        """-1 where no job finished."""
-        return fmean(job.accuracy for job in self.finished) if self.finished else -1.0
+    def accuracies(self) -> list[float]:
+        """On validation, of the jobs that finished with one."""
+        return [job.accuracy for job in self.finished if job.accuracy is not None]
 
     @property
-    def loss(self) -> float:
-        return fmean(job.loss for job in self.finished)
+    def accuracy(self) -> float | None:
+        """None where no job finished, or without validation."""
+        return fmean(self.accuracies) if self.accuracies else None
 
     @property
-    def accuracy_sd(self) -> float:
+    def loss(self) -> float | None:
+        losses = [job.loss for job in self.finished if job.loss is not None]
+        return fmean(losses) if losses else None
+
+    @property
+    def accuracy_sd(self) -> float | None:
         """Sample standard deviation; 0 for one job, of which there is none."""
-        return spread([job.accuracy for job in self.finished])
+        return spread(self.accuracies) if self.accuracies else None
 
     @property
     def status(self) -> str:
@@ -89,7 +95,7 @@ class Row:
             values = (
                 self.accuracy,
                 self.accuracy_sd,
-                fmean(job.loss for job in done),
+                self.loss,
                 fmean(job.epoch for job in done),
                 fmean(job.seconds for job in done),
             )
@@ -102,10 +108,11 @@ class Row:
         fields = self.csv_fields(rank)
         accuracy, loss, epoch, seconds = "", "", "", ""
         if self.finished:
-            accuracy = f"{self.accuracy:.4f}"
-            if len(self.jobs) > 1:
-                accuracy += f" ± {self.accuracy_sd:.4f} (n={len(self.finished)})"
-            loss, epoch = f"{fields['val_loss']:.4f}", f"{fields['best_epoch']:g}"
+            if self.accuracy is not None:
+                accuracy, loss = f"{self.accuracy:.4f}", f"{self.loss:.4f}"
+                if len(self.jobs) > 1:
+                    accuracy += f" ± {self.accuracy_sd:.4f} (n={len(self.finished)})"
+            epoch = f"{fields['best_epoch']:g}"
             seconds = f"{fields['seconds']:.1f}"
         figures = [accuracy, loss, epoch, seconds]
         return [
@@ -132,13 +139,16 @@ def read(sweep: Path) -> list[Outcome]:
 
 
 def ranked(outcomes: Iterable[Outcome]) -> list[Row]:
-    """The best mean validation accuracy first, of equals the earliest; the failed at the end."""
+    """The best mean validation accuracy first, of equals the earliest; the failed at the end.
+
+    Without validation they stay in their order.
+    """
     groups: dict[tuple[tuple[str, str], ...], list[Outcome]] = {}
     for outcome in outcomes:
         chosen = tuple((key, value) for key, value in outcome.chosen.items() if key != SEED)
         groups.setdefault(chosen, []).append(outcome)
     rows = [Row(dict(chosen), jobs) for chosen, jobs in groups.items()]
-    return sorted(rows, key=lambda row: -row.accuracy)
+    return sorted(rows, key=lambda row: (not row.finished, -(row.accuracy or 0.0)))
 
 
 def short(keys: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,6 @@ class Ranks:
     rank: int = 0
     count: int = 1
     local: int = 0  # the rank among those on this machine
-
-    @property
-    def reduction(self) -> str:
-        """How a loss function is to sum up a share: see `mean`."""
-        return "mean" if self.count == 1 else "sum"
-
-    def mean(self, loss: Tensor, size: int) -> Tensor:
-        """From a share's loss its part of the mean over a batch of so many images.
-
-        The parts of all ranks add up to it, however uneven the shares of a last batch are.
-        """
-        return loss if self.count == 1 else loss / size
 
     def share(self, batch: Tensor) -> Tensor:
         """What this rank takes of a batch: every count-th entry."""
@@ -77,6 +65,12 @@ class Ranks:
         together = DistributedDataParallel(model)
         together.register_comm_hook(None, lambda state, bucket: _summed(bucket.buffer()))
         return together
+
+    def quiet(self, joined: nn.Module, until: bool) -> AbstractContextManager[None]:
+        """Keeps a backward pass from summing over the ranks, until the last of a step."""
+        if until or not isinstance(joined, DistributedDataParallel):
+            return nullcontext()
+        return joined.no_sync()
 
     def equal_buffers(self, model: nn.Module) -> None:
         """Give each rank the first one's running statistics, which saw that one's shares."""

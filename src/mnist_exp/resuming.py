@@ -30,8 +30,10 @@ FREE = (
 # What a saved config may name: what the YAML files name, and no function that starts a process or
 # writes where it is told to.
 TRUSTED = (
+    "mnist_exp.augmentation.",
     "mnist_exp.data.",
     "mnist_exp.models.",
+    "mnist_exp.optimizers.",
     "mnist_exp.schedules.",
     "mnist_exp.tracking.",
     "torch.nn.",

@@ -89,8 +89,9 @@ def running(training: Training, batch_size: int) -> str:
     """
     if training.losses[-1].device.type == "cpu":
         losses, correct = training.losses[-WINDOW:], training.correct[-WINDOW:]
-        loss = torch.stack(losses).mean().item()
-        accuracy = torch.stack(correct).sum().item() / (len(correct) * batch_size)
+        images = len(losses) * batch_size
+        loss = torch.stack(losses).sum().item() / images
+        accuracy = torch.stack(correct).sum().item() / images
     elif training.epochs:
         loss, accuracy = training.epochs[-1].train.loss, training.epochs[-1].train.accuracy
     else:
@@ -100,10 +101,14 @@ def running(training: Training, batch_size: int) -> str:
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:
     """One finished epoch in one line."""
+    figures = {"train": epoch.train, "val": epoch.val}
+    said = [
+        f"  {split} loss {f.loss:.4f} accuracy {f.accuracy:.4f}"
+        for split, f in figures.items()
+        if f
+    ]
     return (
-        f"epoch {epoch.number}/{epochs}"
-        f"  train loss {epoch.train.loss:.4f} accuracy {epoch.train.accuracy:.4f}"
-        f"  val loss {epoch.val.loss:.4f} accuracy {epoch.val.accuracy:.4f}"
+        f"epoch {epoch.number}/{epochs}{''.join(said)}"
         f"  {epoch.seconds:.1f} s  {epoch.images_per_second:,.0f} images/s"
     )
 

@@ -107,6 +107,8 @@ def begin(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
     config = plan.config.sweep
     if plan.jobs > config.max_jobs:
         raise BadInput(f"{plan.jobs:,} jobs; if they are meant, write sweep.max_jobs={plan.jobs}")
+    if plan.search and plan.config.data.val_fraction == 0:
+        raise BadInput("data.val_fraction=0: a search needs validation to go by")
     typed = [argument for argument in typed if not argument.startswith("sweep.resume=")]
     sweep = Sweep(typed, list(plan.axes), config.test, plan.search)
     if config.resume is None:
@@ -149,7 +151,9 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
         screen.show_table("Leaderboard", *leaderboard.screen_table(rows, names))
         leaderboard.write_csv(folder / "leaderboard.csv", rows)
         draw(folder / "leaderboard.png", rows, names)
-    if rows and rows[0].finished:
+    if rows and rows[0].finished and rows[0].accuracy is None and len(rows) > 1:
+        log.warning("data.val_fraction=0: without validation there is no winner")
+    elif rows and rows[0].finished:
         winner = rows[0]
         log.info("winner   %s", command(*winner.finished[0].overrides))
         if status != "KILLED":
@@ -182,13 +186,14 @@ def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
             metrics[f"test/{name}_sd"] = leaderboard.spread(values)
             said[-1] += f" ± {leaderboard.spread(values):.4f} (n={len(values)})"
     log.info("test     %s", "  ".join(said))
-    metrics |= {"val/accuracy": winner.accuracy, "val/loss": winner.loss}
+    if winner.accuracy is not None and winner.loss is not None:
+        metrics |= {"val/accuracy": winner.accuracy, "val/loss": winner.loss}
     tracker.log(metrics, step=0, at=sweep.begun)  # at the same time when it is told again
 
 
 def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
     """Over two swept numbers a heat map, or dots; over one a curve; for anything else nothing."""
-    finished = [row for row in rows if row.finished]
+    finished = [row for row in rows if row.accuracy is not None]
     try:
         points = [[float(value) for value in row.chosen.values()] for row in finished]
     except ValueError:  # a word
@@ -198,7 +203,8 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
     from mnist_exp import figures  # imports matplotlib
 
     labels = [names[key] for key in finished[0].chosen]
-    means, spreads = [row.accuracy for row in finished], [row.accuracy_sd for row in finished]
+    means = [row.accuracy for row in finished if row.accuracy is not None]
+    spreads = [row.accuracy_sd for row in finished if row.accuracy_sd is not None]
     if len(labels) == 2:
         cells = math.prod(len(set(axis)) for axis in zip(*points, strict=True))
         picture = figures.heat_map if len(points) > cells / 2 else figures.scatter
@@ -250,8 +256,8 @@ def ended(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
         outcome,
         status=status,
         epoch=epoch.number,
-        accuracy=epoch.val.accuracy,
-        loss=epoch.val.loss,
+        accuracy=epoch.val.accuracy if epoch.val else None,
+        loss=epoch.val.loss if epoch.val else None,
         seconds=result.seconds,
     )
 
@@ -272,6 +278,7 @@ def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experim
         told = pruning(folder.parent, outcome.job)
 
         def on_epoch(epoch: Epoch) -> None:
+            assert epoch.val is not None, "begin has looked for validation"
             if told(epoch.number, epoch.val.accuracy):
                 raise Stopped
 

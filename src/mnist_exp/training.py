@@ -2,9 +2,8 @@
 
 From a notebook:
 
-    progress = Progress(model)
-    hyper = dict(epochs=5, batch_size=64, seed=42)
-    for epoch in fit(model, optimizer, scheduler, train, val, progress, **hyper):
+    progress, options = Progress(model), Options(epochs=5, batch_size=64, seed=42)
+    for epoch in fit(model, optimizer, scheduler, train, val, progress, options):
         print(epoch.number, epoch.train.loss, epoch.val.accuracy)
 """
 
@@ -21,13 +20,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
+from mnist_exp.augmentation import DRAWS, Augmentation, unchanged
 from mnist_exp.data.splits import Split
 from mnist_exp.errors import Failure
 from mnist_exp.precision import FLOAT32, Precision
 from mnist_exp.ranks import ALONE, Ranks
 
 EVALUATION_BATCH = 4096  # images; changes the speed of an evaluation, not its meaning
+
+
+@dataclass(frozen=True)
+class Options:
+    """How `fit` trains."""
+
+    epochs: int
+    batch_size: int  # images per optimizer step
+    seed: int  # of the images' order and augmentation
+    keep: str = "best"  # the weights of the best validation accuracy, or the "last"
+    label_smoothing: float = 0.0  # 0..1, in the training loss (Szegedy et al., 2016)
+    clip_norm: float | None = None  # of all gradients together (Pascanu et al., 2013)
+    accumulate: int = 1  # parts that a batch is computed in: less memory, the same step
+    patience: int | None = None  # epochs without a better validation accuracy before the end
 
 
 def fit(
@@ -37,51 +52,72 @@ def fit(
     train: Split,
     val: Split,
     progress: Progress,
+    options: Options,
     *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    keep: str = "best",
+    average: AveragedModel | None = None,
+    augment: Augmentation = unchanged,
     precision: Precision = FLOAT32,
     ranks: Ranks = ALONE,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Epoch]:
-    """Train from where `progress` stands to the end of `epochs`, yielding each epoch as it ends.
+    """Train from where `progress` stands to the end, yielding each epoch as it ends.
 
     train, val: images [n, channels, height, width] and int64 labels [n], on the model's device;
     model and images are of precision.dtype. `progress.kept` becomes the weights of the best
-    validation accuracy (the earliest of equals), or with keep="last" the last ones. `on_step` may
+    validation accuracy (the earliest of equals), or the last ones where that is asked for or val is
+    empty. Where there is an `average` of the model, it is what is evaluated and kept. `on_step` may
     raise to stop; nothing is lost then.
 
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
-    loss_function, scaler = nn.CrossEntropyLoss(reduction=ranks.reduction), precision.scaler
-    joined = ranks.joined(model)
-    while len(progress.epochs) < epochs:
+    loss_function = nn.CrossEntropyLoss(reduction="sum", label_smoothing=options.label_smoothing)
+    joined, scaler = ranks.joined(model), precision.scaler
+    evaluated = model if average is None else average.module
+    while not progress.over(options):
         if not progress.losses:
             progress.begin_epoch(lr=optimizer.param_groups[0]["lr"])
-        batches = shuffled(len(train), seed, progress.number).to(train.labels.device)
-        batches = batches.split(batch_size)
         model.train()
-        for index in batches[len(progress.losses) :]:
-            share = ranks.share(index)
-            labels = train.labels[share]
-            with precision.autocast:
-                logits = joined(train.images[share])
-                loss = ranks.mean(loss_function(logits, labels), len(index))
+        for share, size in batches(train, progress, options, augment, ranks):
             optimizer.zero_grad()
-            scaler.scale(loss).backward()
+            losses, right = [], []
+            parts = share.chunk(options.accumulate)
+            for part in parts:
+                with ranks.quiet(joined, until=part is parts[-1]):
+                    with precision.autocast:
+                        logits = joined(part.images)
+                        loss = loss_function(logits, part.labels)
+                    scaler.scale(loss / size).backward()
+                losses.append(loss.detach())
+                right.append((logits.argmax(1) == part.labels).sum())
+            if options.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
             scaler.step(optimizer)
             scaler.update()
             scheduler.step()
-            right = (logits.argmax(1) == labels).sum()
-            progress.note(*ranks.sum(loss.detach(), right))
+            if average is not None:
+                average.update_parameters(model)
+            progress.note(*ranks.sum(sum(losses), sum(right)))
             on_step(progress)
-        sizes = [len(index) for index in batches]
-        trained = mean_per_sample(progress.losses, progress.correct, sizes)
-        train_seconds = time.perf_counter() - progress.started
-        validated = evaluate(model, val, precision, ranks)
-        yield progress.end_epoch(trained, validated, sum(sizes) / train_seconds, model, keep)
+        trained = mean_per_sample(progress.losses, progress.correct, len(train))
+        speed = len(train) / (time.perf_counter() - progress.started)
+        validated = evaluate(evaluated, val, precision, ranks) if len(val) else None
+        yield progress.end_epoch(trained, validated, speed, evaluated, options.keep)
+
+
+def batches(
+    train: Split, progress: Progress, options: Options, augment: Augmentation, ranks: Ranks
+) -> Iterator[tuple[Split, int]]:
+    """Of each batch that the running epoch has left: this rank's share, augmented, and its size.
+
+    Order and augmentation are functions of the seed and the epoch alone.
+    """
+    done, of_epoch = len(progress.losses), (len(train), options.seed, progress.number)
+    order = shuffled(*of_epoch).to(train.labels.device).split(options.batch_size)[done:]
+    draws = drawn(*of_epoch).to(train.images.device).split(options.batch_size)[done:]
+    shares = train.batches([ranks.share(index) for index in order])
+    for index, uniform, share in zip(order, draws, shares, strict=True):
+        yield Split(augment(share.images, ranks.share(uniform)), share.labels), len(index)
 
 
 @torch.inference_mode()
@@ -91,36 +127,51 @@ def evaluate(
     """Loss and accuracy of the model as it is, on a split that lies on its device."""
     model.eval()
     ranks.equal_buffers(model)
-    loss_function = nn.CrossEntropyLoss(reduction=ranks.reduction)
-    losses, correct, sizes = [], [], []
-    for start in range(0, len(split), EVALUATION_BATCH):
-        batch = split[start : start + EVALUATION_BATCH]
-        labels = ranks.share(batch.labels)
+    loss_function = nn.CrossEntropyLoss(reduction="sum")
+    starts = range(0, len(split), EVALUATION_BATCH)
+    shares = [slice(start + ranks.rank, start + EVALUATION_BATCH, ranks.count) for start in starts]
+    losses, correct = [], []
+    for share in split.batches(shares):
         with precision.autocast:
-            logits = model(ranks.share(batch.images))
-            loss = ranks.mean(loss_function(logits, labels), len(batch))
-        loss, right = ranks.sum(loss, (logits.argmax(1) == labels).sum())
+            logits = model(share.images)
+            loss = loss_function(logits, share.labels)
+        loss, right = ranks.sum(loss, (logits.argmax(1) == share.labels).sum())
         losses.append(loss)
         correct.append(right)
-        sizes.append(len(batch))
-    return mean_per_sample(losses, correct, sizes)
+    return mean_per_sample(losses, correct, len(split))
 
 
-def mean_per_sample(losses: list[Tensor], correct: list[Tensor], sizes: list[int]) -> Figures:
-    """Means over samples, from each batch's mean loss, count of correct answers, and size.
+@torch.inference_mode()
+def predict(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> Tensor:
+    """The class that the model finds in each image, int64 [n], as `evaluate` counts it."""
+    model.eval()
+    shares = [slice(n, n + EVALUATION_BATCH) for n in range(0, len(split), EVALUATION_BATCH)]
+    with precision.autocast:
+        return torch.cat([model(share.images).argmax(1) for share in split.batches(shares)])
+
+
+def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> Figures:
+    """Means over so many samples, from each batch's sum of losses and count of correct answers.
 
     The one place that reads the device, so that nothing waits for it inside an epoch.
     """
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    loss = torch.stack(losses).cpu().double() @ weights / weights.sum()
-    accuracy = torch.stack(correct).sum().cpu() / weights.sum()
+    loss = torch.stack(losses).cpu().double().sum() / count
+    accuracy = torch.stack(correct).sum().cpu().double() / count
     return Figures(loss.item(), accuracy.item())
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:
     """A permutation, int64 [count]: a pure function of (seed, epoch), whatever was drawn before."""
-    mixed = random.Random(f"{seed}/{epoch}").getrandbits(32)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+    return torch.randperm(count, generator=generator(f"{seed}/{epoch}"))
+
+
+def drawn(count: int, seed: int, epoch: int) -> Tensor:
+    """Uniform numbers for the augmentation of an epoch, float32 [count, DRAWS], as pure."""
+    return torch.rand(count, DRAWS, generator=generator(f"{seed}/{epoch}/augmentation"))
+
+
+def generator(seed: str) -> torch.Generator:
+    return torch.Generator().manual_seed(random.Random(seed).getrandbits(32))
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -146,7 +197,7 @@ class Epoch:
 
     number: int  # from 1
     train: Figures
-    val: Figures
+    val: Figures | None  # None where there are no images to validate with
     lr: float  # of its first step
     seconds: float  # training and validation
     images_per_second: float  # in training
@@ -161,7 +212,7 @@ class Progress:
 
     def __init__(self, model: nn.Module) -> None:
         self.epochs: list[Epoch] = []  # finished
-        self.losses: list[Tensor] = []  # of the running epoch: each batch's mean
+        self.losses: list[Tensor] = []  # of the running epoch: each batch's sum
         self.correct: list[Tensor] = []  # of the running epoch: each batch's count
         self.lr = 0.0  # of the running epoch's first step
         self.started = 0.0  # of the running epoch, on the clock of time.perf_counter
@@ -178,28 +229,48 @@ class Progress:
         """Finished epochs, and steps of the running one."""
         return len(self.epochs), len(self.losses)
 
+    @property
+    def accuracies(self) -> list[float]:
+        """On validation, of each finished epoch; none where there is no validation."""
+        return [epoch.val.accuracy for epoch in self.epochs if epoch.val]
+
+    def over(self, options: Options) -> bool:
+        """Whether all epochs are done, or too many without a better validation accuracy."""
+        found = self.accuracies
+        stale = len(found) - 1 - found.index(max(found)) if found else 0
+        lost_patience = options.patience is not None and stale >= options.patience
+        return lost_patience or len(self.epochs) >= options.epochs
+
     def begin_epoch(self, lr: float) -> None:
         self.lr, self.started = lr, time.perf_counter()
 
     def note(self, loss: Tensor, correct: Tensor) -> None:
-        """A batch's mean loss and count of correct answers."""
+        """A batch's sum of losses and count of correct answers."""
         self.losses.append(loss)
         self.correct.append(correct)
 
     def end_epoch(
-        self, train: Figures, val: Figures, images_per_second: float, model: nn.Module, keep: str
+        self,
+        train: Figures,
+        val: Figures | None,
+        images_per_second: float,
+        model: nn.Module,
+        keep: str,
     ) -> Epoch:
         """Close the running epoch, and keep its weights if they are to be kept."""
-        if not (math.isfinite(train.loss) and math.isfinite(val.loss)):
+        losses = {"train": train.loss} | ({"val": val.loss} if val else {})
+        if not all(map(math.isfinite, losses.values())):
+            said = ", ".join(f"{split} {loss}" for split, loss in losses.items())
             raise Diverged(
                 f"the loss is no longer finite in epoch {self.number} "
-                f"(train {train.loss}, val {val.loss}) at learning rate {self.lr:g}"
+                f"({said}) at learning rate {self.lr:g}"
             )
         seconds = time.perf_counter() - self.started
         epoch = Epoch(self.number, train, val, self.lr, seconds, images_per_second, time.time())
+        best = max(self.accuracies, default=-1.0)
         self.epochs.append(epoch)
         self.losses, self.correct = [], []
-        if keep == "last" or self.best is None or val.accuracy > self.best.val.accuracy:
+        if keep == "last" or val is None or val.accuracy > best:
             self.best, self.kept = epoch, snapshot(model)
         return epoch
 
@@ -217,7 +288,13 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.epochs = [
-            Epoch(**{**epoch, "train": Figures(**epoch["train"]), "val": Figures(**epoch["val"])})
+            Epoch(
+                **{
+                    **epoch,
+                    "train": Figures(**epoch["train"]),
+                    "val": epoch["val"] and Figures(**epoch["val"]),
+                }
+            )
             for epoch in state["epochs"]
         ]
         self.losses = [loss.to(device) for loss in state["losses"]]

@@ -32,6 +32,11 @@ class Split:
     def __getitem__(self, index: Tensor | slice) -> Split:
         return Split(self.images[index], self.labels[index])
 
+    def chunk(self, parts: int) -> list[Split]:
+        """At most so many parts of about equal size."""
+        both = zip(self.images.chunk(parts), self.labels.chunk(parts), strict=True)
+        return [Split(images, labels) for images, labels in both]
+
     def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
         """What lies at each of these places, one batch after the other."""
         for index in order:
@@ -91,8 +96,11 @@ def as_split(images: Tensor | Rows, labels: Tensor) -> Split:
 def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Divide a split at random into the rest and `fraction` of it, a function of `seed` alone.
 
-    Raises BadInput where one of the two would be empty.
+    With a fraction of 0, the rest is everything, in its own order. Raises BadInput where otherwise
+    one of the two would be empty.
     """
+    if fraction == 0:
+        return whole, whole[:0]
     count = round(len(whole) * fraction)
     if not 0 < count < len(whole):
         raise BadInput(

@@ -34,7 +34,7 @@ class RunRecord:
 
     key: str  # its own, for as long as it can be gone on with
     name: str
-    params: Mapping[str, object]  # every config leaf by its dotted key
+    params: Mapping[str, object]  # every config leaf by its dotted key, and the model's size
     tags: Mapping[str, str]
     dataset: DatasetRecord | None = None  # none for the parent run of a sweep
     parent: str | None = None  # key of the sweep that it is a job of

@@ -1,0 +1,119 @@
+"""Muon for whole models, and any optimizer of torch by its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+UNFIT = {
+    "LBFGS": "computes the loss several times a step, which no step here does",
+    "SparseAdam": "takes sparse gradients only",
+    "Muon": "takes matrices only; optimizer=muon gives it those of a model",
+}
+UNFIT_OPTIONS = ("maximize", "capturable", "differentiable")  # for no loss, CUDA graphs, MAML
+
+
+def by_name(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """The optimizer of torch.optim with that name, and with these of its other arguments.
+
+    Raises ValueError for a name or an option that there is not, or that fits no step here.
+    """
+    if name in UNFIT:
+        raise ValueError(UNFIT[name])
+    kinds = {n: kind for n, kind in vars(torch.optim).items() if is_optimizer(kind)}
+    names = sorted(kinds.keys() - UNFIT.keys())
+    if name not in names:
+        raise ValueError(f"no such optimizer; there are {', '.join(names)}{nearest(name, names)}")
+    _, _, *others = inspect.signature(kinds[name]).parameters  # after its parameters and lr
+    others = [option for option in others if option not in UNFIT_OPTIONS]
+    for option in options or {}:
+        if option not in others:
+            near = nearest(option, others, cutoff=0.6)
+            raise ValueError(f"has no option {option}; there are {', '.join(others)}{near}")
+    return kinds[name](parameters, lr=lr, **options or {})
+
+
+def is_optimizer(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+
+
+def nearest(word: str, words: Iterable[str], cutoff: float = 0) -> str:
+    lower = {known.lower(): known for known in words}
+    near = get_close_matches(word.lower(), lower, 1, cutoff)
+    return f"; did you mean {lower[near[0]]}?" if near else ""
+
+
+class Muon(Optimizer):
+    """Muon for the weights of hidden layers, AdamW for all other parameters, as one optimizer.
+
+    Muon's steps are orthogonal matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon). As
+    there, the filters of a convolution are a matrix with a row for each, and the weights of the
+    first and the last layer, in the order of `parameters`, are AdamW's. A schedule's factor is one
+    of both learning rates, its momentum is Muon's.
+
+    lr: Muon's. The parameters must have their device and memory format already. Raises ValueError
+    where there is no hidden layer.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        adamw_lr: float,
+        momentum: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+    ) -> None:
+        everything = list(parameters)
+        hidden = [weight for weight in everything if weight.ndim in (2, 4)][1:-1]
+        if not hidden:
+            raise ValueError("the model has no hidden layer, which Muon is for; take adamw")
+        taken = set(map(id, hidden))
+        others = [parameter for parameter in everything if id(parameter) not in taken]
+        self.matrices = [matrix(weight.detach(), weight) for weight in hidden]
+        self.muon = torch.optim.Muon(self.matrices, lr, weight_decay, momentum)
+        self.adamw = torch.optim.AdamW(
+            others, adamw_lr, betas, weight_decay=weight_decay, fused=True
+        )
+        (own,), (adamws,) = self.muon.param_groups, self.adamw.param_groups
+        super().__init__([{**own, "params": hidden}, {**adamws}], {"momentum": momentum})
+        self.adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for optimizer, group in zip((self.muon, self.adamw), self.param_groups, strict=True):
+            changed = {key: value for key, value in group.items() if key != "params"}
+            optimizer.param_groups[0].update(changed)
+        hidden = self.param_groups[0]["params"]
+        for own, weight in zip(self.matrices, hidden, strict=True):
+            own.grad = None if weight.grad is None else matrix(weight.grad, weight)
+        self.muon.step()
+        self.adamw.step()
+        for own, weight in zip(self.matrices, hidden, strict=True):
+            if own in self.muon.state:
+                self.state[weight] = self.muon.state[own]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.adamw.state = self.state
+        for own, weight in zip(self.matrices, self.param_groups[0]["params"], strict=True):
+            if weight in self.state:
+                self.muon.state[own] = self.state[weight]
+
+
+def matrix(tensor: Tensor, weight: Tensor) -> Tensor:
+    """The same memory with a row for each output of the layer whose weight lies as the tensor."""
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.view(len(tensor), -1)

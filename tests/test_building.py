@@ -1,0 +1,217 @@
+"""From the config to objects: what a model has to do before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Clone
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp.building import build_parts, tried
+from mnist_exp.errors import BadInput
+from mnist_exp.experiment import Experiment
+from mnist_exp.paths import CONF
+
+CPU = torch.device("cpu")
+
+
+class Mine(nn.Module):
+    """What somebody might write: right for images of 8×8 of one channel in ten classes."""
+
+    def __init__(self, input_shape: object, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        random.random(), np.random.rand(), torch.rand(1)
+        return self.head(self.norm(images).flatten(1))
+
+
+class WantsMorePixels(Mine):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images[:, :, :7].flatten(1))
+
+
+class OtherClasses(Mine):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[:, :7]
+
+
+class KeepsPositions(Mine):
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+class TwoHeads(Mine):
+    def forward(self, images: Tensor) -> object:
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+
+class NormalisesOnePixel(Mine):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(
+            self.norm(images.mean((2, 3), keepdim=True)).expand(-1, 1, 8, 8).flatten(1)
+        )
+
+
+class Unpools(Mine):
+    def forward(self, images: Tensor) -> Tensor:
+        pooled, index = nn.functional.max_pool2d(images, 2, return_indices=True)
+        return self.head(nn.functional.max_unpool2d(pooled, index, 2).flatten(1))
+
+
+@pytest.fixture
+def quick(digits_cache: Path) -> list[str]:
+    return ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.device=cpu"]
+
+
+def config_of(overrides: list[str], model: type[nn.Module] | None = None) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides)
+    if model:
+        config.model = {"_target_": f"{__name__}.{model.__name__}"}
+    return config
+
+
+UNFIT = "does not fit images of 1×8×8 in 10 classes"
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (
+            WantsMorePixels,
+            f"{UNFIT} (mat1 and mat2 shapes cannot be multiplied (1x56 and 64x10)); "
+            "model=resnet takes any",
+        ),
+        (
+            OtherClasses,
+            f"{UNFIT} (gives a tensor [n, 7], where logits [n, 10] are needed); "
+            "model=resnet takes any",
+        ),
+        (
+            KeepsPositions,
+            f"{UNFIT} (gives a tensor [n, 1, 8, 8], where logits [n, 10] are needed); "
+            "model=resnet takes any",
+        ),
+        (
+            TwoHeads,
+            "fails in a training step of 2 images (gives no such tensor, where logits [n, 10] are "
+            "needed); batch_size says how many the last step of an epoch has",
+        ),
+        (
+            Unpools,
+            f"{UNFIT} (max_unpooling2d_forward_out does not have a deterministic implementation); "
+            "trainer.deterministic=false allows it",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_in_a_line_before_anything_is_trained(
+    model: type[nn.Module], line: str, quick: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        Experiment(config_of(quick, model), tmp_path, "unfit")
+    said = str(caught.value).replace("addmm: ", "")  # older versions of torch do not say it
+    assert said == f"model={__name__}.{model.__name__}: {line}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_last_batch_too_small_for_batch_normalisation_is_refused(
+    quick: list[str], tmp_path: Path
+) -> None:
+    config = config_of([*quick, "batch_size=11"], NormalisesOnePixel)  # 1,222 images: one is left
+    with pytest.raises(BadInput) as caught:
+        Experiment(config, tmp_path, "unfit")
+    assert str(caught.value) == (
+        f"model={__name__}.NormalisesOnePixel: fails in a training step of 1 image (Expected more "
+        "than 1 value per channel when training, got input size torch.Size([1, 1, 1, 1])); "
+        "batch_size says how many the last step of an epoch has"
+    )
+    config.trainer.max_batches = 111  # leaves it out
+    assert Experiment(config, tmp_path, "fit").smallest_part == 11
+    config.trainer.accumulate = 5  # 3, 3, 3, 2
+    assert Experiment(config, tmp_path, "fit").smallest_part == 2
+    config.trainer.accumulate = 11
+    with pytest.raises(BadInput, match="fails in a training step of 1 image"):
+        Experiment(config, tmp_path, "unfit")
+
+
+def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list[str]) -> None:
+    config = config_of(quick, Mine)
+    parts = build_parts(config, CPU)
+    before, training = copy.deepcopy(parts.model.state_dict()), parts.model.training
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    summary = tried(config, parts, 2)
+    assert (summary.parameters, summary.flops) == (652, 1280)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert after == states
+    assert parts.model.training == training
+    assert parts.model.head.weight.grad is None
+    assert all(map(torch.equal, parts.model.state_dict().values(), before.values()))
+
+
+def test_a_models_own_option_that_torch_refuses_is_bad_input(quick: list[str]) -> None:
+    config = config_of([*quick, "model=cnn"])
+    config.model.hidden_size = -1
+    with pytest.raises(BadInput, match=r"^model=mnist_exp\.models\.CNN: .*negative dimension -1"):
+        build_parts(config, CPU)
+
+
+MODEL = """
+import torch
+
+class Mine(torch.nn.Module):
+    def __init__(self, input_shape, classes, side=28):
+        super().__init__()
+        self.head = torch.nn.Linear(side * side, classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+"""
+
+
+def test_somebodys_own_model_is_told_and_no_run_is_left_with_the_tracker(clone: Clone) -> None:
+    (clone.root / "mine.py").write_text(MODEL)
+    (clone.root / "conf" / "model" / "mine.yaml").write_text("_target_: mine.Mine\nside: 28\n")
+    done = clone.run("train.py", "data=digits", "model=mine")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert re.fullmatch(
+        rf"error: model=mine\.Mine: {UNFIT} \(.*shapes cannot be multiplied \(1x64 and 784x10\)\); "
+        r"model=resnet takes any\n",
+        done.stdout,
+    )
+    assert not (clone.root / "mlflow.db").exists()
+    done = clone.run("train.py", "data=digits", "model=mine", "model.side=8", "tracking=none")
+    assert (done.returncode, done.stderr) == (0, "")
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("mine-adam-lr0.001-bs64-data=digits-model.side=8 on cpu, 1 thread, ")
+    assert first.endswith(": 650 parameters, 1,280 FLOP an image")
+
+
+def test_models_of_torchvision_train_or_say_why_not(clone: Clone) -> None:
+    done = clone.run(
+        *("train.py", "-m", "data=digits", "tracking=none", "trainer=debug", "model=torchvision"),
+        "model.name=shufflenet_v2_x0_5,resnet81,squeezenet1_1",
+    )
+    lines = done.stdout.splitlines()
+    failed = [line.partition("failed: ")[2] for line in lines if line.startswith("job ")]
+    assert failed == [
+        "model.name=resnet81: torchvision has no such classifier; did you mean resnet18?",
+        f"model.name=squeezenet1_1: {UNFIT} (Given input size: (128x1x1). Calculated output size: "
+        "(128x0x0). Output size is too small); model=resnet takes any",
+    ]
+    (folder,) = clone.root.glob("outputs/*/*/0")
+    *_, total = (folder / "model.txt").read_text("utf-8").splitlines()
+    assert total.split() == ["total", "ShuffleNetV2", "10", "351,610", "697,232"]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
