@@ -120,6 +120,20 @@ def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
 
 
+def test_an_evaluation_takes_fewer_images_at_once_where_they_are_large() -> None:
+    sizes: list[int] = []
+
+    class Spy(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return super().forward(images[:, :1, :1, 0].flatten(1))
+
+    for count, side in ((5000, 28), (20, 1024), (2, 3000)):
+        images = torch.zeros(1, 1, 1, 1).expand(count, 1, side, side)
+        evaluate(Spy(1, 2), Split(images, torch.zeros(count, dtype=torch.int64)))
+    assert sizes == [4096, 904, 4, 4, 4, 4, 4, 1, 1]
+
+
 def test_predictions_are_the_answers_that_an_evaluation_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
