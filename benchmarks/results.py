@@ -133,7 +133,7 @@ def swept(row: Row, number: int, words: Sequence[str]) -> list[Outcome]:
             row.runs.append(run_of(job, number))
         else:
             row.failures.append(f"seed {seed_of(job)}: {job.status} {job.reason}".strip())
-    if means := re.findall(r"^(?:seed=|job )\d+ on (.+)$", printed, re.MULTILINE):
+    if means := re.findall(r"^(?:seed=|job )\d+ on (.+): [\d,]+ parameters", printed, re.MULTILINE):
         row.device = means[0]
     return [job for job in jobs if job.finished]
 
@@ -189,8 +189,7 @@ def look_at_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
         predictions += found.tolist()
     if labels:
         (REPOSITORY / picture).parent.mkdir(exist_ok=True)
-        names = [str(number) for number in range(dataset.classes)]
-        figures.confusion(REPOSITORY / picture, names, labels, predictions)
+        figures.confusion(REPOSITORY / picture, dataset.class_names, labels, predictions)
         row.picture = picture
 
 

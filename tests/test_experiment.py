@@ -174,6 +174,7 @@ MODELS = {
     "mlp": ["model=mlp", "model.dropout=0.2", "model.activation=gelu"],
     "cnn": ["model=cnn", "model.dropout=0.2"],
     "resnet": ["model=resnet", "model.channels=[4,8]", "model.blocks=1"],
+    "strided_cnn": ["model=strided_cnn", "model.kernel_size=3", "model.crop=1", "model.channels=4"],
     "torchvision": ["model=torchvision", "model.name=shufflenet_v2_x0_5"],
 }
 DATA_SETS: dict[str, list[str] | Dataset] = {
@@ -252,7 +253,7 @@ def test_every_model_goes_on_with_every_data_set_bit_for_bit(
         settings += found
     experiment = check_resumes(config_of(*settings), tmp_path)
     assert torch.are_deterministic_algorithms_enabled()
-    convolutions = model in ("cnn", "resnet", "torchvision")
+    convolutions = model in ("cnn", "resnet", "strided_cnn", "torchvision")
     expected = convolutions or "trainer.channels_last=true" in settings
     assert (torch.channels_last in experiment.form) == expected
     assert experiment.finish().test is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_exp.models import CNN, MLP, Linear, ResNet, torchvision_model
+from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
 from mnist_exp.models.layout import memory_format
 from mnist_exp.models.mlp import ACTIVATIONS
 from mnist_exp.models.resnet import Block
@@ -70,6 +70,17 @@ def test_the_default_cnn_has_two_convolutions_and_two_dense_layers() -> None:
         nn.Linear,
     ]
     assert sum(p.numel() for p in model.parameters()) == 206_922
+
+
+def test_the_strided_cnn_sees_the_middle_of_an_image_and_refuses_one_too_small() -> None:
+    model = StridedCNN((1, 28, 28), 10).eval()
+    assert sum(p.numel() for p in model.parameters()) == 209_354
+    images = torch.rand(3, 1, 28, 28)
+    framed = torch.nn.functional.pad(images[..., 2:-2, 2:-2], (2, 2, 2, 2), value=9.0)
+    assert torch.equal(model(images), model(framed))
+    assert StridedCNN((3, 12, 13), 4)(torch.rand(2, 3, 12, 13)).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"^an image of 11×28 is too small; 12×12 is needed$"):
+        StridedCNN((1, 11, 28), 10)
 
 
 def test_an_image_too_small_to_be_pooled_is_refused_with_what_is_needed() -> None:
