@@ -27,20 +27,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import recipe
-import torch
 from hydra.errors import HydraException
 from measure import processor
 from omegaconf import DictConfig, OmegaConf
 from page import Row, Run, told
 
-from mnist_exp import environment, figures, leaderboard
-from mnist_exp.building import build_parts, load_dataset
+from mnist_exp import figures, leaderboard
+from mnist_exp.building import load_dataset
 from mnist_exp.errors import Failure
 from mnist_exp.files import replacing
 from mnist_exp.leaderboard import Outcome
-from mnist_exp.paths import REPOSITORY
+from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.planning import plan_sweep
 from mnist_exp.tracking import first_line
+from mnist_exp.trained import load
 from mnist_exp.training import predict
 
 PAGE = REPOSITORY / "RESULTS.md"
@@ -173,15 +173,12 @@ def look_at_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
     labels: list[int] = []
     predictions: list[int] = []
     for job, run in zip(jobs, row.runs, strict=True):
-        config = OmegaConf.load(job.folder / "config.yaml")
-        device = environment.choose_device(config.trainer.device)
-        dataset, precision, model, form = build_parts(config, device)
-        row.parameters = sum(parameter.numel() for parameter in model.parameters())
+        trained = load(job.folder / LAST)
+        row.parameters = sum(parameter.numel() for parameter in trained.model.parameters())
         if not picture:
             return
-        model.load_state_dict(torch.load(job.folder / "mnist_model.pth", weights_only=True))
-        test = dataset.prepare(dataset.test, *form)
-        found = predict(model, test, precision)
+        test = trained.prepared_test()
+        found = predict(trained.model, test, trained.precision)
         right = (found == test.labels).sum().item()
         if abs(right - run.accuracy * len(test)) > 2:  # near a tie the last bits decide
             row.failures.append(f"seed {run.seed}: its weights now give {right / len(test):.4f}")
@@ -189,7 +186,7 @@ def look_at_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
         predictions += found.tolist()
     if labels:
         (REPOSITORY / picture).parent.mkdir(exist_ok=True)
-        figures.confusion(REPOSITORY / picture, dataset.class_names, labels, predictions)
+        figures.confusion(REPOSITORY / picture, trained.kind.class_names, labels, predictions)
         row.picture = picture
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp.building import build_parts, tried
+from mnist_exp.building import build_parts, fitting_dataset, tried
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import Experiment
 from mnist_exp.paths import CONF
@@ -149,7 +149,7 @@ def test_a_last_batch_too_small_for_batch_normalisation_is_refused(
 
 def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list[str]) -> None:
     config = config_of(quick, Mine)
-    parts = build_parts(config, CPU)
+    parts = build_parts(config, fitting_dataset(config, CPU).kind, CPU)
     before, training = copy.deepcopy(parts.model.state_dict()), parts.model.training
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     summary = tried(config, parts, 2)
@@ -165,7 +165,7 @@ def test_a_models_own_option_that_torch_refuses_is_bad_input(quick: list[str]) -
     config = config_of([*quick, "model=cnn"])
     config.model.hidden_size = -1
     with pytest.raises(BadInput, match=r"^model=mnist_exp\.models\.CNN: .*negative dimension -1"):
-        build_parts(config, CPU)
+        build_parts(config, fitting_dataset(config, CPU).kind, CPU)
 
 
 MODEL = """

@@ -748,7 +748,7 @@ def test_mnist_splits_the_training_files_and_keeps_the_test_files_whole(
 ) -> None:
     dataset = tiny_mnist(write(tmp_path / "root", PACKED, ".gz"), tmp_path / "cache")
     assert dataset.sizes == {"train": 17, "val": 3, "test": 5}
-    assert dataset.image_shape == (1, 4, 4)
+    assert dataset.kind.image_shape == (1, 4, 4)
     assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(ARRAYS[NAMES[2]]))
     assert torch.equal(dataset.test.labels, torch.from_numpy(ARRAYS[NAMES[3]]).long())
     for split in (dataset.train, dataset.val, dataset.test):
@@ -794,15 +794,15 @@ def test_digits_are_sklearns_with_every_fifth_one_for_the_test(digits_set: Datas
     assert torch.equal(digits_set.test.images, images[4::5])
     assert torch.equal(digits_set.test.labels, torch.from_numpy(raw.target[4::5]))
     assert sum(digits_set.sizes.values()) == 1797
-    assert digits_set.image_shape == (1, 8, 8)
+    assert digits_set.kind.image_shape == (1, 8, 8)
 
 
 def test_the_mean_and_deviation_of_digits_are_those_of_its_training_pixels(
     digits_set: Dataset,
 ) -> None:
     pixels = torch.cat([digits_set.train.images, digits_set.val.images]).double() / 255
-    assert (round(pixels.mean().item(), 4),) == digits_set.mean
-    assert (round(pixels.std().item(), 4),) == digits_set.std
+    assert (round(pixels.mean().item(), 4),) == digits_set.kind.mean
+    assert (round(pixels.std().item(), 4),) == digits_set.kind.std
 
 
 # --- splits ---
@@ -871,10 +871,10 @@ def test_prepared_images_equal_torchvisions_bit_for_bit(digits_set: Dataset) -> 
         (every_byte, (0.1307,), (0.3081,)),
         (some, (0.1307,), (0.3081,)),
         (colour, *three),
-        (digits_set.train.images, digits_set.mean, digits_set.std),
+        (digits_set.train.images, digits_set.kind.mean, digits_set.kind.std),
     ):
         split = Split(images, torch.zeros(len(images), dtype=torch.int64))
-        dataset = replace(digits_set, mean=mean, std=std)
+        dataset = replace(digits_set, kind=replace(digits_set.kind, mean=mean, std=std))
         prepared = dataset.prepare(split, torch.device("cpu"))
         assert prepared.images.dtype == torch.float32
         assert torch.equal(prepared.images, through_torchvision(images, mean, std))
@@ -883,7 +883,8 @@ def test_prepared_images_equal_torchvisions_bit_for_bit(digits_set: Dataset) -> 
 def test_batches_keep_the_memory_format_of_the_images(digits_set: Dataset) -> None:
     images = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 8), np.uint8))
     split = Split(images, torch.zeros(50, dtype=torch.int64))
-    colour = replace(digits_set, mean=(0.5,) * 3, std=(0.25,) * 3)
+    kind = replace(digits_set.kind, mean=(0.5,) * 3, std=(0.25,) * 3)
+    colour = replace(digits_set, kind=kind)
     plain = colour.prepare(split, torch.device("cpu"))
     prepared = colour.prepare(split, torch.device("cpu"), memory_format=torch.channels_last)
     assert torch.equal(prepared.images, plain.images)
@@ -909,7 +910,7 @@ def test_the_published_files_have_their_sums_sizes_and_torchvisions_values(tmp_p
     root = os.environ["MNIST_ROOT"]
     dataset = mnist(root, str(tmp_path / "cache"), mean=0.1307, std=0.3081)
     assert dataset.sizes == {"train": 51_000, "val": 9_000, "test": 10_000}
-    assert dataset.digest == "c65580678af93f1ea48c2c0d01d543ec89307c6b8a0eb7ca542d7c18c5f4c681"
+    assert dataset.kind.digest == "c65580678af93f1ea48c2c0d01d543ec89307c6b8a0eb7ca542d7c18c5f4c681"
     pixels = torch.cat([dataset.train.images, dataset.val.images]).double() / 255
     assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
 
@@ -956,8 +957,8 @@ def test_fashion_mnist_has_the_names_of_its_classes(
     monkeypatch.setattr(sets, "FASHION_MNIST", tiny)
     root = write(tmp_path / "FashionMNIST" / "raw", PACKED, ".gz").parent
     dataset = fashion_mnist(str(root), str(tmp_path / "cache"), mean=0.2860, std=0.3530)
-    assert (dataset.name, dataset.sizes["test"]) == ("fashion_mnist", 5)
-    assert (dataset.classes, dataset.class_names[9]) == (10, "Ankle boot")
+    assert (dataset.kind.name, dataset.sizes["test"]) == ("fashion_mnist", 5)
+    assert (dataset.kind.classes, dataset.kind.class_names[9]) == (10, "Ankle boot")
 
 
 def test_debians_fashion_mnist_is_the_published_one(tmp_path: Path) -> None:
@@ -966,7 +967,7 @@ def test_debians_fashion_mnist_is_the_published_one(tmp_path: Path) -> None:
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
     dataset = fashion_mnist(str(root), str(tmp_path), mean=None, std=None)
     assert dataset.sizes == {"train": 51_000, "val": 9_000, "test": 10_000}
-    assert [round(*dataset.mean, 4), round(*dataset.std, 4)] == [0.2860, 0.3530]
+    assert [round(*dataset.kind.mean, 4), round(*dataset.kind.std, 4)] == [0.2860, 0.3530]
 
 
 @pytest.fixture
@@ -986,7 +987,7 @@ def test_kmnist_is_known_by_its_packed_files_and_kept_unpacked(
     for dataset in (first, again):
         assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(ARRAYS[NAMES[2]]))
         assert torch.equal(dataset.test.labels, torch.from_numpy(ARRAYS[NAMES[3]]).long())
-    assert first.digest == again.digest
+    assert first.kind.digest == again.kind.digest
 
 
 def test_a_packed_file_that_is_not_the_published_one_is_named_with_both_sums(
@@ -1083,8 +1084,8 @@ def test_cifar10_is_read_from_wherever_it_lies(
     dataset = tiny_cifar10(root, tmp_path / "cache", [server.url])
     assert len(server.requests) == (2 if source == "a mirror" else 0)  # torchvision asks twice
     assert dataset.sizes == {"train": 15, "val": 5, "test": 4}
-    assert dataset.image_shape == (3, 32, 32)
-    assert (dataset.class_names[0], dataset.classes) == ("airplane", 10)
+    assert dataset.kind.image_shape == (3, 32, 32)
+    assert (dataset.kind.class_names[0], dataset.kind.classes) == ("airplane", 10)
     rows, labels = BATCHES["test_batch"]
     assert torch.equal(dataset.test.images.flatten(1), torch.from_numpy(rows))
     assert dataset.test.labels.tolist() == labels
@@ -1140,10 +1141,10 @@ def test_mean_and_deviation_that_are_not_given_are_those_of_the_training_pixels(
     pixels = torch.cat([dataset.train.images, dataset.val.images]).double() / 255
     by_channel = pixels.transpose(0, 1).flatten(1)
     expected = by_channel.mean(1), by_channel.std(1, correction=0)
-    for found, exact in zip((dataset.mean, dataset.std), expected, strict=True):
+    for found, exact in zip((dataset.kind.mean, dataset.kind.std), expected, strict=True):
         assert found == pytest.approx(exact.tolist(), abs=1e-12)
     half = cifar10(str(root), cache, mean=0, std=None, val_fraction=0.25)
-    assert (half.mean, half.std) == ((0, 0, 0), dataset.std)
+    assert (half.kind.mean, half.kind.std) == ((0, 0, 0), dataset.kind.std)
 
 
 def test_a_channel_of_one_value_has_a_deviation_to_divide_by() -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from mnist_exp import building, resuming
 from mnist_exp.building import build, prepared
-from mnist_exp.data import Dataset, Split
+from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import Experiment, resumed, run, run_name
 from mnist_exp.models import MLP
@@ -39,8 +39,8 @@ def colour_set() -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (120, 3, 12, 10), dtype=torch.uint8, generator=generator)
     whole = Split(images, torch.arange(120) % 4)
-    parts, means, stds = (whole[:80], whole[80:100], whole[100:]), (0.5,) * 3, (0.3,) * 3
-    return Dataset("colour", *parts, tuple("abcd"), means, stds, "0" * 64)
+    kind = Kind("colour", (3, 12, 10), tuple("abcd"), (0.5,) * 3, (0.3,) * 3, "0" * 64)
+    return Dataset(kind, whole[:80], whole[80:100], whole[100:])
 
 
 @pytest.fixture

@@ -58,10 +58,10 @@ def said(root: Path, **options: Any) -> str:
 def test_every_fifth_image_of_a_class_is_for_the_test(tmp_path: Path) -> None:
     pixels = make(tmp_path / "pets", count=10)
     dataset = opened(tmp_path / "pets", tmp_path / "cache")
-    assert dataset.name == "pets"
-    assert dataset.class_names == ("cat", "dog")
+    assert dataset.kind.name == "pets"
+    assert dataset.kind.class_names == ("cat", "dog")
     assert dataset.sizes == {"train": 14, "val": 2, "test": 4}
-    assert dataset.image_shape == (1, 8, 8)
+    assert dataset.kind.image_shape == (1, 8, 8)
     chosen = [pixels[f"{name}/{number}.png"] for name in ("cat", "dog") for number in ("04", "09")]
     assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(np.stack(chosen)))
     assert dataset.test.labels.tolist() == [0, 0, 1, 1]
@@ -76,7 +76,7 @@ def test_folders_train_and_test_are_the_two_parts(tmp_path: Path) -> None:
     (tmp_path / "pets" / "README.md").touch()
     dataset = opened(tmp_path / "pets", tmp_path / "cache", val_fraction=0.25)
     assert dataset.sizes == {"train": 9, "val": 3, "test": 4}
-    assert dataset.image_shape == (3, 8, 8)
+    assert dataset.kind.image_shape == (3, 8, 8)
     expected = torch.from_numpy(np.stack(list(test.values()))).permute(0, 3, 1, 2)
     assert torch.equal(dataset.test.images, expected)
 
@@ -91,7 +91,7 @@ def test_classes_and_files_are_those_of_torchvisions_image_folder(tmp_path: Path
     shutil.copytree(tmp_path / "train", tmp_path / "test")
     dataset = opened(tmp_path, tmp_path.parent / "cache")
     theirs = ImageFolder(tmp_path / "test")
-    assert list(dataset.class_names) == theirs.classes
+    assert list(dataset.kind.class_names) == theirs.classes
     assert dataset.test.labels.tolist() == theirs.targets
     images = [np.asarray(image).transpose(2, 0, 1) for image, _ in theirs]
     assert torch.equal(dataset.test.images, torch.from_numpy(np.stack(images)))
@@ -109,7 +109,7 @@ def test_one_colour_image_to_train_on_makes_all_of_them_colour(tmp_path: Path) -
     make(tmp_path / "pets")
     picture(tmp_path / "pets" / "dog" / "00.png", mode="RGB")
     dataset = opened(tmp_path / "pets", tmp_path / "cache")
-    assert dataset.image_shape == (3, 8, 8)
+    assert dataset.kind.image_shape == (3, 8, 8)
     assert torch.equal(dataset.test.images[:, 0], dataset.test.images[:, 2])
 
 
@@ -118,10 +118,10 @@ def test_mean_and_deviation_are_found_by_channel_in_the_training_part(tmp_path: 
     found = opened(tmp_path / "pets", tmp_path / "cache")
     train = [pixels[name] for name in pixels if name[-5] not in "49"]
     scaled = np.stack(train) / 255
-    assert found.mean == pytest.approx(scaled.mean((0, 1, 2)), abs=1e-12)
-    assert found.std == pytest.approx(scaled.std((0, 1, 2)), abs=1e-12)
+    assert found.kind.mean == pytest.approx(scaled.mean((0, 1, 2)), abs=1e-12)
+    assert found.kind.std == pytest.approx(scaled.std((0, 1, 2)), abs=1e-12)
     given = opened(tmp_path / "pets", tmp_path / "cache", mean=0.5, std=[0.1, 0.2, 0.3])
-    assert (given.mean, given.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    assert (given.kind.mean, given.kind.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
 
 
 def test_a_size_makes_all_images_square_and_antialiased(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_size_makes_all_images_square_and_antialiased(tmp_path: Path) -> None:
     wide = make(tmp_path / "pets", side=32, height=24, mode="RGB")
     picture(tmp_path / "pets" / "cat" / "00.png", side=9, mode="RGB")
     dataset = opened(tmp_path / "pets", tmp_path / "cache", size=8)
-    assert dataset.image_shape == (3, 8, 8)
+    assert dataset.kind.image_shape == (3, 8, 8)
     theirs = functional.resize(Image.fromarray(wide["cat/04.png"]), [8, 8], antialias=True)
     assert torch.equal(dataset.test.images[0], functional.pil_to_tensor(theirs))
 
@@ -146,10 +146,10 @@ def test_a_second_start_decodes_nothing_and_imports_neither_torchvision_nor_pil(
     child = (
         "import sys; from mnist_exp.data import image_folder\n"
         f"dataset = image_folder({str(tmp_path / 'pets')!r}, {str(tmp_path / 'cache')!r})\n"
-        "print(dataset.digest, dataset.mean, {'torchvision', 'PIL'} & set(sys.modules))"
+        "print(dataset.kind.digest, dataset.kind.mean, {'torchvision', 'PIL'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{first.digest} {first.mean} set()\n"
+    assert done.stdout == f"{first.kind.digest} {first.kind.mean} set()\n"
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "changed", "touched"])
@@ -169,7 +169,7 @@ def test_files_that_came_went_or_changed_are_noticed(
     else:
         os.utime(path, ns=(0, 0))
     after = opened(root, tmp_path / "cache")
-    assert (after.digest == before.digest) is (change == "touched")
+    assert (after.kind.digest == before.kind.digest) is (change == "touched")
     number = sum(after.sizes.values())
     assert number == 20 + {"added": 1, "removed": -1}.get(change, 0)
     assert caplog.messages == [f"data.root={root}: decoding {n} images" for n in (20, number)]
@@ -187,7 +187,7 @@ def test_each_size_has_a_cache_of_its_own(tmp_path: Path, caplog: pytest.LogCapt
     make(tmp_path / "pets")
     for size in (4, None, 4, None):
         expected = (1, 4, 4) if size else (1, 8, 8)
-        assert opened(tmp_path / "pets", tmp_path / "cache", size=size).image_shape == expected
+        assert opened(tmp_path / "pets", tmp_path / "cache", size=size).kind.image_shape == expected
     assert len(caplog.messages) == 2
 
 
@@ -207,7 +207,7 @@ def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
     make(tmp_path / "pets")
     with ThreadPoolExecutor() as pool:
         both = [pool.submit(opened, tmp_path / "pets", tmp_path / "cache") for _ in range(2)]
-    assert both[0].result().digest == both[1].result().digest
+    assert both[0].result().kind.digest == both[1].result().kind.digest
     assert caplog.messages == [f"data.root={tmp_path / 'pets'}: decoding 20 images"]
 
 

@@ -17,11 +17,12 @@ import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YA
 from mnist_exp import checkpoint, environment
 from mnist_exp.data import digits
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import Experiment, kept_test_figures, resumed, run
+from mnist_exp.experiment import Experiment, resumed, run
 from mnist_exp.models import MLP
 from mnist_exp.paths import CONF, LAST
 from mnist_exp.precision import Precision
 from mnist_exp.signals import Interrupted
+from mnist_exp.trained import load
 from mnist_exp.training import Epoch, Figures, Options, Progress, evaluate, fit
 
 CPU = torch.device("cpu")
@@ -142,9 +143,8 @@ def test_float64_reaches_weights_images_and_the_file(digits_cache: Path, tmp_pat
     run(config, tmp_path)
     weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float64}
-    assert kept_test_figures(tmp_path) == Figures(
-        **checkpoint.load(tmp_path / LAST)["tested"]["figures"]
-    )
+    tested = checkpoint.load(tmp_path / LAST)["tested"]["figures"]
+    assert load(tmp_path / LAST).test() == Figures(**tested)
 
 
 # --- what a device lacks ---

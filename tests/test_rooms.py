@@ -47,6 +47,10 @@ ROOMS = {
         "precision tracking"
     ),
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
+    "trained": (
+        "torch omegaconf building checkpoint data environment errors models.summary precision "
+        "resuming tracking training"
+    ),
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
         "environment errors files journal paths precision ranks resuming screen signals "
@@ -60,7 +64,7 @@ ROOMS = {
     "search": "optuna hydra",
     "sweeps": (
         "omegaconf commands errors experiment files leaderboard paths planning screen signals "
-        "tracking tracking.beside training | figures search"
+        "tracking tracking.beside trained training | figures search"
     ),
     "cli": (
         "hydra omegaconf command_line commands config errors help paths planning resuming "

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_exp import checkpoint, environment
-from mnist_exp.data import Dataset, Split
+from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.models.layout import memory_format
 from mnist_exp.models.summary import Summary, summarize
@@ -26,16 +26,19 @@ Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and i
 
 
 class Parts(NamedTuple):
-    """What it takes to train a model, and to evaluate it."""
+    """A model, how it computes, and on what."""
 
-    dataset: Dataset
+    kind: Kind
     precision: Precision
     model: nn.Module
     form: Form
 
 
-def build_parts(config: DictConfig, device: torch.device) -> Parts:
-    """Raises BadInput for a value that cannot be on this device, and what `build` raises."""
+def fitting_dataset(config: DictConfig, device: torch.device) -> Dataset:
+    """The data set, where this device and it allow the rest of the config.
+
+    Raises BadInput where they do not, and what `build` raises.
+    """
     for key in ("trainer.precision", "trainer.compile", "batch_size"):
         value = OmegaConf.select(config, key)
         if lack := environment.lacking(key, value, device):
@@ -46,13 +49,18 @@ def build_parts(config: DictConfig, device: torch.device) -> Parts:
             f"trainer.patience={config.trainer.patience}: data.val_fraction=0 leaves no validation "
             "to lose it with"
         )
+    return dataset
+
+
+def build_parts(config: DictConfig, kind: Kind, device: torch.device) -> Parts:
+    """A new model for images of this kind. Raises what `build` does."""
     precision = Precision(config.trainer.precision, device)
     torch.manual_seed(config.seed)
-    shape, classes = dataset.image_shape, dataset.classes
+    shape, classes = kind.image_shape, kind.classes
     model: nn.Module = build(config, "model", input_shape=shape, classes=classes)
     layout = memory_format(config.trainer.channels_last, model)
     model.to(device, precision.dtype).to(memory_format=layout)
-    return Parts(dataset, precision, model, (device, precision.dtype, layout))
+    return Parts(kind, precision, model, (device, precision.dtype, layout))
 
 
 def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -71,18 +79,18 @@ def tried(config: DictConfig, parts: Parts, images: int) -> Summary:
     Random states are left as they were. Raises BadInput for a model that does not fit the data, or
     cannot take that step.
     """
-    dataset, precision, model, (device, dtype, layout) = parts
-    size, wanted = "×".join(map(str, dataset.image_shape)), (dataset.classes,)
+    kind, precision, model, (device, dtype, layout) = parts
+    size, wanted = "×".join(map(str, kind.image_shape)), (kind.classes,)
     name, states, copied = called(config, "model"), checkpoint.random_states(), copy.deepcopy(model)
-    doing = f"does not fit images of {size} in {dataset.classes} classes"
+    doing = f"does not fit images of {size} in {kind.classes} classes"
     remedy = "model=resnet takes any"
     try:
         with precision.autocast:
-            summary = summarize(copied, dataset.image_shape)
+            summary = summarize(copied, kind.image_shape)
             check_logits(summary.total.output, wanted)
             doing = f"fails in a training step of {images} image{'s' * (images != 1)}"
             remedy = "batch_size says how many the last step of an epoch has"
-            blank = torch.zeros(images, *dataset.image_shape, dtype=dtype, device=device)
+            blank = torch.zeros(images, *kind.image_shape, dtype=dtype, device=device)
             logits = copied.train()(blank.to(memory_format=layout))
             check_logits(getattr(logits, "shape", wanted[:0])[1:], wanted)
         logits.sum().backward()

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.augmentation import Augmentation
-from mnist_exp.building import averaged, build, build_parts, prepared, tried
+from mnist_exp.building import averaged, build, build_parts, fitting_dataset, prepared, tried
 from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
@@ -126,8 +126,9 @@ class Experiment:
         self.device = environment.choose_device(config.trainer.device, self.ranks)
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
-        parts = build_parts(config, self.device)
-        self.dataset, self.precision, self.model, self.form = parts
+        self.dataset = fitting_dataset(config, self.device)
+        parts = build_parts(config, self.dataset.kind, self.device)
+        self.kind, self.precision, self.model, self.form = parts
         self.summary = tried(config, parts, min(self.smallest_part, 2))
         share = config.batch_size / self.ranks.count
         environment.set_threads(config.trainer.threads, 3 * self.summary.flops * share)
@@ -332,7 +333,7 @@ class Experiment:
                 "output_folder": str(self.folder),
                 **self.tags,
             },
-            dataset=DatasetRecord(self.dataset.name, self.dataset.digest, self.dataset.sizes),
+            dataset=DatasetRecord(self.kind.name, self.kind.digest, self.dataset.sizes),
             parent=self.parent,
         )
 
@@ -379,7 +380,7 @@ class Experiment:
             "tags": dict(self.tags),
             "parent": self.parent,
             "ended": self.ended,
-            "data": self.dataset.digest,
+            "data": asdict(self.kind),
             "model": self.model.state_dict(),
             "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -396,10 +397,10 @@ class Experiment:
         Raises ValueError where it is of another training, BadInput where it is of other images.
         """
         own = self.state_dict()
-        if state["data"] != own["data"]:
-            was, now = state["data"][:12], own["data"][:12]
+        was, now = (of["data"]["digest"][:12] for of in (state, own))
+        if was != now:
             raise BadInput(
-                f"data={self.dataset.name}: not the images that the run has trained on "
+                f"data={self.kind.name}: not the images that the run has trained on "
                 f"(SHA-256 {was}…, now {now}…)"
             )
         for name in ("model", "average", "scheduler", "scaler"):
@@ -448,13 +449,3 @@ def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
     more = [override for override in overrides if not override.startswith(said)]
     parts = [kind(config.model), kind(config.optimizer), f"lr{config.optimizer.lr:g}"]
     return "-".join([*parts, f"bs{config.batch_size}", *more])
-
-
-def kept_test_figures(folder: Path) -> Figures:
-    """Open the test set with the kept weights of the run in this folder. Raises CheckpointError."""
-    saved = checkpoint.load(folder / LAST)
-    config = trusted(saved["config"], folder / LAST)
-    device = environment.choose_device(config.trainer.device)
-    dataset, precision, model, form = build_parts(config, device)
-    model.load_state_dict(saved["progress"]["kept"])
-    return evaluate(model, dataset.prepare(dataset.test, *form), precision)

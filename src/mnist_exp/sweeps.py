@@ -24,7 +24,6 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import (
     Experiment,
     Stopped,
-    kept_test_figures,
     resumed,
 )
 from mnist_exp.files import replacing
@@ -34,6 +33,7 @@ from mnist_exp.planning import Plan
 from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import RunRecord, Status
 from mnist_exp.tracking.beside import Beside
+from mnist_exp.trained import load
 from mnist_exp.training import Epoch
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
 def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
     """Open the test set for the winner, chosen on validation: once for each of its seeds."""
     tested = {
-        str(job.job): sweep.tested.get(str(job.job)) or asdict(kept_test_figures(job.folder))
+        str(job.job): sweep.tested.get(str(job.job)) or asdict(load(job.folder / LAST).test())
         for job in winner.finished
     }
     replace(sweep, tested={**sweep.tested, **tested}).write(folder)

@@ -7,7 +7,7 @@ From a notebook:
 """
 
 from mnist_exp.data.cache import DataError
-from mnist_exp.data.dataset import Dataset
+from mnist_exp.data.dataset import Dataset, Kind
 from mnist_exp.data.folders import image_folder
 from mnist_exp.data.sets import cifar10, digits, fashion_mnist, kmnist, mnist
 from mnist_exp.data.splits import Split, Streamed
@@ -15,6 +15,7 @@ from mnist_exp.data.splits import Split, Streamed
 __all__ = [
     "DataError",
     "Dataset",
+    "Kind",
     "Split",
     "Streamed",
     "cifar10",

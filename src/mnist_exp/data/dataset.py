@@ -18,13 +18,11 @@ Channels = float | Sequence[float] | None  # for all channels, for each; or stil
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Three splits of raw uint8 images, and what a model has to know about them."""
+class Kind:
+    """What a model has to know about the images of a set, without any of them."""
 
     name: str
-    train: Split
-    val: Split
-    test: Split
+    image_shape: tuple[int, int, int]  # channels, height and width
     class_names: tuple[str, ...]  # by label
     mean: tuple[float, ...]  # of the training pixels, scaled to 0..1, by channel
     std: tuple[float, ...]
@@ -34,11 +32,31 @@ class Dataset:
     def classes(self) -> int:
         return len(self.class_names)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def normalised(
+        self,
+        images: Tensor,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """uint8 images [n, channels, height, width] as floats, by ToTensor + Normalize.
+
+        The same operations in the same order as torchvision's, so the values are equal bit for bit.
+        """
+        by_channel = torch.tensor([self.mean, self.std], dtype=dtype, device=device)
+        mean, std = by_channel.view(2, 1, -1, 1, 1)
+        floats = images.to(device).to(dtype, memory_format=memory_format)
+        return floats.div_(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of raw uint8 images of one kind."""
+
+    kind: Kind
+    train: Split
+    val: Split
+    test: Split
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -52,19 +70,16 @@ class Dataset:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Split:
-        """The split on the device as floats, with ToTensor + Normalize applied once to all of it.
+        """The split on the device as floats, normalised once and for all.
 
-        The same operations in the same order as torchvision's, so the values are equal bit for
-        bit. Costs four bytes a pixel instead of one (MNIST's training images: 160 MB), eight as
-        float64, and saves the three operations from every step. Of a split that is on disk, it is
-        applied to each part when that is read.
+        Costs four bytes a pixel instead of one (MNIST's training images: 160 MB), eight as float64,
+        and saves three operations from every step. A split that is on disk is normalised part by
+        part, when each is read.
         """
-        by_channel = torch.tensor([self.mean, self.std], dtype=dtype, device=device)
-        mean, std = by_channel.view(2, 1, -1, 1, 1)
 
         def normalised(split: Split) -> Split:
-            images = split.images.to(device).to(dtype, memory_format=memory_format).div_(255)
-            return Split(images.sub_(mean).div_(std), split.labels.to(device))
+            images = self.kind.normalised(split.images, device, dtype, memory_format)
+            return Split(images, split.labels.to(device))
 
         if isinstance(split, Streamed):
             rows = replace(split.images, device=device)
@@ -91,10 +106,11 @@ def divided(
         found_mean, found_std = mean_and_std(histograms(train.images))
         mean = found_mean if mean is None else mean
         std = found_std if std is None else std
-    channels = train.images.shape[1]
+    channels, height, width = train.images.shape[1:]
     means, stds = _for_each("mean", mean, channels), _for_each("std", std, channels)
     rest, val = split_off(train, val_fraction, split_seed)
-    return Dataset(name, rest, val, test, class_names, means, stds, digest)
+    kind = Kind(name, (channels, height, width), class_names, means, stds, digest)
+    return Dataset(kind, rest, val, test)
 
 
 def _for_each(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:

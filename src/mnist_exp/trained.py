@@ -1,0 +1,85 @@
+"""A trained model: the weights that a run kept, in their model, and the kind of its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from mnist_exp import checkpoint, environment
+from mnist_exp.building import Form, build_parts, fitting_dataset
+from mnist_exp.checkpoint import CheckpointError
+from mnist_exp.data import Dataset, Kind, Split
+from mnist_exp.errors import BadInput
+from mnist_exp.models.summary import summarize
+from mnist_exp.precision import Precision
+from mnist_exp.resuming import trusted
+from mnist_exp.tracking import first_line
+from mnist_exp.training import Figures, evaluate
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that is done, and how it computed in its run."""
+
+    source: Path  # the checkpoint
+    config: DictConfig  # of the run
+    kind: Kind
+    precision: Precision
+    model: nn.Module
+    form: Form
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Of uint8 images [n, channels, height, width] of this kind; float32 [n, classes], CPU."""
+        self.model.eval()
+        with self.precision.autocast:
+            return self.model(self.kind.normalised(images, *self.form)).float().cpu()
+
+    def dataset(self) -> Dataset:
+        """The images that the run's config names. Raises BadInput where they are not its own."""
+        found = fitting_dataset(self.config, self.form[0])
+        was, now = self.kind.digest[:12], found.kind.digest[:12]
+        if was != now:
+            raise BadInput(
+                f"data={found.kind.name}: not the images that the run has trained on "
+                f"(SHA-256 {was}…, now {now}…)"
+            )
+        return found
+
+    def prepared_test(self) -> Split:
+        """The test set, opened. Raises what `dataset` does."""
+        dataset = self.dataset()
+        return dataset.prepare(dataset.test, *self.form)
+
+    def test(self) -> Figures:
+        """What the run found with the test set, or would have, to the last bit."""
+        return evaluate(self.model, self.prepared_test(), self.precision)
+
+
+def load(path: Path, device: str | None = None) -> Trained:
+    """The model of a checkpoint, on the device of its run or on that named. No code of it runs.
+
+    Sets the threads and the determinism of its run, which the last bits depend on. Raises
+    CheckpointError, BadInput.
+    """
+    saved = checkpoint.load(path)
+    try:
+        config, kind = trusted(saved["config"], path), Kind(**saved["data"])
+        environment.set_deterministic(config.trainer.deterministic)
+        environment.set_full_float32()
+        parts = build_parts(
+            config, kind, environment.choose_device(device or config.trainer.device)
+        )
+        parts.model.load_state_dict(saved["progress"]["kept"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: does not fit this code ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    with parts.precision.autocast:
+        flops = summarize(parts.model, kind.image_shape).flops
+    environment.set_threads(config.trainer.threads, 3 * flops * config.batch_size)
+    return Trained(path, config, kind, parts.precision, parts.model, parts.form)
