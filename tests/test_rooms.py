@@ -27,6 +27,8 @@ ROOMS = {
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | PIL sklearn torchvision",
     "models": "torch | torchvision",
+    "reading": "PIL numpy errors",
+    "preparing": "PIL torch numpy data reading",
     "optimizers": "torch",
     "schedules": "torch",
     "augmentation": "torch",
@@ -72,6 +74,7 @@ ROOMS = {
         "signals tracking.beside | experiment joblib ranks reproduction sweeps"
     ),
     "scripts": "errors process signals | trained",
+    "scripts.predict": "errors scripts | figures preparing reading trained",
 }
 
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
