@@ -21,11 +21,14 @@ ROOMS = {
     "errors": "",
     "files": "filelock errors",
     "signals": "",
+    "process": "errors signals",
     "commands": "paths",
     "help": "paths",
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | PIL sklearn torchvision",
     "models": "torch | torchvision",
+    "reading": "PIL numpy errors",
+    "preparing": "PIL torch numpy data reading",
     "optimizers": "torch",
     "schedules": "torch",
     "augmentation": "torch",
@@ -48,8 +51,8 @@ ROOMS = {
     ),
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "trained": (
-        "torch omegaconf building checkpoint data environment errors models.summary precision "
-        "resuming tracking training"
+        "torch omegaconf building checkpoint config data environment errors models.summary paths "
+        "precision resuming tracking training | tracking.mlflow"
     ),
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
@@ -67,9 +70,11 @@ ROOMS = {
         "tracking tracking.beside trained training | figures search"
     ),
     "cli": (
-        "hydra omegaconf command_line commands config errors help paths planning resuming "
+        "hydra omegaconf command_line commands config errors help paths planning process resuming "
         "signals tracking.beside | experiment joblib ranks reproduction sweeps"
     ),
+    "scripts": "errors process signals | trained",
+    "scripts.predict": "errors scripts | figures preparing reading trained",
 }
 
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
@@ -135,12 +140,17 @@ def test_every_room_of_the_table_is_there() -> None:
 
 
 @pytest.mark.parametrize("script", sorted(REPOSITORY.glob("*.py")), ids=lambda path: path.name)
-def test_scripts_import_the_cli_and_nothing_else_of_ours(script: Path) -> None:
-    assert {imported for imported, _ in imports(script)} == {"cli"}
+def test_scripts_import_their_command_line_and_nothing_else_of_ours(script: Path) -> None:
+    own = "cli" if script.stem == "train" else f"scripts.{script.stem}"
+    assert {imported for imported, _ in imports(script)} == {own}
 
 
-def test_the_command_line_is_read_without_anything_heavy() -> None:
-    code = "import sys, mnist_exp.cli; print(*sorted(sys.modules))"
+COMMAND_LINES = ["cli", *(name_of(path) for path in MODULES if path.parent.name == "scripts")]
+
+
+@pytest.mark.parametrize("module", COMMAND_LINES)
+def test_a_command_line_is_read_without_anything_heavy(module: str) -> None:
+    code = f"import sys, mnist_exp.{module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "torchvision", "mlflow", "rich", "sklearn", "numpy"}
     assert set(done.stdout.split()) & heavy == set()

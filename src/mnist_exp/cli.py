@@ -7,13 +7,11 @@ once; torch comes with the experiment.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -29,6 +27,7 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.help import help_text
 from mnist_exp.paths import CONF
 from mnist_exp.planning import plan_folder, plan_sweep, preset_axes
+from mnist_exp.process import exit_code, leave
 from mnist_exp.resuming import find_run
 from mnist_exp.signals import end_at_once, raising
 from mnist_exp.tracking.beside import process_for
@@ -36,10 +35,6 @@ from mnist_exp.tracking.beside import process_for
 log = logging.getLogger(__name__)
 
 FIRST = not LAUNCHED or os.environ["RANK"] == "0"  # it alone checks, writes and tells
-
-# Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
-# they are imported, none of it garbage: a quarter of the time.
-gc.set_threshold(100_000)
 
 
 def train() -> None:
@@ -170,21 +165,3 @@ def folder_of_run(arguments: list[str]) -> Path | None:
         )
     uri = typed.get("tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
     return find_run(str(typed["resume"]), uri)
-
-
-def exit_code(error: Exception) -> int:
-    return error.exit_code if isinstance(error, Failure) else 1
-
-
-def leave(message: str, code: int) -> NoReturn:
-    """End the process without tearing the interpreter down.
-
-    With torch and MLflow loaded that takes one to four seconds and frees only memory.
-    """
-    end_at_once()
-    if message:
-        print(message, file=sys.stderr)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

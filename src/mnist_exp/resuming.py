@@ -43,28 +43,38 @@ TRUSTED = (
 UNTRUSTED = ("mnist_exp.data.sources.", "mnist_exp.data.cache.")
 
 
-def find_run(word: str, tracking_uri: str | None) -> Path:
+def find_run(word: str, tracking_uri: str | None, asked: str = "resume=") -> Path:
     """The output folder that "latest", a folder's path, or an MLflow run id stands for.
 
     "latest" is the run that has written a checkpoint last. Raises BadInput for a word that stands
-    for no folder with a checkpoint, TrackerError for an unknown run id.
+    for no folder with a checkpoint, as what was `asked`, TrackerError for an unknown run id.
     """
     if word == "latest":
         written = (REPOSITORY / "outputs").rglob(str(LAST))
         found = max(written, key=lambda path: path.stat().st_mtime, default=None)
         if found is None:
-            raise BadInput("resume=latest: no run in outputs/ has a checkpoint")
+            raise BadInput(f"{asked}latest: no run in outputs/ has a checkpoint")
         return found.parents[1]
-    folder = next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)
-    if folder is None and len(word) == 32 and set(word) <= set("0123456789abcdef"):
+    folder = folder_named(word)
+    if folder is None and is_run_id(word):
         from mnist_exp.tracking.mlflow import output_folder  # two seconds to import
 
         folder = output_folder(word, tracking_uri)
     if folder is None:
-        raise BadInput(f"resume={word}: neither a folder, nor an MLflow run id, nor latest")
+        raise BadInput(f"{asked}{word}: neither a folder, nor an MLflow run id, nor latest")
     if not (folder / LAST).is_file():
-        raise BadInput(f"resume={word}: there is no {folder / LAST}")
+        raise BadInput(f"{asked}{word}: there is no {folder / LAST}")
     return folder
+
+
+def folder_named(word: str) -> Path | None:
+    """The folder of that path, from here or from the repository."""
+    return next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)
+
+
+def is_run_id(word: str) -> bool:
+    """Whether MLflow would give a run this name."""
+    return len(word) == 32 and set(word) <= set("0123456789abcdef")
 
 
 def resumed_config(

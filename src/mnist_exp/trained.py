@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from mnist_exp import checkpoint, environment
 from mnist_exp.building import Form, build_parts, fitting_dataset
 from mnist_exp.checkpoint import CheckpointError
+from mnist_exp.config import did_you_mean
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.models.summary import summarize
+from mnist_exp.paths import LAST
 from mnist_exp.precision import Precision
-from mnist_exp.resuming import trusted
+from mnist_exp.resuming import find_run, folder_named, is_run_id, trusted
 from mnist_exp.tracking import first_line
 from mnist_exp.training import Figures, evaluate
 
@@ -58,6 +60,28 @@ class Trained:
     def test(self) -> Figures:
         """What the run found with the test set, or would have, to the last bit."""
         return evaluate(self.model, self.prepared_test(), self.precision)
+
+
+def find(word: str, uri: str | None = None, experiment: str = "mnist_exp") -> Path:
+    """The checkpoint that a word stands for: "best" or "latest", a checkpoint's path, an output
+    folder, or an MLflow run id.
+
+    "best" is of the MLflow experiment's finished runs the one whose kept weights are the best in
+    validation; "latest" has written a checkpoint last. uri: of MLflow, None for the repository's.
+    Raises BadInput for a word that stands for no checkpoint, TrackerError.
+    """
+    if Path(word).is_file():
+        return Path(word)
+    named = folder_named(word)
+    if word == "best" or (is_run_id(word) and not named):
+        from mnist_exp.tracking.mlflow import output_file, ranked_runs  # two seconds to import
+
+        run_id = ranked_runs(experiment, uri)[0].run_id if word == "best" else word
+        return output_file(run_id, LAST, uri)
+    if word != "latest" and not named:
+        near = did_you_mean(word, ["best", "latest"])
+        raise BadInput(f"--run {word}: no file, no folder, no MLflow run id{near}")
+    return find_run(word, uri, "--run ") / LAST
 
 
 def load(path: Path, device: str | None = None) -> Trained:

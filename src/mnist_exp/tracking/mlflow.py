@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -176,23 +179,90 @@ class RecordedRun:
     versions: str  # name==version, a line each
 
 
-def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
-    """The run and the client that knows it. Raises BadInput for an unknown id, TrackerError."""
+def existing_store(uri: str | None, asked: str) -> MlflowClient:
+    """The store, which is not made for what is `asked`. Raises BadInput, TrackerError."""
     uri = uri or LOCAL_URI
     database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not database.exists():  # nor is it to be made for that
-        raise BadInput(f"no MLflow run {run_id}: there is no {database}")
-    client = open_store(uri)
+    if uri.startswith("sqlite:") and not database.exists():
+        raise BadInput(f"{asked}: there is no {database}")
+    return open_store(uri)
+
+
+def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
+    """The run and the client that knows it. Raises BadInput for an unknown id, TrackerError."""
+    client = existing_store(uri, f"no MLflow run {run_id}")
     try:
         return client, client.get_run(run_id)
     except MlflowException as error:
-        raise BadInput(f"no MLflow run {run_id} at {uri}: {root_cause(error)}") from None
+        at = uri or LOCAL_URI
+        raise BadInput(f"no MLflow run {run_id} at {at}: {root_cause(error)}") from None
+
+
+class RankedRun(NamedTuple):
+    """A finished run, and the validation accuracy 0..1 of the weights that it kept."""
+
+    run_id: str
+    name: str
+    accuracy: float
+
+
+def ranked_runs(experiment: str, uri: str | None) -> list[RankedRun]:
+    """All finished runs that were validated, the best first, of equals the earliest.
+
+    Raises BadInput where there is none, TrackerError.
+    """
+    client = existing_store(uri, f"no best run of {experiment}")
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = [other.name for other in client.search_experiments()]
+        raise BadInput(f"no MLflow experiment {experiment}; there are {', '.join(sorted(names))}")
+    runs = client.search_runs(
+        [found.experiment_id],
+        "attributes.status = 'FINISHED'",
+        max_results=50_000,  # MLflow admits no more
+        order_by=["attributes.start_time ASC"],
+    )
+    validated = [
+        RankedRun(run.info.run_id, run.info.run_name, kept_accuracy(client, run))
+        for run in runs
+        if "val/accuracy" in run.data.metrics and "parameters" in run.data.params  # no parent's
+    ]
+    if not validated:
+        raise BadInput(f"no run of {experiment} is finished and has been validated")
+    return sorted(validated, key=lambda run: -run.accuracy)
+
+
+def kept_accuracy(client: MlflowClient, run: Run) -> float:
+    """In validation. MLflow itself knows the last epoch's, and asks the store for the others."""
+    if run.data.params.get("trainer.keep") == "last":
+        return run.data.metrics["val/accuracy"]
+    history = client.get_metric_history(run.info.run_id, "val/accuracy")
+    return max(metric.value for metric in history)
 
 
 def output_folder(run_id: str, uri: str | None) -> Path:
     """Where the run's outputs lie on the machine that it ran on. Raises what `find_run` does."""
     _, run = find_run(run_id, uri)
     return Path(run.data.tags.get("output_folder", "(unknown)"))
+
+
+def output_file(run_id: str, name: Path, uri: str | None) -> Path:
+    """A file of the run's outputs; from another machine's a copy, for as long as this process is.
+
+    Raises what `find_run` does, and BadInput where the file is nowhere.
+    """
+    client, run = find_run(run_id, uri)
+    file = Path(run.data.tags.get("output_folder", "(unknown)"), name)
+    if file.is_file():
+        return file
+    copies = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, copies, ignore_errors=True)
+    try:
+        return Path(client.download_artifacts(run_id, name.as_posix(), copies))
+    except (MlflowException, OSError) as error:
+        raise BadInput(
+            f"run {run_id}: there is neither {file} nor its copy in MLflow ({root_cause(error)})"
+        ) from None
 
 
 def recorded_run(run_id: str, uri: str | None) -> RecordedRun:

@@ -1,0 +1,80 @@
+"""The command lines of the scripts that use what was trained, and what they share.
+
+A script's own module reads its options and answers mistakes with nothing heavy imported; what it
+then does is imported by the function that does it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from mnist_exp.errors import BadInput, Failure
+from mnist_exp.process import exit_code, leave
+from mnist_exp.signals import raising
+
+
+class Parser(ArgumentParser):
+    """Options, of which `--run`, `--checkpoint`, `--experiment` and `--device` choose a model.
+
+    A mistake ends the process with one line and the exit code 2.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        chosen = self.add_mutually_exclusive_group()
+        chosen.add_argument(
+            "--run",
+            default="best",
+            help="best (by validation, of the MLflow experiment's finished runs; the default), "
+            "latest, an output folder, or an MLflow run id",
+        )
+        chosen.add_argument("--checkpoint", metavar="PATH", help="a checkpoint's file instead")
+        self.add_argument(
+            "--experiment", default="mnist_exp", metavar="NAME", help="in MLflow, of --run best"
+        )
+        self.add_argument(
+            "--device", help="auto, cpu, cuda, cuda:<index> or mps; by default that of the run"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        leave(f"error: {message}; --help shows the options", BadInput.exit_code)
+
+
+def chosen(options: Namespace) -> Path:
+    """The checkpoint that the shared options choose. Raises what `trained.find` does."""
+    if options.checkpoint:
+        return Path(options.checkpoint)
+    from mnist_exp.trained import find
+
+    return find(options.run, tracking_uri(), options.experiment)
+
+
+def tracking_uri() -> str | None:
+    """That of MLflow; None is the repository's."""
+    return os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def answer(act: Callable[[], int]) -> NoReturn:
+    """Act, then end the process with the exit code that this returns.
+
+    With 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM instead.
+    """
+    try:
+        with raising():
+            code = act()
+            sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        leave("", getattr(interrupt, "exit_code", 130))
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave("", 1)
+    except (Failure, OSError) as error:
+        leave(f"error: {error}", exit_code(error))
+    leave("", code)
