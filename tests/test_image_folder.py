@@ -307,6 +307,7 @@ def test_with_skip_bad_they_are_left_out_and_each_start_says_so(
 # --- as a person sees it ---
 
 
+@pytest.mark.slow
 def test_training_on_a_folder_of_images(clone: Any, tmp_path: Path) -> None:
     make(tmp_path / "pets", side=8, mode="RGB")
     command = ("train.py", "data=image_folder", "trainer=debug", "tracking=none")

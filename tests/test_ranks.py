@@ -92,6 +92,7 @@ def test_what_several_processes_cannot_do_is_one_line(
 # --- two of them ---
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(clone: Clone) -> None:
     settings = ("data=digits", "trainer.epochs=2", "trainer.precision=float64")
     done = clone.run(*TORCHRUN, "train.py", *settings, "batch_size=50")

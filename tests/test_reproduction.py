@@ -26,6 +26,7 @@ def client_of(clone: Clone) -> MlflowClient:
     return MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
 
 
+@pytest.mark.slow
 def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
     trained: tuple[Clone, str],
 ) -> None:

@@ -218,6 +218,7 @@ def wait_for_file(clone: Clone, name: str) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_step_and_the_last_line_pasted_to_a_shell_goes_on(
     whole: Clone, clone: Clone
 ) -> None:

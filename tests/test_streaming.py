@@ -231,6 +231,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
     return [{name: line[name] for name in names if name in line} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_below_the_limit_and_one_above_it_find_the_same_and_go_on_from_each_other(
     clone: Any,
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
     assert "that sweep is another, python train.py -m data=digits trainer.epochs=2" in other.stderr
 
 
+@pytest.mark.slow
 def test_seeds_are_no_hyperparameter(clone: Clone) -> None:
     arguments = ("data=digits", "trainer.epochs=2", "model=linear,mlp", "seed=1,2,3")
     done = clone.run("train.py", "-m", *arguments)
@@ -164,6 +165,7 @@ def test_seeds_are_no_hyperparameter(clone: Clone) -> None:
     assert parent.data.metrics["test/accuracy_sd"] > 0
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_fails_alone(clone: Clone) -> None:
     sweep = clone.root / "outputs" / "mine"
     (sweep / "1" / "config.yaml").mkdir(parents=True)  # where the second job has to write a file

@@ -220,6 +220,7 @@ def test_tracking_none_imports_no_mlflow_and_leaves_nothing_of_it(clone: Clone) 
     assert list((clone.root / "mlruns").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone: Clone) -> None:
     runs = []
     for seed in (1, 1, 2):
