@@ -151,9 +151,10 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(
 
 @pytest.mark.slow
 def test_a_rank_that_fails_ends_all_with_its_reason(clone: Clone) -> None:
-    mlp = clone.root / "src" / "mnist_exp" / "models" / "mlp.py"
-    broken = 'if __import__("os").environ["RANK"] == "1": raise ValueError("worn\\nout")\n        '
-    mlp.write_text(mlp.read_text().replace("return self.layers", f"{broken}return self.layers"))
+    augmentation = clone.root / "src" / "mnist_exp" / "augmentation.py"
+    broken = 'if __import__("os").environ["RANK"] == "1": raise ValueError("worn\\nout")\n    '
+    text = augmentation.read_text().replace("return images", f"{broken}return images", 1)
+    augmentation.write_text(text)
     done = clone.run(*TWO)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "error: rank 1: worn out"
