@@ -1,24 +1,22 @@
-"""Pictures from plain numbers, in one style. Readable in grey and by the colour-blind."""
+"""Validation accuracy over what a sweep has swept."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from mnist_exp.files import replacing
+from mnist_exp.figures.style import COLOURS, save, styled
 
-COLOURS = "viridis"  # perceptually uniform, and ordered in grey, too
 LOG_FROM = 4.0  # from this ratio of the largest to the smallest, an axis is logarithmic
 TICKS = 8  # up to so many values, each has its tick
 
 
+@styled
 def heat_map(
     path: Path,
     names: Sequence[str],
@@ -46,6 +44,7 @@ def heat_map(
     name_and_save(figure, names, image, path)
 
 
+@styled
 def scatter(
     path: Path,
     names: Sequence[str],
@@ -62,6 +61,7 @@ def scatter(
     name_and_save(figure, names, dots, path)
 
 
+@styled
 def curve(
     path: Path,
     name: str,
@@ -84,40 +84,6 @@ def curve(
     save(figure, path)
 
 
-def confusion(
-    path: Path, names: Sequence[str], labels: Sequence[int], predictions: Sequence[int]
-) -> None:
-    """How often each class was taken for which: errors in colour, what is right in grey.
-
-    names: of the classes; labels and predictions: their indices, in step with each other.
-    """
-    counts = Counter(zip(labels, predictions, strict=True))
-    errors = Counter({(y, x): count for (y, x), count in counts.items() if x != y})
-    most = max(errors.values(), default=1)
-    classes = range(len(names))
-    figure = Figure((5.2, 5.0), layout="constrained")
-    axes = figure.add_subplot()
-    grid = [[errors[y, x] or math.nan for x in classes] for y in classes]
-    axes.imshow(grid, cmap=f"{COLOURS}_r", vmin=0, vmax=most)  # the most is the darkest
-    for (y, x), count in counts.items():
-        if x == y:
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.94"))
-            axes.text(x, y, str(count), ha="center", va="center", color="0.45", fontsize=7)
-        else:
-            colour = "white" if count > most / 2 else "black"
-            axes.text(x, y, str(count), ha="center", va="center", color=colour)
-    axes.set_yticks(classes, names)
-    axes.set_xticks(classes, names, rotation=0 if max(map(len, names)) < 4 else 45)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks([place - 0.5 for place in classes[1:]], minor=True)
-    axes.grid(which="minor", color="0.88", linewidth=0.6)
-    axes.tick_params(which="minor", length=0)
-    axes.set_ylabel("true class")
-    axes.set_xlabel("predicted class")
-    axes.set_title(f"{errors.total():,} errors in {len(labels):,} predictions", fontsize="medium")
-    save(figure, path)
-
-
 def name_and_save(
     figure: Figure, names: Sequence[str], coloured: ScalarMappable, path: Path
 ) -> None:
@@ -131,8 +97,3 @@ def name_and_save(
 
 def scale(values: Sequence[float]) -> str:
     return "log" if 0 < min(values) * LOG_FROM <= max(values) else "linear"
-
-
-def save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=160)
