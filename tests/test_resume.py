@@ -606,7 +606,7 @@ SAVED = OmegaConf.create(
         "model": {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [128, 64], "dropout": 0.2},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
         "scheduler": {"_target_": "mnist_exp.schedules.constant"},
-        "tracking": {"none": {"_target_": "mnist_exp.tracking.NoTracker"}},
+        "tracking": {"none": {"_target_": "mnist_exp.tracking.NoTracker"}, "figures": False},
         "trainer": {"epochs": 3, "device": "cpu", "checkpoint_every_steps": None},
         "batch_size": 64,
         "resume": None,
