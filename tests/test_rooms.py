@@ -27,6 +27,8 @@ ROOMS = {
     "config": "omegaconf paths",
     "data": "torch numpy filelock errors files | PIL sklearn torchvision",
     "models": "torch | torchvision",
+    "reading": "PIL numpy errors",
+    "preparing": "PIL torch numpy data reading",
     "optimizers": "torch",
     "schedules": "torch",
     "augmentation": "torch",
@@ -78,7 +80,9 @@ ROOMS = {
         "hydra omegaconf command_line commands config errors help paths planning process resuming "
         "signals tracking.beside | experiment joblib ranks reproduction sweeps"
     ),
-    "scripts": "errors process signals | command_line evaluation trained",
+    "scripts": "errors process signals | trained",
+    "scripts.predict": "errors scripts | figures preparing reading trained",
+    "scripts.evaluate": "errors scripts | command_line evaluation",
 }
 
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")

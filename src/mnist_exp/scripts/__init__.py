@@ -53,7 +53,12 @@ def chosen(options: Namespace) -> Path:
         return Path(options.checkpoint)
     from mnist_exp.trained import find
 
-    return find(options.run, os.environ.get("MLFLOW_TRACKING_URI"), options.experiment)
+    return find(options.run, tracking_uri(), options.experiment)
+
+
+def tracking_uri() -> str | None:
+    """That of MLflow; None is the repository's."""
+    return os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def answer(act: Callable[[], int]) -> NoReturn:

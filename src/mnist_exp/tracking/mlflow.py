@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -199,9 +200,16 @@ def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
         raise BadInput(f"no MLflow run {run_id} at {at}: {root_cause(error)}") from None
 
 
-def best_run(experiment: str, uri: str | None) -> str:
-    """The id of the finished run whose kept weights are the best in validation; of equals the
-    earliest.
+class RankedRun(NamedTuple):
+    """A finished run, and the validation accuracy 0..1 of the weights that it kept."""
+
+    run_id: str
+    name: str
+    accuracy: float
+
+
+def ranked_runs(experiment: str, uri: str | None) -> list[RankedRun]:
+    """All finished runs that were validated, the best first, of equals the earliest.
 
     Raises BadInput where there is none, TrackerError.
     """
@@ -216,14 +224,14 @@ def best_run(experiment: str, uri: str | None) -> str:
         max_results=50_000,  # MLflow admits no more
         order_by=["attributes.start_time ASC"],
     )
-    accuracies = {
-        run.info.run_id: kept_accuracy(client, run)
+    validated = [
+        RankedRun(run.info.run_id, run.info.run_name, kept_accuracy(client, run))
         for run in runs
         if "val/accuracy" in run.data.metrics and "parameters" in run.data.params  # no parent's
-    }
-    if not accuracies:
+    ]
+    if not validated:
         raise BadInput(f"no run of {experiment} is finished and has been validated")
-    return max(accuracies, key=lambda run_id: accuracies[run_id])
+    return sorted(validated, key=lambda run: -run.accuracy)
 
 
 def kept_accuracy(client: MlflowClient, run: Run) -> float:

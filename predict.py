@@ -1,0 +1,6 @@
+"""Classify image files: `python predict.py --help` shows what can be asked."""
+
+from mnist_exp.scripts.predict import predict
+
+if __name__ == "__main__":
+    predict()

@@ -1,0 +1,165 @@
+"""`python predict.py`: digits as people have them, and what is told of everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Clone
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mnist_exp.data import digits, mnist
+
+UNKNOWN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def trained(new_clone: Callable[[], Clone]) -> Clone:
+    """A clone with one finished run on the digits."""
+    clone = new_clone()
+    done = clone.run("train.py", "data=digits", "optimizer.lr=1e-2", "trainer.epochs=8")
+    assert done.returncode == 0, done.stderr
+    return clone
+
+
+def photographed(
+    digit: NDArray[np.uint8], random: np.random.Generator, sizes: tuple[int, int]
+) -> Image.Image:
+    """A light digit on dark blown up to 400 pixels, in two colours, dark on light or light on dark,
+    off-centre, in light that falls from one side, on paper with grain and fibres.
+
+    sizes: of its field in pixels, the least and the most.
+    """
+    size = int(random.integers(*sizes))
+    x, y = random.integers(0, 400 - size + 1, 2).tolist()
+    big = Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
+    ink = np.asarray(ImageOps.expand(big, (x, y, 400 - size - x, 400 - size - y)))[..., None] / 255
+    of_ink, of_paper = random.random((2, 3))
+    while abs(of_ink.mean() - of_paper.mean()) < 0.3:
+        of_ink, of_paper = random.random((2, 3))
+    across, down = np.meshgrid(*[np.linspace(-1, 1, 400)] * 2)
+    angle = random.uniform(0, 2 * np.pi)
+    light = 1 + 0.15 * (np.cos(angle) * across + np.sin(angle) * down) - 0.08 * across**2
+    fibres = Image.fromarray(random.normal(0, 0.02, (100, 100)).astype(np.float32))
+    grain = random.normal(0, 0.03, (400, 400)) + np.asarray(fibres.resize((400, 400)))
+    colours = (of_paper + (of_ink - of_paper) * ink) * light[..., None] + grain[..., None]
+    return Image.fromarray((colours.clip(0, 1) * 255).astype(np.uint8))
+
+
+def pictures_of(
+    images: torch.Tensor, folder: Path, sizes: tuple[int, int], seed: int = 0
+) -> list[Path]:
+    """Of uint8 images [n, 1, height, width], every second one a JPEG, the others PNG."""
+    random, paths = np.random.default_rng(seed), []
+    for number, image in enumerate(images[:, 0].numpy()):
+        paths.append(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
+        photographed(image, random, sizes).save(paths[-1], quality=80)
+    return paths
+
+
+def test_images_are_classified_drawn_and_what_is_none_does_not_keep_back_the_others(
+    trained: Clone, tmp_path: Path, digits_cache: Path
+) -> None:
+    test = digits(cache=str(digits_cache), mean=0.3059, std=0.3763).test[:30]
+    paths = pictures_of(test.images, tmp_path, (150, 300))
+    (tmp_path / "words.txt").write_text("no image")
+    Image.new("RGB", (300, 300), "white").save(tmp_path / "blank.png")
+    bad = [tmp_path / name for name in ("words.txt", "blank.png", "none.png")]
+    asked = [*map(str, paths[:5]), *map(str, bad), *map(str, paths[5:])]
+
+    done = trained.run("predict.py", "--json", "--show", f"{tmp_path}/seen.png", *asked)
+    assert done.returncode == 2
+    said, *errors = done.stderr.splitlines()
+    assert re.fullmatch(r".*/outputs/.*/checkpoints/last.pt, trained on digits", said)
+    problems = ("no image", "no digit found", "there is no such file")
+    assert errors == [f"error: {p}: {problem}" for p, problem in zip(bad, problems, strict=True)]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["image"] for answer in answers] == [str(path) for path in paths]
+    right = [a["label"] == str(y) for a, y in zip(answers, test.labels.tolist(), strict=True)]
+    assert sum(right) >= 25
+    for answer in answers:
+        values = list(answer["probabilities"].values())
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
+        assert next(iter(answer["probabilities"])) == answer["label"]
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.height > 10 * picture.width  # a row for each image
+
+    done = trained.run("predict.py", "--run", "latest", "--top", "10", str(paths[0]))
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{paths[0]}  ")
+    shares = [float(share) for share in re.findall(r"\d ( *[0-9.]+) %", done.stdout)]
+    assert len(shares) == 10
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+class Harmful:
+    """Makes a file where it is read by pickle."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def test_a_model_that_is_not_there_or_from_elsewhere_is_told_in_a_line(
+    trained: Clone, tmp_path: Path
+) -> None:
+    foreign, made = tmp_path / "foreign.pt", tmp_path / "made"
+    torch.save({"format": 1, "model": Harmful(str(made))}, foreign)
+    done = trained.run("predict.py", "--checkpoint", str(foreign), "five.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"error: {foreign}: not a checkpoint that can be read \(.*\)\n", done.stderr
+    )
+    assert not made.exists()
+    done = trained.run("predict.py", "--run", UNKNOWN, "five.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"error: no MLflow run {UNKNOWN} at .*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "the following arguments are required: IMAGE"),
+        (["--tpo", "3", "a.png"], "unrecognized arguments: --tpo"),
+        (["--top", "0", "a.png"], "--top 0: must be an integer >= 1"),
+        (["--show", "a.txt", "a.png"], "--show a.txt: must end in .png, .pdf, .svg"),
+        (["--show", "a.png", *["b.png"] * 51], "--show a.png: 51 images, at most 50"),
+        (["--run", "best", "--checkpoint", "a", "b"], "argument --checkpoint: not allowed with"),
+    ],
+)
+def test_a_wrong_option_is_told_in_a_line(
+    trained: Clone, arguments: list[str], problem: str
+) -> None:
+    done = trained.run("predict.py", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"error: {re.escape(problem)}.*; --help shows the options\n", done.stderr)
+
+
+# MNIST_RUN in the environment names a run of the class of experiment=accurate, to be asked instead.
+@pytest.mark.slow
+@pytest.mark.skipif("MNIST_ROOT" not in os.environ, reason="needs the real MNIST")
+@pytest.mark.timeout(1200)
+def test_mnist_digits_on_paper_are_read(clone: Clone, tmp_path: Path) -> None:
+    root, run, least = os.environ["MNIST_ROOT"], os.environ.get("MNIST_RUN"), 0.97
+    if run is None:
+        done = clone.run("train.py", f"data.root={root}", "tracking=none", timeout=600)
+        assert done.returncode == 0, done.stderr
+        run, least = "latest", 0.92
+    test = mnist(root, str(clone.root / "data" / "cache"), mean=0.1307, std=0.3081).test[:1000]
+    paths = pictures_of(test.images, tmp_path, (140, 330))
+    done = clone.run("predict.py", "--run", run, "--json", *map(str, paths), timeout=600)
+    assert done.returncode == 0, done.stderr
+    labels = [int(json.loads(line)["label"]) for line in done.stdout.splitlines()]
+    right = np.mean(np.array(labels) == test.labels.numpy())
+    assert right >= least

@@ -1,0 +1,194 @@
+"""Anybody's picture to what a model was trained on, and what is no picture of a digit."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
+
+from mnist_exp.data import Kind, digits
+from mnist_exp.preparing import prepare
+from mnist_exp.reading import NoImage
+
+
+def kind(name: str, *shape: int) -> Kind:
+    channels = shape[0]
+    return Kind(name, shape, tuple("0123456789"), (0.1,) * channels, (0.3,) * channels, "")
+
+
+MNIST = kind("mnist", 1, 28, 28)
+
+
+def drawn(paper: object, ink: object, mode: str = "RGB", at: tuple[int, int] = (50, 20)) -> Image:
+    """A seven about 110 pixels wide and 150 high in a field of 300×240."""
+    image = Image.new(mode, (300, 240), paper)
+    x, y = at
+    points = [(x, y), (x + 96, y), (x + 40, y + 144)]
+    ImageDraw.Draw(image).line(points, ink, 16, joint="curve")
+    return image
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def seen(image: Image.Image, file: str = "PNG", **options: object) -> Tensor:
+    return prepare(saved(image, file, **options), MNIST)[0].float()
+
+
+def on_paper(image: Image.Image) -> Image.Image:
+    """Photographed: a light from the left, vignetted, with the grain of a cheap camera."""
+    y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j]
+    light = (1 - 0.2 * x - 0.1 * (x * x + y * y))[..., None]
+    grain = np.random.default_rng(0).normal(0, 10, (image.height, image.width, 3))
+    photographed = (np.asarray(image, float) * light + grain).clip(0, 255)
+    return Image.fromarray(photographed.astype(np.uint8))
+
+
+def sixteen_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+PICTURES: dict[str, Callable[[], Tensor]] = {
+    "light on dark": lambda: seen(drawn("black", "white")),
+    "faint": lambda: seen(drawn((150, 150, 150), (120, 120, 120))),
+    "coloured": lambda: seen(drawn((250, 230, 90), (30, 40, 160))),
+    "coloured alike in grey": lambda: seen(drawn((0, 150, 0), (255, 30, 60))),
+    "elsewhere": lambda: seen(drawn("white", "black", at=(170, 80))),
+    "grey": lambda: seen(drawn(255, 0, "L")),
+    "two tones": lambda: seen(drawn(1, 0, "1")),
+    "a palette": lambda: seen(drawn("white", "black").quantize(4)),
+    "16 bits": lambda: seen(sixteen_bits(drawn("white", "black"))),
+    "floats": lambda: seen(drawn("white", "black").convert("F"), "TIFF"),
+    "for print": lambda: seen(drawn("white", "black").convert("CMYK"), "TIFF"),
+    "black strokes on nothing": lambda: seen(drawn((0, 0, 0, 0), "black", "RGBA")),
+    "white strokes on nothing": lambda: seen(drawn((0, 0, 0, 0), "white", "RGBA")),
+    "grey strokes on nothing": lambda: seen(drawn((255, 0), (60, 255), "LA")),
+    "a sheet on nothing": lambda: seen(
+        ImageOps.expand(drawn("white", "black", "RGBA"), 40, (0, 0, 0, 0))
+    ),
+    "light on dark, photographed": lambda: seen(on_paper(drawn((40, 60, 50), "white"))),
+    "large": lambda: seen(drawn("white", "black").resize((3000, 2400))),
+    "with dirt": lambda: seen(dirty(drawn("white", "black"))),
+}
+
+
+def dirty(image: Image.Image) -> Image.Image:
+    for x, y in ((10, 10), (280, 200), (20, 220)):
+        ImageDraw.Draw(image).ellipse((x, y, x + 5, y + 5), "black")
+    return image
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_the_same_digit_is_seen_alike_however_it_was_drawn(picture: str) -> None:
+    """A centre of mass between two pixels may be rounded to either."""
+    found, clean = PICTURES[picture](), seen(drawn("white", "black"))
+    aside = [found.roll(places, (0, 1)) for places in product((-1, 0, 1), repeat=2)]
+    assert min((image - clean).abs().mean() for image in aside) < 1.5  # of 255; one aside: 12
+
+
+def test_a_digit_fills_twenty_pixels_around_its_centre_of_mass() -> None:
+    image = seen(drawn("white", "black"))
+    rows, columns = image.sum(1), image.sum(0)
+    assert int((rows > 0).sum()) == 20
+    assert int((columns > 0).sum()) == 13  # of 104×155 pixels: the shape is kept
+    for sums in (rows, columns):
+        assert float(sums @ torch.arange(28.0) / sums.sum()) == pytest.approx(14, abs=0.5)
+    assert image.max() == 255
+
+
+def test_a_camera_that_was_held_upright_is_believed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    turned = drawn("white", "black").transpose(Image.Transpose.ROTATE_90)
+    assert torch.equal(seen(turned, exif=exif), seen(drawn("white", "black")))
+
+
+def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
+    dataset = digits(cache=str(digits_cache), mean=0.3059, std=0.3763)
+    differences = []
+    for image in dataset.test.images[:40]:
+        small = Image.fromarray(255 - image[0].numpy())
+        blown_up = ImageOps.expand(small.resize((200, 200), Image.Resampling.BICUBIC), 60, 255)
+        again = prepare(saved(blown_up), dataset.kind)
+        assert again.shape == (1, 8, 8)
+        differences.append((again.float() - image).abs().mean())
+    assert torch.stack(differences).mean() < 20  # of 255; one pixel aside is 60
+
+
+def test_other_sets_are_plainly_resized_in_their_colours() -> None:
+    image = drawn((10, 200, 30), (200, 0, 0))
+    found = prepare(saved(image), kind("cifar10", 3, 32, 32))
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert (found.numpy() == expected).all()
+    assert prepare(saved(image), kind("photos", 1, 20, 30)).shape == (1, 20, 30)
+
+
+def shaded() -> Image.Image:
+    return on_paper(Image.new("RGB", (300, 240), (200, 190, 180)))
+
+
+def noise() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    "blank",
+    [
+        lambda: Image.new("L", (28, 28), 0),
+        lambda: Image.new("RGB", (400, 300), "white"),
+        lambda: Image.new("RGBA", (400, 300), (0, 0, 0, 0)),
+        lambda: Image.linear_gradient("L"),
+        lambda: Image.new("1", (1, 1)),
+        shaded,
+        noise,
+    ],
+)
+def test_a_blank_canvas_has_no_digit(blank: Callable[[], Image.Image]) -> None:
+    with pytest.raises(NoImage, match=r"^no digit found$"):
+        seen(blank())
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and ends where its pixels would begin."""
+    said = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(said))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + said + crc + b"\0\0\0\x09IDAT"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "an empty file"),
+        (b"not an image at all", "no image"),
+        (saved(drawn("white", "black")).getvalue()[:600], "no image that can be read ("),
+        (png_header(10_000, 5_001), "more than 50 megapixels; at most 50 are read"),
+        (png_header(100_000, 100_000), "more than 179 megapixels; at most 50 are read"),
+    ],
+)
+def test_what_is_no_image_is_told_in_a_line(content: bytes, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.png"
+    path.write_bytes(content)
+    with pytest.raises(NoImage, match=f"^{re.escape(problem)}.*$"):
+        prepare(path, MNIST)
+
+
+def test_what_is_not_there_or_a_folder_is_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(NoImage, match=r"^there is no such file$"):
+        prepare(tmp_path / "none.png", MNIST)
+    with pytest.raises(NoImage, match=r"^a folder, not an image$"):
+        prepare(tmp_path, MNIST)
