@@ -88,6 +88,16 @@ def told(rows: Mapping[str, Row]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def headline(row: Row) -> str:
+    """What to expect of a preset, as its file begins with it."""
+    accuracies, seconds = zip(*((100 * run.accuracy, run.seconds) for run in row.runs), strict=True)
+    training = median(seconds)
+    digits = 0 if training >= 10 else 1
+    machine = row.machine.partition(", load")[0]
+    said = f"{mean_and_spread(accuracies)} % (n = {len(row.runs)})"
+    return f"{said}, {training:.{digits}f} s of training on {machine}"
+
+
 def cells(name: str, row: Row) -> list[str]:
     if not row.runs:
         return [name, "failed", "0", "", "", "", ""]

@@ -119,6 +119,15 @@ def test_a_residual_block_starts_as_its_shortcut() -> None:
     assert shortcut.shape == (4, 12, 3, 3)
 
 
+def test_a_resnet_that_pools_halves_the_image_before_its_first_block() -> None:
+    images = torch.rand(2, 3, 9, 8)
+    model = ResNet((3, 9, 8), 10, channels=[4, 8], pool=True)
+    stem = model.stem(images)
+    assert stem.shape == (2, 4, 4, 4)
+    assert torch.equal(stem[0, 0, 1, 2], model.stem[0](images)[0, 0, 2:4, 4:6].max())
+    assert model(images).shape == (2, 10)
+
+
 def test_a_resnet_takes_an_image_of_one_pixel_and_any_number_of_blocks() -> None:
     model = ResNet((2, 1, 1), 5, channels=[4, 8], blocks=3)
     assert len(model.blocks) == 6

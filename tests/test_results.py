@@ -44,6 +44,12 @@ def test_the_interval_is_students() -> None:
     assert page.interval([0.5]) == (0.5, 0.5)
 
 
+def test_a_headline_says_what_to_expect() -> None:
+    row = made([0.995, 0.997, 0.996], [301.2, 299.6, 321.0])
+    assert page.headline(row) == "99.60 ± 0.10 % (n = 3), 301 s of training on CPU"
+    assert page.headline(made([0.9], [1.234])) == "90.00 % (n = 1), 1.2 s of training on CPU"
+
+
 def test_the_page_tells_every_row_its_command_place_and_failures() -> None:
     rows = {
         "one": made(

@@ -12,7 +12,11 @@ class ResNet(nn.Module):
 
     The layout for images of 32×32 of He et al. 2016 (Deep Residual Learning, section 4.2), with
     pre-activation blocks (He et al. 2016, Identity Mappings). The image is halved before every
-    entry of `channels` but the first; it may be of any size. Raises ValueError for no channels.
+    entry of `channels` but the first; without pooling it may be of any size.
+
+    pool: 2×2 max pooling after the first convolution. Twice as many channels then cost about the
+    same operations, and less time, since fewer pixels go through memory. Raises ValueError for no
+    channels.
 
     Convolutions start as in He et al. 2015 (Delving Deep into Rectifiers), and the last of each
     block with zeros, so that a block starts as its shortcut (Zhang et al. 2019, Fixup).
@@ -24,11 +28,13 @@ class ResNet(nn.Module):
         classes: int,
         channels: Sequence[int] = (16, 32, 64),
         blocks: int = 2,
+        pool: bool = False,
     ) -> None:
         super().__init__()
         if not channels:
             raise ValueError("channels=[]: a residual network has one stage at least")
-        self.stem = convolution(input_shape[0], channels[0], 3)
+        stem = convolution(input_shape[0], channels[0], 3)
+        self.stem = nn.Sequential(stem, nn.MaxPool2d(2)) if pool else stem
         layers = [Block(channels[0], channels[0]) for _ in range(blocks)]
         for inputs, outputs in pairwise(channels):
             layers += [Block(inputs, outputs, stride=2)]
