@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from PIL import Image
 
-from mnist_exp.data import digits
+from mnist_exp.data import Streamed, digits
 from mnist_exp.errors import BadInput
 from mnist_exp.evaluation import evaluated
 from mnist_exp.experiment import run
@@ -67,6 +67,20 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
         right = int(found.predictions.right.sum())
         assert right / len(found.split) == found.figures.accuracy
     assert len(found.split) == (80 if "trainer=debug" in typed else 216)
+
+
+def test_of_a_set_that_stays_on_disk_it_is_the_same_with_pictures(
+    trained: Callable[..., Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    found = evaluated(trained("data.memory_limit=1e-6"), "test")
+    assert isinstance(found.split, Streamed)
+    assert found.figures == found.logged == evaluated(checkpoint, "test").figures
+    folder, files = found.draw(tmp_path / "here")
+    assert folder == tmp_path / "here"
+    assert {name: [path.stem for path in paths] for name, paths in files.items()} == {
+        "figures": ["curves", "filters"],
+        "figures/test": ["confusion", "most_wrong", "reliability"],
+    }
 
 
 def test_json_has_everything_by_its_name(checkpoint: Path) -> None:

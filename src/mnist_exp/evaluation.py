@@ -111,7 +111,7 @@ class Evaluation:
         folder: by default that of the run's output folder, or the one here where there is none.
         """
         if folder is None:
-            outputs = self.trained.source.absolute().parents[1]
+            outputs = self.trained.source.absolute().parent.parent
             folder = outputs / FIGURES if (outputs / "config.yaml").is_file() else Path(FIGURES)
         own = folder / self.name.replace("/", "-")
         draw_predictions(own, self.predictions, self.split, self.kind)
