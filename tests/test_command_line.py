@@ -31,6 +31,8 @@ TOP = (
 )
 ADAM = "no such key; optimizer=adam has lr, betas, eps, weight_decay, fused"
 MLP = "no such key; model=mlp has hidden_sizes, activation, dropout"
+MODELS = "cnn | linear | mlp | resnet | strided_cnn | torchvision"
+PRESETS = "accurate | baseline | cifar10 | fashion | speedrun"
 POSITIVE = "must be an integer >= 1"
 BETAS = "must be a list of two numbers from 0 up to but not including 1"
 QUOTE = "write key=value, or 'key=\"value\"' for special characters"
@@ -130,12 +132,12 @@ NOT_EVEN_READ = {
     ),
     "batch_size=32,64": "several values; a sweep over them needs -m",
     "model=mlp,linear": "several values; a sweep over them needs -m",
-    "model=mlpp": "must be cnn | linear | mlp | resnet | torchvision; did you mean mlp?",
-    "model=": "must be cnn | linear | mlp | resnet | torchvision",
-    "model=null": "must be cnn | linear | mlp | resnet | torchvision",
-    "model=[mlp,linear]": "must be cnn | linear | mlp | resnet | torchvision",
-    "model={dropout:0.1}": "must be cnn | linear | mlp | resnet | torchvision",
-    "experiment=basline": "must be baseline; did you mean baseline?",
+    "model=mlpp": f"must be {MODELS}; did you mean mlp?",
+    "model=": f"must be {MODELS}",
+    "model=null": f"must be {MODELS}",
+    "model=[mlp,linear]": f"must be {MODELS}",
+    "model={dropout:0.1}": f"must be {MODELS}",
+    "experiment=basline": f"must be {PRESETS}; did you mean baseline?",
     "hydra/launcher=jobs": (
         "must be basic | joblib | submitit_local | submitit_slurm; did you mean joblib?"
     ),
@@ -273,7 +275,7 @@ NOT_LINEAR = "model.dropout=0.1: no such key; model=linear has none"
 # command line: the whole answer
 SWEEPS = {
     "-m batch_size=32,0,abc model=mlp,mlpp": [
-        "model=mlpp: must be cnn | linear | mlp | resnet | torchvision; did you mean mlp?",
+        f"model=mlpp: must be {MODELS}; did you mean mlp?",
         f"batch_size=0: {POSITIVE}",
         f"batch_size=abc: {POSITIVE}",
     ],
@@ -325,7 +327,7 @@ OTHER_OPTIONS = {
         "nesterov, fused"
     ],
     # Which keys an unknown option has is not known.
-    "model=vit model.width=3": ["model=vit: must be cnn | linear | mlp | resnet | torchvision"],
+    "model=vit model.width=3": [f"model=vit: must be {MODELS}"],
     # A value is wrong even where a later one of the same key would count.
     "batch_size=0 batch_size=32": [f"batch_size=0: {POSITIVE}"],
     # What is referred to may be wrong for what refers to it.
@@ -393,10 +395,7 @@ PRESET = "# @package _global_\n"
         ),
         (
             f"{PRESET}defaults:\n  - override /model: mlpp\n",
-            [
-                "experiment=mine: model=mlpp must be cnn | linear | mlp | resnet | torchvision; "
-                "did you mean mlp?"
-            ],
+            [f"experiment=mine: model=mlpp must be {MODELS}; did you mean mlp?"],
         ),
         (
             f"{PRESET}defaults:\n  - override /modle: mlp\n",
@@ -550,7 +549,7 @@ def test_a_bad_sweep_ends_with_2_says_all_and_makes_nothing(clone: Clone) -> Non
     before = made(clone)
     done = clone.run("train.py", "-m", "batch_size=32,0,abc", "model=mlp,mlpp")
     assert done.stderr.splitlines() == [
-        "model=mlpp: must be cnn | linear | mlp | resnet | torchvision; did you mean mlp?",
+        f"model=mlpp: must be {MODELS}; did you mean mlp?",
         f"batch_size=0: {POSITIVE}",
         f"batch_size=abc: {POSITIVE}",
     ]

@@ -67,7 +67,7 @@ def pictures_of(
 def test_images_are_classified_drawn_and_what_is_none_does_not_keep_back_the_others(
     trained: Clone, tmp_path: Path, digits_cache: Path
 ) -> None:
-    test = digits(cache=str(digits_cache), mean=0.3059, std=0.3763).test[:30]
+    test = digits(cache=str(digits_cache), mean=0.3059, std=0.3763).test[:12]
     paths = pictures_of(test.images, tmp_path, (150, 300))
     (tmp_path / "words.txt").write_text("no image")
     Image.new("RGB", (300, 300), "white").save(tmp_path / "blank.png")
@@ -83,7 +83,7 @@ def test_images_are_classified_drawn_and_what_is_none_does_not_keep_back_the_oth
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["image"] for answer in answers] == [str(path) for path in paths]
     right = [a["label"] == str(y) for a, y in zip(answers, test.labels.tolist(), strict=True)]
-    assert sum(right) >= 25
+    assert sum(right) >= 10
     for answer in answers:
         values = list(answer["probabilities"].values())
         assert len(values) == 3
@@ -91,7 +91,7 @@ def test_images_are_classified_drawn_and_what_is_none_does_not_keep_back_the_oth
         assert next(iter(answer["probabilities"])) == answer["label"]
     with Image.open(tmp_path / "seen.png") as picture:
         assert picture.format == "PNG"
-        assert picture.height > 10 * picture.width  # a row for each image
+        assert picture.height > 4 * picture.width  # a row for each image
 
     done = trained.run("predict.py", "--run", "latest", "--top", "10", str(paths[0]))
     assert done.returncode == 0

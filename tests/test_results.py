@@ -50,6 +50,17 @@ def test_a_headline_says_what_to_expect() -> None:
     assert page.headline(made([0.9], [1.234])) == "90.00 % (n = 1), 1.2 s of training on CPU"
 
 
+@pytest.mark.parametrize("name", results.read_rows())
+def test_a_preset_and_the_readme_say_what_was_measured(name: str) -> None:
+    row = results.read_rows()[name]
+    head = (REPOSITORY / "conf" / "experiment" / f"{name}.yaml").read_text("utf-8").splitlines()
+    assert head[2] == f"#   python train.py experiment={name}"
+    assert head[4] == f"# Test accuracy {page.headline(row)}."
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    assert f"- `{name}`: {page.headline(row)}" in readme
+    assert ("JPEG re-encoding" in "\n".join(head[5:7])) == ("JPEG re-encoding" in row.note)
+
+
 def test_the_page_tells_every_row_its_command_place_and_failures() -> None:
     rows = {
         "one": made(

@@ -369,7 +369,7 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(4))
 def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(
     clone: Clone, number: int
 ) -> None:

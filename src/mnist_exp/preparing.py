@@ -81,7 +81,7 @@ def cut_out(colours: Floats) -> Floats:
     least = max(ABOVE_NOISE * noise, FAINTEST / 2)
     if (rough > least).sum() < FEWEST:
         raise NoImage("no digit found")
-    full = np.percentile(rough[rough > least], 95)
+    full = float(np.percentile(rough[rough > least], 95))
     if full < FAINTEST:
         raise NoImage("no digit found")
     strokes = without_specks(np.where(rough > max(ABOVE_NOISE * noise, FAINT * full), rough, 0))
