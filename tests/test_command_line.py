@@ -230,12 +230,43 @@ def test_nothing_is_wrong_with_any_option(group: str, option: str) -> None:
     assert problems([f"{group}={option}", *NEEDED.get(option, [])], multirun=True) == []
 
 
+ONE_OF = "must be mlflow | none | tensorboard"
+BOTH = "tracking=[mlflow,tensorboard]"
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        (BOTH, None),
+        (f"{BOTH} tracking.logdir=here tracking.uri=there tracking.figures=true", None),
+        (f"-m {BOTH},none", None),
+        (f"{BOTH} tracking.figures=yes", "must be true | false | auto"),
+        (
+            f"{BOTH} tracking.log_dir=here",
+            f"no such key; {BOTH} has figures, experiment, uri, log_checkpoints, logdir; "
+            "did you mean logdir?",
+        ),
+        ("tracking=[mlflow,tensorbord]", f"{ONE_OF}; did you mean tensorboard?"),
+        ("tracking=[mlflow,1]", ONE_OF),
+        ("tracking=[]", "has an option more than once, or none"),
+        ("tracking=[mlflow,mlflow]", "has an option more than once, or none"),
+        ("model=[mlp,cnn]", "must be cnn | linear | mlp | resnet | strided_cnn | torchvision"),
+    ],
+)
+def test_several_trackers_are_a_list_and_checked_as_one_option_is(
+    command: str, problem: str | None
+) -> None:
+    wrong = command.split()[-1]
+    assert said(command) == ([f"{wrong}: {problem}"] if problem else [])
+
+
 def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "find_spec", lambda name: None)
     assert said("-m seed=1,2 hydra/launcher=joblib hydra/sweeper=optuna") == [
         "hydra/launcher=joblib: is not installed; pip install -e '.[sweep]'",
         "hydra/sweeper=optuna: is not installed; pip install -e '.[sweep]'",
     ]
+    assert said(BOTH) == [f"{BOTH}: is not installed; pip install -e '.[tensorboard]'"]
 
 
 LISTS = "must be a list, each an integer >= 1"

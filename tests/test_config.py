@@ -48,6 +48,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),
     "trainer.max_batches": ([None, 1, 100], [0, -1, 1.5]),
     "trainer.test": ([True, False], [0, "winner", None]),
+    "tracking.figures": (["auto", True, False], ["yes", 1, None]),
     "data.root": (["data", "/a/b"], ["", None, 3]),
     "data.cache": (["data/cache"], ["", None, 3]),
     "data.mirrors": ([None, [], ["https://a.b/c/"]], ["https://a.b/c/", [3], [""]]),
@@ -88,6 +89,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "scheduler.div_factor": ([25], [0]),
     "scheduler.final_div_factor": ([1e4], [0]),
     "tracking.experiment": (["mnist_exp", "Zähler"], ["", 3, None]),
+    "tracking.logdir": (["runs", "/a/b"], ["", None, 3]),
     "tracking.uri": ([None, "http://127.0.0.1:5000"], ["", 3]),
 }
 

@@ -607,7 +607,7 @@ SAVED = OmegaConf.create(
         "model": {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [128, 64], "dropout": 0.2},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
         "scheduler": {"_target_": "mnist_exp.schedules.constant"},
-        "tracking": {"_target_": "mnist_exp.tracking.NoTracker"},
+        "tracking": {"none": {"_target_": "mnist_exp.tracking.NoTracker"}, "figures": False},
         "trainer": {"epochs": 3, "device": "cpu", "checkpoint_every_steps": None},
         "batch_size": 64,
         "resume": None,
@@ -654,7 +654,7 @@ def test_the_values_of_the_run_typed_again_and_those_that_are_free_are_taken() -
     assert (config.batch_size, config.resume) == (64, None)
     assert config.trainer == {"epochs": 9, "device": "auto", "checkpoint_every_steps": 7}
     assert config.tracking.experiment == "other"
-    assert config.tracking._target_.endswith("MLflowTracker")
+    assert config.tracking.mlflow._target_.endswith("MLflowTracker")
     without = resumed_config(config, composed("tracking=none"), ["tracking=none"])
     assert without.tracking == SAVED.tracking
 
@@ -719,7 +719,7 @@ def test_all_that_the_yaml_files_name_is_trusted() -> None:
     found = set()
     ours = [path for path in CONF.rglob("*.yaml") if "hydra" not in path.parts]
     for path in ours:
-        for target in re.findall(r"^_target_: (\S+)", path.read_text(), re.MULTILINE):
+        for target in re.findall(r"^ *_target_: (\S+)", path.read_text(), re.MULTILINE):
             trusted({"any": {"_target_": target}}, path)
             found.add(target)
     assert {"mnist_exp.data.digits", "torch.optim.Adam", "mnist_exp.models.MLP"} <= found

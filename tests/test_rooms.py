@@ -42,32 +42,39 @@ ROOMS = {
     "tracking": "errors",
     "tracking.beside": "hydra omegaconf tracking",
     "tracking.mlflow": "mlflow filelock errors paths tracking",
+    "tracking.tensorboard": "tensorboard tracking",
     "training": "torch augmentation data.splits errors precision ranks",
     "screen": "torch rich training",
     "journal": "training",
+    "figures": "matplotlib numpy files",
+    "scores": "torch",
+    "pictures": "torch data scores training | figures",
     "building": (
         "torch hydra omegaconf checkpoint data environment errors models.layout models.summary "
         "precision tracking"
     ),
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "trained": (
-        "torch omegaconf building checkpoint config data environment errors models.summary paths "
-        "precision resuming tracking training | tracking.mlflow"
+        "torch omegaconf building checkpoint config data environment errors journal models.summary "
+        "paths precision resuming tracking training | tracking.mlflow"
     ),
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
-        "environment errors files journal paths precision ranks resuming screen signals "
-        "tracking tracking.beside training"
+        "environment errors files journal paths pictures precision ranks resuming scores "
+        "screen signals tracking tracking.beside training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"
     ),
-    "figures": "matplotlib files",
     "leaderboard": "files",
     "search": "optuna hydra",
     "sweeps": (
         "omegaconf commands errors experiment files leaderboard paths planning screen signals "
         "tracking tracking.beside trained training | figures search"
+    ),
+    "evaluation": (
+        "torch hydra omegaconf building commands data errors journal paths pictures resuming "
+        "scores screen trained training | tracking.mlflow"
     ),
     "cli": (
         "hydra omegaconf command_line commands config errors help paths planning process resuming "
@@ -75,6 +82,7 @@ ROOMS = {
     ),
     "scripts": "errors process signals | trained",
     "scripts.predict": "errors scripts | figures preparing reading trained",
+    "scripts.evaluate": "errors scripts | command_line evaluation",
 }
 
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")

@@ -21,7 +21,7 @@ from conftest import Clone
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
-from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError
+from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, beside
 from mnist_exp.tracking.beside import Beside, the_process
 
 
@@ -76,7 +76,8 @@ def test_the_end_is_told_at_once_however_long_the_tracker_was_away() -> None:
     assert flaky.told == [1, "FINISHED"]
 
 
-CONFIG = OmegaConf.create({"_target_": f"{__name__}.Flaky"})
+FLAKY = {"_target_": f"{__name__}.Flaky"}
+CONFIG = OmegaConf.create({"flaky": FLAKY})
 RECORD = RunRecord("key", "name", {}, {})
 
 
@@ -101,12 +102,48 @@ def test_a_tracker_is_told_in_another_process_and_warns_once_that_it_is_gone(
 
 
 def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:
-    tracker = Beside(OmegaConf.create({"_target_": f"{__name__}.Flaky", "more": 1}))
+    tracker = Beside(OmegaConf.create({"flaky": {**FLAKY, "more": 1}}))
     tracker.start(RECORD)
     tracker.log({}, 1, 0.0)
     with pytest.raises(TrackerError, match="unexpected keyword argument 'more'"):
         tracker.check(wait=True)
     assert not tracker.end("FINISHED")
+
+
+class Placed(Flaky):
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+
+    def start(self, record: RunRecord) -> None:
+        self.away = self.place == "far"
+
+    def where(self) -> str:
+        return self.place
+
+
+def test_each_of_several_trackers_gets_its_options_and_is_told_though_another_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beside, "_opened", {})
+    placed = {"_target_": f"{__name__}.Placed"}
+    config = {"first": placed, "place": "far", "second": FLAKY, "third": FLAKY}
+    assert beside._start(config, RECORD) == ["far"]
+    assert beside._tell("key", "log", {}, 1, 0.0) == "nobody there at all"
+    told = [patient.tracker.told for patient in beside._opened["key"]]
+    assert told == [[], [1], [1]]
+
+
+def test_what_was_opened_is_ended_when_another_tracker_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends: list[Status] = []
+    monkeypatch.setattr(Placed, "end", lambda self, status: ends.append(status))
+    monkeypatch.setattr(Flaky, "start", lambda self, record: 1 / 0)
+    config = {"first": {"_target_": f"{__name__}.Placed"}, "place": "near", "second": FLAKY}
+    with pytest.raises(ZeroDivisionError):
+        beside._start(config, RECORD)
+    assert ends == ["FAILED"]
 
 
 def test_the_trackers_process_ends_with_this_one() -> None:

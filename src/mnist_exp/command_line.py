@@ -24,12 +24,20 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
 from mnist_exp.paths import CONF
 
-# Options that the extra "sweep" brings, and the package that each needs.
+
+class Plugin(NamedTuple):
+    """What an option needs, and the extra that brings it."""
+
+    package: str
+    extra: str
+
+
 PLUGINS = {
-    "joblib": "joblib",
-    "submitit_local": "submitit",
-    "submitit_slurm": "submitit",
-    "optuna": "optuna",
+    "joblib": Plugin("joblib", "sweep"),
+    "submitit_local": Plugin("submitit", "sweep"),
+    "submitit_slurm": Plugin("submitit", "sweep"),
+    "optuna": Plugin("optuna", "sweep"),
+    "tensorboard": Plugin("tensorboard", "tensorboard"),
 }
 # By torchrun, as one of several processes.
 LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
@@ -38,6 +46,7 @@ EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (
 if LAUNCHED:  # it is shared out
     EVERYWHERE["batch_size"] = ()
 PRESETS = "experiment"  # the group whose options are laid over all others
+SEVERAL = "tracking"  # the group of which a list of options can be had
 
 
 class Setting(NamedTuple):
@@ -157,10 +166,16 @@ def wrong_sweep(override: Override, singles: Sequence[Setting], multirun: bool) 
 def wrong_option(setting: Setting, options: Sequence[str]) -> str | None:
     if not setting.changes:
         return f"groups cannot be added or removed; write {setting.key}=<option>"
-    package = PLUGINS.get(str(setting.value))
-    if package and find_spec(package) is None:
-        return "is not installed; pip install -e '.[sweep]'"
-    return one_of(*options).wrong(setting.value)
+    several = isinstance(setting.value, list) and setting.key == SEVERAL
+    chosen = setting.value if several else [setting.value]
+    if several and len(set(map(str, chosen))) != max(1, len(chosen)):
+        return "has an option more than once, or none"
+    for option in chosen:
+        if wrong := one_of(*options).wrong(option):
+            return wrong
+        if option in PLUGINS and find_spec(PLUGINS[option].package) is None:
+            return f"is not installed; pip install -e '.[{PLUGINS[option].extra}]'"
+    return None
 
 
 def is_hydras(setting: Setting) -> bool:
@@ -295,6 +310,8 @@ def composed(options: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     config = compose("config", list(options), return_hydra_config=True)
     choices = config.hydra.runtime.choices.items()
     ours = {group: option for group, option in choices if option and "hydra/" not in group}
+    lists = (option.partition("=") for option in options if "=[" in option)
+    ours |= {group: chosen for group, _, chosen in lists}  # of which Hydra does not tell
     with open_dict(config):
         del config["hydra"]
     return config, ours

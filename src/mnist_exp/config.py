@@ -138,6 +138,7 @@ RULES = {
     "trainer.checkpoint_every_steps": optional(integer(1)),
     "trainer.max_batches": optional(integer(1)),
     "trainer.test": flag,
+    "tracking.figures": flag_or("auto"),
 }
 
 # Keys that go to what a `_target_` names. Another class may mean something else by the name: there,
@@ -185,6 +186,7 @@ OPTION_RULES = {
     "scheduler.final_div_factor": positive,
     "tracking.experiment": text,
     "tracking.uri": optional(text),
+    "tracking.logdir": text,
 }
 
 

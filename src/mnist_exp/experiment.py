@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -31,10 +31,12 @@ from mnist_exp.config import leaves
 from mnist_exp.data import Split
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone, replacing
-from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry
-from mnist_exp.paths import BEST, LAST
+from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry, tested_of
+from mnist_exp.paths import BEST, FIGURES, LAST
+from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
 from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config, trusted
+from mnist_exp.scores import Predictions
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, first_line
 from mnist_exp.tracking.beside import Beside
@@ -43,6 +45,7 @@ from mnist_exp.training import Diverged, Epoch, Figures, Options, Progress, eval
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, str] = {}
+TESTS = FIGURES / "test"
 TRAINER_OPTIONS = (  # of training.Options, by the same names in the config
     "epochs",
     "keep",
@@ -175,7 +178,7 @@ class Experiment:
                 raise
             finally:
                 self.close(status)
-            if show and (where := self.tracker.where()):
+            for where in self.tracker.where() if show else ():
                 log.info("compare  %s", where)
         return result
 
@@ -252,6 +255,12 @@ class Experiment:
         )
 
     @property
+    def pictured(self) -> bool:
+        """Whether pictures are made: of a job of a sweep only when they are asked for."""
+        wanted = self.config.tracking.figures
+        return self.parent is None if wanted == "auto" else wanted
+
+    @property
     def epoch_steps(self) -> int:
         all_of_them = math.ceil(len(self.dataset.train) / self.config.batch_size)
         return min(all_of_them, self.config.trainer.max_batches or all_of_them)
@@ -274,14 +283,22 @@ class Experiment:
         if self.config.trainer.test:
             self.test(model)
         self.save_model(model)
-        return self.result()
+        result = self.result()
+        if self.pictured:
+            draw_training(self.folder / FIGURES, self.progress.epochs, result.epoch, result.test)
+            draw_filters(self.folder / FIGURES, model, self.kind)
+        return result
 
     def test(self, model: nn.Module) -> None:
         best = self.progress.best
         assert best is not None, "fit ended without an epoch"
         if self.tested is None or self.tested.epoch != best.number:
             split = self.dataset.prepare(self.dataset.test, *self.form)
-            figures = evaluate(model, split, self.precision)
+            logits: list[Tensor] = []
+            figures = evaluate(model, split, self.precision, on_logits=logits.append)
+            if self.pictured:  # first: what is known to be tested has them
+                predictions = Predictions.of(logits, split.labels)
+                draw_predictions(self.folder / TESTS, predictions, self.dataset.test, self.kind)
             self.tested = Tested(best.number, figures, time.time())
             self.save(LAST)
         self.tell(test_entry(self.tested))
@@ -297,6 +314,8 @@ class Experiment:
         names = ("config.yaml", "model.txt", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
         self.tracker.upload(self.present(*names))
         self.tracker.upload(self.present(LAST, BEST), "checkpoints")
+        for folder in (FIGURES, TESTS):
+            self.tracker.upload(sorted((self.folder / folder).glob("*.png")), folder.as_posix())
         if not self.tracker.end(status):
             text = "the tracker has not got everything; once it answers:\n%s"
             log.warning(text, resume_command(self.folder))
@@ -414,9 +433,7 @@ class Experiment:
         self.scheduler.load_state_dict(state["scheduler"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], self.device)
-        if state["tested"]:
-            figures = Figures(**state["tested"]["figures"])
-            self.tested = Tested(**{**state["tested"], "figures": figures})
+        self.tested = tested_of(state["tested"])
         self.ended = state["ended"] and self.progress.over(self.options)
         checkpoint.set_random_states(state["random"])
 

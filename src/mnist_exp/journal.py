@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mnist_exp.training import Epoch, Figures
 
@@ -25,6 +26,11 @@ class Tested:
     epoch: int  # that they are of
     figures: Figures
     at: float  # Unix time, seconds
+
+
+def tested_of(state: Mapping[str, Any] | None) -> Tested | None:
+    """What a checkpoint has of a test; raises LookupError or TypeError for what is none."""
+    return Tested(**{**state, "figures": Figures(**state["figures"])}) if state else None
 
 
 def epoch_entry(epoch: Epoch) -> Entry:

@@ -8,3 +8,4 @@ CONF = REPOSITORY / "conf"
 # In a run's output folder.
 LAST = Path("checkpoints", "last.pt")
 BEST = Path("checkpoints", "best.pt")
+FIGURES = Path("figures")

@@ -98,8 +98,8 @@ def resumed_config(
             problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")
     if problems:
         raise BadInput("\n".join(problems))
-    if "tracking._target_" in typed:
-        config.tracking = {}  # another tracker has other keys
+    if any(key.startswith("tracking.") and key.endswith("._target_") for key in typed):
+        config.tracking = {}  # other trackers have other keys
     for key in typed - {"resume", "reproduce"}:
         OmegaConf.update(config, key, now[key])
     return config

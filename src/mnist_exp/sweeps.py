@@ -162,7 +162,7 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
     tracker.upload([path for path in files if path.exists()])
     whole = tracker.end(status)
     log.info("outputs  %s", shown(folder))
-    if where := tracker.where():
+    for where in tracker.where():
         log.info("compare  %s", where)
     if status != "FINISHED" or not whole:
         text = "to run what has not finished:\n%s"

@@ -15,12 +15,13 @@ from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.config import did_you_mean
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
+from mnist_exp.journal import tested_of
 from mnist_exp.models.summary import summarize
 from mnist_exp.paths import LAST
 from mnist_exp.precision import Precision
 from mnist_exp.resuming import find_run, folder_named, is_run_id, trusted
 from mnist_exp.tracking import first_line
-from mnist_exp.training import Figures, evaluate
+from mnist_exp.training import Figures, Progress, evaluate
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Trained:
     precision: Precision
     model: nn.Module
     form: Form
+    progress: Progress  # of its training
+    tested: Figures | None  # on the test set, where it has been opened for these weights
+    key: str  # by which the tracker finds the run
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -99,6 +103,10 @@ def load(path: Path, device: str | None = None) -> Trained:
             config, kind, environment.choose_device(device or config.trainer.device)
         )
         parts.model.load_state_dict(saved["progress"]["kept"])
+        progress = Progress(parts.model)
+        progress.load_state_dict(saved["progress"], parts.form[0])
+        best, tested, key = progress.best, tested_of(saved["tested"]), str(saved["key"])
+        of_kept = tested.figures if tested and best and tested.epoch == best.number else None
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: does not fit this code ({type(error).__name__}: {first_line(error)})"
@@ -106,4 +114,6 @@ def load(path: Path, device: str | None = None) -> Trained:
     with parts.precision.autocast:
         flops = summarize(parts.model, kind.image_shape).flops
     environment.set_threads(config.trainer.threads, 3 * flops * config.batch_size)
-    return Trained(path, config, kind, parts.precision, parts.model, parts.form)
+    return Trained(
+        path, config, kind, parts.precision, parts.model, parts.form, progress, of_kept, key
+    )

@@ -124,9 +124,16 @@ def batches(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Split, precision: Precision = FLOAT32, ranks: Ranks = ALONE
+    model: nn.Module,
+    split: Split,
+    precision: Precision = FLOAT32,
+    ranks: Ranks = ALONE,
+    on_logits: Callable[[Tensor], None] = lambda logits: None,
 ) -> Figures:
-    """Loss and accuracy of the model as it is, on a split that lies on its device."""
+    """Loss and accuracy of the model as it is, on a split that lies on its device.
+
+    on_logits: is told those of each batch, in the images' order where there is one rank.
+    """
     model.eval()
     ranks.equal_buffers(model)
     loss_function = nn.CrossEntropyLoss(reduction="sum")
@@ -135,6 +142,7 @@ def evaluate(
         with precision.autocast:
             logits = model(share.images)
             loss = loss_function(logits, share.labels)
+        on_logits(logits)
         loss, right = ranks.sum(loss, (logits.argmax(1) == share.labels).sum())
         losses.append(loss)
         correct.append(right)

@@ -1,4 +1,4 @@
-"""A tracker in a process of its own: what it waits for, no training waits for.
+"""Trackers in a process of their own: what they wait for, no training waits for.
 
 MLflow takes two seconds to import and to open its store. On another core they pass beside the
 import of torch and the first epoch; a thread, which shares the interpreter's lock with the steps,
@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -27,28 +28,29 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, root_cause
+from mnist_exp.tracking import Patient, RunRecord, Status, Tracker, TrackerError, root_cause
 
 log = logging.getLogger(__name__)
 
 
 class Beside:
-    """The tracker that a config names. Telling it returns at once, all but the `end`.
+    """The trackers that a config names. Telling them returns at once, all but the `end`.
 
-    config: the group "tracking", a `_target_` and its arguments.
+    config: the group "tracking". Each mapping in it names a tracker by `_target_`; the other keys
+    are for all trackers that have arguments of their names. So the files of several make one.
     """
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self.process: Here | Process
         self.key: str  # of the record
-        self.opened: Future[str | None]
+        self.opened: Future[list[str]]
         self.warned = False
 
     def start(self, record: RunRecord) -> None:
         self.key, self.process = record.key, process_for(self.config)
-        tracker = OmegaConf.to_container(self.config, resolve=True)
-        self.opened = self.process.submit(_start, tracker, record)
+        trackers = OmegaConf.to_container(self.config, resolve=True)
+        self.opened = self.process.submit(_start, trackers, record)
 
     def check(self, wait: bool = False) -> None:
         """Raises TrackerError once it is known that no run could be opened."""
@@ -62,11 +64,11 @@ class Beside:
         self._tell("upload", paths, folder)
 
     def end(self, status: Status) -> bool:
-        """Waits for it; returns whether the tracker has been told everything."""
+        """Waits for it; returns whether each tracker has been told everything."""
         return _reason(self._tell("end", status)) is None
 
-    def where(self) -> str | None:
-        """What a person types or opens to look at the run. Raises TrackerError."""
+    def where(self) -> list[str]:
+        """What a person types or opens to look at the run, of each. Raises TrackerError."""
         return self.opened.result()
 
     def _tell(self, what: str, *arguments: object) -> Future[str | None]:
@@ -88,12 +90,14 @@ def _reason(told: Future[str | None]) -> str | None:
 
 
 def process_for(config: DictConfig) -> Here | Process:
-    """Where the tracker runs; for one that has to be imported, its process starts to do so."""
-    module, _, name = str(config._target_).rpartition(".")
-    if name == "NoTracker":
+    """Where the trackers run; for those that have to be imported, the process starts to do so."""
+    named = [str(node._target_) for node in config.values() if OmegaConf.is_config(node)]
+    modules = {name.rpartition(".")[0] for name in named if not name.endswith(".NoTracker")}
+    if not modules:
         return Here()
     process = the_process()
-    process.submit(_import, module)
+    for module in sorted(modules):
+        process.submit(_import, module)
     return process
 
 
@@ -157,27 +161,45 @@ class Process:
 the_process = functools.cache(Process)
 
 
-# --- what runs in the tracker's process ---
+# --- what runs in the trackers' process ---
 
-_opened: dict[str, Patient] = {}  # by the record's key
+_opened: dict[str, list[Patient]] = {}  # by the record's key
 
 
 def _import(module: str) -> None:
     import_module(module)
 
 
-def _start(config: Any, record: RunRecord) -> str | None:
-    tracker = instantiate(config, _convert_="all")
-    tracker.start(record)
-    _opened[record.key] = Patient(tracker)
-    return tracker.where()
+def _start(config: dict[str, Any], record: RunRecord) -> list[str]:
+    opened: list[Tracker] = []
+    try:
+        for tracker in _trackers(config):
+            tracker.start(record)
+            opened.append(tracker)
+    except Exception:
+        for tracker in opened:
+            Patient(tracker).tell("end", "FAILED")
+        raise
+    _opened[record.key] = [Patient(tracker) for tracker in opened]
+    return [where for tracker in opened if (where := tracker.where())]
+
+
+def _trackers(config: dict[str, Any]) -> list[Tracker]:
+    made, options = [], {k: value for k, value in config.items() if not isinstance(value, dict)}
+    for node in config.values():
+        if isinstance(node, dict):
+            tracker = instantiate(node, _partial_=True, _convert_="all")
+            known = signature(tracker).parameters
+            made.append(tracker(**{k: value for k, value in options.items() if k in known}))
+    return made
 
 
 def _tell(key: str, what: str, *arguments: object) -> str | None:
     """Why something is untold, or None."""
     if key not in _opened:
         return "no run could be opened"
-    return _opened[key].tell(what, *arguments)
+    reasons = [patient.tell(what, *arguments) for patient in _opened[key]]
+    return next(filter(None, reasons), None)
 
 
 def _serve() -> None:

@@ -6,6 +6,7 @@ import atexit
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -37,6 +38,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
 LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
 LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
 
+AT_ONCE = 1000  # metrics; MLflow admits no more
 KEY = "key"  # the tag by which a run is found again: its id is MLflow's to choose
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
 
@@ -281,3 +283,43 @@ def recorded_run(run_id: str, uri: str | None) -> RecordedRun:
         except (MlflowException, OSError) as error:
             raise TrackerError(f"{run_id}: its artifacts are gone ({root_cause(error)})") from None
     return RecordedRun(run.info.run_name, run.data.tags, metrics, config, versions)
+
+
+def log_to_run(
+    key: str,
+    uri: str | None,
+    metrics: Mapping[str, float],
+    step: int,
+    at: float,
+    files: Mapping[str, Sequence[Path]],
+) -> str:
+    """Add to a run that has ended, found by its key; returns its id. Its state stays as it is.
+
+    files: by their folder among its artifacts. Raises BadInput where no run has the key,
+    TrackerError.
+    """
+    client = existing_store(uri, "--log")
+    try:
+        for experiment in client.search_experiments():
+            if run_id := find_key(client, experiment.experiment_id, key):
+                break
+        else:
+            raise BadInput(f"--log: MLflow at {uri or LOCAL_URI} does not have this run")
+        batch = [
+            Metric(allowed(name), value, int(at * 1000), step) for name, value in metrics.items()
+        ]
+        for start in range(0, len(batch), AT_ONCE):
+            client.log_batch(run_id, batch[start : start + AT_ONCE])
+        for folder, paths in files.items():
+            for path in paths:
+                client.log_artifact(run_id, str(path), folder)
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a database or a network can think of
+        raise TrackerError(f"--log: MLflow at {uri or LOCAL_URI}: {root_cause(error)}") from error
+    return run_id
+
+
+def allowed(name: str) -> str:
+    """A metric's name, with what MLflow does not admit replaced: classes are called anything."""
+    return re.sub(r"[^\w./: -]", "_", name)

@@ -1,0 +1,213 @@
+"""Evaluating what was trained: the figures of the training to the last bit, tables, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Clone
+from hydra import compose, initialize_config_dir
+from mlflow import MlflowClient
+from PIL import Image
+
+from mnist_exp.data import Streamed, digits
+from mnist_exp.errors import BadInput
+from mnist_exp.evaluation import evaluated
+from mnist_exp.experiment import run
+from mnist_exp.paths import CONF, LAST
+from mnist_exp.scripts.evaluate import overrides
+from mnist_exp.tracking.mlflow import allowed
+
+
+@pytest.fixture(scope="module")
+def trained(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains on the digits, and returns the checkpoint."""
+
+    def train(*typed: str) -> Path:
+        folder = tmp_path_factory.mktemp("run")
+        quick = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=2"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", [*quick, *typed])
+        run(config, folder)
+        return folder / LAST
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained: Callable[..., Path]) -> Path:
+    return trained()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["model=mlp"],
+        ["model=cnn"],
+        ["model=mlp", "trainer.precision=bfloat16"],
+        ["model=cnn", "trainer.precision=bfloat16"],
+        ["model=cnn", "trainer.precision=float64", "trainer.ema_decay=0.5"],
+        ["model=mlp", "trainer=debug", "batch_size=16"],  # validates on 80 of 216
+    ],
+    ids=" ".join,
+)
+def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
+    typed: list[str], trained: Callable[..., Path]
+) -> None:
+    path = trained(*typed)
+    for split in ("test", "val"):
+        found = evaluated(path, split)
+        assert found.logged is not None
+        assert found.figures == found.logged
+        assert found.verdict() == "equal to what the run has logged, to the last bit"
+        right = int(found.predictions.right.sum())
+        assert right / len(found.split) == found.figures.accuracy
+    assert len(found.split) == (80 if "trainer=debug" in typed else 216)
+
+
+def test_of_a_set_that_stays_on_disk_it_is_the_same_with_pictures(
+    trained: Callable[..., Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    found = evaluated(trained("data.memory_limit=1e-6"), "test")
+    assert isinstance(found.split, Streamed)
+    assert found.figures == found.logged == evaluated(checkpoint, "test").figures
+    folder, files = found.draw(tmp_path / "here")
+    assert folder == tmp_path / "here"
+    assert {name: [path.stem for path in paths] for name, paths in files.items()} == {
+        "figures": ["curves", "filters"],
+        "figures/test": ["confusion", "most_wrong", "reliability"],
+    }
+
+
+def test_json_has_everything_by_its_name(checkpoint: Path) -> None:
+    evaluation = evaluated(checkpoint, "test")
+    found = json.loads(evaluation.json())
+    assert found["images"] == 359
+    assert (found["loss"], found["accuracy"]) == tuple(vars(evaluation.figures).values())
+    assert found["logged"] == vars(evaluation.figures)
+    low, high = found["accuracy_interval"]
+    assert low < found["accuracy"] < high
+    assert sum(map(sum, found["confusion"])) == 359
+    ones = found["classes"]["1"]
+    assert ones["recall"] == found["confusion"][1][1] / ones["images"]
+    assert list(found["classes"]) == list("0123456789")
+
+
+def digit_files(root: Path, side: int, names: str, cache: Path) -> list[str]:
+    """The test digits as files, of each class so many; returns the overrides that name them."""
+    test = digits(cache=str(cache), mean=0.3, std=0.4).test
+    for number, name in enumerate(names):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for n, image in enumerate(test.images[test.labels == number][:10]):
+            Image.fromarray(image[0].numpy()).resize((side, side)).save(folder / f"{n}.png")
+    return ["data=image_folder", f"data.root={root}", f"data.cache={root.parent / 'cache'}"]
+
+
+def test_another_set_of_the_same_kind_is_prepared_as_the_runs_own(
+    checkpoint: Path, digits_cache: Path, tmp_path: Path
+) -> None:
+    data = digit_files(tmp_path / "photos", 8, "0123456789", digits_cache)
+    found = evaluated(checkpoint, "test", data)
+    assert (found.kind.name, len(found.split)) == ("photos", 20)
+    assert found.logged is None
+    own = evaluated(checkpoint, "test")
+    labels = own.predictions.labels
+    for digit in range(10):  # of ten files, every fifth is of the test set
+        mine = found.predictions.probabilities[found.predictions.labels == digit]
+        theirs = own.predictions.probabilities[labels == digit][:10]
+        assert all(torch.isclose(theirs, one, atol=1e-6).all(1).any() for one in mine)
+    assert set(found.metrics()) >= {"photos/test/loss", "photos/test/accuracy"}
+
+
+def test_the_runs_own_set_by_its_name_is_its_own(checkpoint: Path, digits_cache: Path) -> None:
+    found = evaluated(checkpoint, "val", ["data=digits", f"data.cache={digits_cache}"])
+    assert found.figures == found.logged
+    other = ["data=digits", f"data.cache={digits_cache}", "data.split_seed=1"]
+    assert evaluated(checkpoint, "val", other).logged is None
+
+
+@pytest.mark.parametrize(
+    ("side", "names", "problem"),
+    [
+        (9, "0123456789", "its images are of 1×9×9, the run's of 1×8×8"),
+        (8, "abc", "its classes are a, b, c; the run's are 0, 1, … 9"),
+    ],
+)
+def test_a_set_of_another_kind_is_one_line(
+    side: int, names: str, problem: str, checkpoint: Path, digits_cache: Path, tmp_path: Path
+) -> None:
+    data = digit_files(tmp_path / "photos", side, names, digits_cache)
+    with pytest.raises(BadInput, match=f"^--data data=image_folder: {re.escape(problem)}$"):
+        evaluated(checkpoint, "test", data)
+
+
+def test_a_run_without_validation_has_no_such_split(trained: Callable[..., Path]) -> None:
+    path = trained("data.val_fraction=0")
+    with pytest.raises(BadInput, match=r"^--split val: data.val_fraction=0 leaves no images"):
+        evaluated(path, "val")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["digits", "data.cache=x"], None),
+        (["digit"], "--data data=digit: must be .*; did you mean digits?"),
+        (["digits", "data.root=x"], "--data data.root=x: no such key; data=digits has .*"),
+        (
+            ["digits", "batch_size=3"],
+            "--data batch_size=3: not of the data set; write data.<key>=.*",
+        ),
+        (["data.cache=x"], "--data data.cache=x: first the data set's name, then data.<key>=.*"),
+        (["image_folder"], "--data data.root=.*: has no default; write data.root=<value>"),
+    ],
+)
+def test_what_data_says_is_checked_as_train_checks_it(typed: list[str], said: str | None) -> None:
+    if said is None:
+        assert overrides(typed) == ["data=digits", "data.cache=x"]
+    else:
+        with pytest.raises(BadInput, match=f"^{said.replace('?', '[?]')}$"):
+            overrides(typed)
+
+
+def test_a_class_may_be_called_what_mlflow_does_not_admit_in_a_name() -> None:
+    assert allowed("test/f1/$100, or きつね") == "test/f1/_100_ or きつね"
+
+
+def test_a_run_with_both_trackers_is_evaluated_and_told_once(clone: Clone) -> None:
+    typed = ("data=digits", "trainer.epochs=1", "tracking=[mlflow,tensorboard]")
+    done = clone.run("train.py", *typed, "tracking.figures=auto")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("compare  mlflow ui\ncompare  tensorboard --logdir runs\n")
+    assert len(list((clone.root / "runs").glob("mlp-adam-*/events.out.tfevents.*"))) == 1
+    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
+
+    done = clone.run("evaluate.py", "--log")
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = clone.folders()
+    figures = folder / "figures"
+    accuracy = run.data.metrics["test/accuracy"]
+    assert re.search(
+        rf"^accuracy +{accuracy:.4f}  [(]95 %: 0[.]\d+ to 0[.]\d+[)]$", done.stdout, re.M
+    )
+    assert re.search(r"^class +images +precision +recall +F1\n0 +\d+ ", done.stdout, re.M)
+    assert "logged   equal to what the run has logged, to the last bit\n" in done.stdout
+    assert f"figures  {figures.relative_to(clone.root)}\n" in done.stdout
+    told = client.get_run(run.info.run_id)
+    assert told.info.status == "FINISHED"
+    assert told.data.metrics.items() >= run.data.metrics.items()
+    assert told.data.metrics.keys() - run.data.metrics.keys() >= {
+        "test/calibration_error",
+        "test/accuracy_low",
+        "test/f1/9",
+    }
+    assert len(client.get_metric_history(run.info.run_id, "test/loss")) == 1
+    logged = {file.path for file in client.list_artifacts(run.info.run_id, "figures/test")}
+    names = ("confusion", "most_wrong", "reliability")
+    assert logged == {f"figures/test/{name}.png" for name in names}
+    assert {path.stem for path in (figures / "test").iterdir()} == set(names)

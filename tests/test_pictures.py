@@ -1,0 +1,219 @@
+"""Which pictures a run has, and what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from torch import nn
+
+from mnist_exp import experiment, figures, pictures
+from mnist_exp.data import Kind, Split
+from mnist_exp.experiment import Experiment, resume, run
+from mnist_exp.models import CNN, MLP, ResNet
+from mnist_exp.paths import CONF
+from mnist_exp.pictures import draw_filters, draw_predictions, draw_training, first_weights
+from mnist_exp.scores import Predictions
+from mnist_exp.training import Epoch, Figures, Progress
+
+NAMES = ("$cat$", "dog_with_a_long_name", "e")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """Each figure by its file's name, saved nowhere."""
+    found: dict[str, Figure] = {}
+    monkeypatch.setattr(figures.run, "save", lambda figure, path: found.update({path.name: figure}))
+    return found
+
+
+def kind_of(channels: int, classes: tuple[str, ...] = NAMES) -> Kind:
+    shape = (channels, 6, 4)
+    return Kind("three", shape, classes, (0.5,) * channels, (0.3,) * channels, "0" * 64)
+
+
+def few(channels: int = 1) -> tuple[Predictions, Split]:
+    """Four images, of which the second and the fourth are taken for what they are not."""
+    labels = torch.tensor([0, 0, 1, 2])
+    probabilities = torch.tensor([[0.9, 0.1, 0], [0, 0.8, 0.2], [0.1, 0.9, 0], [0.95, 0, 0.05]])
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, channels, 6, 4)
+    return Predictions.of([probabilities.log()], labels), Split(images, labels)
+
+
+def test_the_errors_are_shown_with_what_was_said_and_what_is_true(
+    drawn: dict[str, Figure], tmp_path: Path
+) -> None:
+    predictions, split = few()
+    draw_predictions(tmp_path, predictions, split, kind_of(1))
+    assert sorted(drawn) == ["confusion.png", "most_wrong.png", "reliability.png"]
+    (axes,) = drawn["most_wrong.png"].axes
+    assert [text.get_text() for text in axes.texts] == [
+        "$cat$  0.950",
+        "e  0.050",
+        "dog_with_a_…  0.800",
+        "$cat$  0.000",
+    ]
+    (image,) = axes.images
+    page = image.get_array()
+    assert (page[0, 0], page[0, 5], page[0, 4]) == (3, 1, 255)  # the worst first, on white
+    above, below = drawn["reliability.png"].axes
+    assert [bar.get_height() for bar in above.patches] == [0] * 13 + [1, 0]
+    assert [bar.get_height() for bar in below.patches] == [0] * 12 + [0.25, 0.5, 0.25]
+
+
+def test_curves_have_a_line_for_each_split_that_there_is(
+    drawn: dict[str, Figure], tmp_path: Path
+) -> None:
+    found = [Figures(0.5, 0.8), Figures(0.4, 0.9)]
+    epochs = [Epoch(n + 1, found[n], found[1 - n], 0.1, 1.0, 1.0, 0.0) for n in (0, 1)]
+    draw_training(tmp_path, epochs, epochs[0], Figures(0.3, 0.7))
+    of_loss, of_accuracy = drawn["curves.png"].axes
+    for axes, train, val, test in (
+        (of_loss, [0.5, 0.4], [0.4, 0.5], 0.3),
+        (of_accuracy, [0.8, 0.9], [0.9, 0.8], 0.7),
+    ):
+        lines = {line.get_label(): line for line in axes.lines[1:]}
+        values = {name: (list(x.get_xdata()), list(x.get_ydata())) for name, x in lines.items()}
+        assert values == {"train": ([1, 2], train), "val": ([1, 2], val), "test": ([1], [test])}
+    without = [Epoch(1, found[0], None, 0.1, 1.0, 1.0, 0.0)]
+    draw_training(tmp_path, without, without[0], None)
+    assert [line.get_label() for line in drawn["curves.png"].axes[0].lines[1:]] == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "shape"),
+    [
+        (MLP((1, 6, 4), 3, hidden_sizes=[7]), 1, (7, 1, 6, 4)),
+        (MLP((3, 6, 4), 3, hidden_sizes=[7]), 3, (7, 3, 6, 4)),
+        (CNN((1, 6, 4), 3, channels=[5]), 1, (5, 1, 3, 3)),
+        (ResNet((3, 6, 4), 3, channels=[8], blocks=1), 3, (8, 3, 3, 3)),
+        (nn.Sequential(nn.Conv2d(1, 4, 1)), 1, None),  # one number each: no image
+        (nn.Sequential(nn.Linear(5, 2)), 1, None),  # not of the pixels
+        (nn.Sequential(nn.Flatten()), 1, None),
+        (CNN((2, 6, 4), 3), 2, None),  # two channels are no colours
+    ],
+)
+def test_the_filters_are_the_weights_that_see_the_image(
+    model: nn.Module, channels: int, shape: tuple[int, ...] | None
+) -> None:
+    weights = first_weights(model, (channels, 6, 4))
+    assert (weights if weights is None else tuple(weights.shape)) == shape
+
+
+def test_of_many_filters_the_largest_are_drawn_each_on_its_own_scale(
+    drawn: dict[str, Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "FILTERS", 2)
+    model = MLP((1, 6, 4), 3, hidden_sizes=[3])
+    layer = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0], [-3.0], [0.0]]).expand(3, 24))
+    draw_filters(tmp_path, model, kind_of(1))
+    (axes,) = drawn["filters.png"].axes
+    page = axes.images[0].get_array()
+    assert (page[0, 0], page[0, 5]) == (0, 1)  # -3 is the larger, and as dark as there is
+    assert axes.get_title() == "the 2 largest of 3 filters of the first layer"
+    draw_filters(tmp_path / "none", nn.Flatten(), kind_of(1))
+    assert not (tmp_path / "none").exists()
+
+
+def test_colours_many_classes_and_no_errors_are_drawn_as_well(tmp_path: Path) -> None:
+    draw_predictions(tmp_path / "few", *few(channels=3), kind_of(3))
+    draw_filters(tmp_path / "few", CNN((3, 6, 4), 3), kind_of(3))
+    many = kind_of(1, tuple(f"class {n}" for n in range(40)))
+    right = Predictions.of([torch.eye(40)], torch.arange(40))
+    images = torch.zeros(40, 1, 6, 4, dtype=torch.uint8)
+    draw_predictions(tmp_path / "many", right, Split(images, right.labels), many)
+    for folder, names in (("few", 4), ("many", 3)):
+        found = [path.stat().st_size for path in (tmp_path / folder).iterdir()]
+        assert len(found) == names
+        assert min(found) > 5_000
+
+
+# --- those of a run ---
+
+TRAINING = ["figures/curves.png", "figures/filters.png"]
+TEST = [f"figures/test/{name}.png" for name in ("confusion", "most_wrong", "reliability")]
+
+
+def config_of(digits_cache: Path, *overrides: str) -> DictConfig:
+    quick = ["data=digits", f"data.cache={digits_cache}", "trainer.epochs=1", "batch_size=256"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*quick, "tracking=none", *overrides])
+
+
+def made(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each pass over the test set has seen."""
+    seen: list[int] = []
+    evaluate = experiment.evaluate
+
+    def spy(model: nn.Module, split: Split, *more: object, **options: object) -> Figures:
+        seen.append(len(split))
+        return evaluate(model, split, *more, **options)
+
+    monkeypatch.setattr(experiment, "evaluate", spy)
+    return seen
+
+
+def test_pictures_are_of_the_one_pass_over_the_test_set_and_survive_going_on(
+    digits_cache: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(digits_cache, "tracking.figures=auto")
+    run(config, tmp_path)
+    assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359])
+    config.resume = str(tmp_path)
+    resume(config, tmp_path)  # which has ended
+    before = (tmp_path / TEST[0]).read_bytes(), (tmp_path / TRAINING[0]).read_bytes()
+    monkeypatch.setattr(Progress, "accuracies", [])  # so that the first epoch stays the best
+    config.trainer.epochs = 2
+    resume(config, tmp_path, ["trainer.epochs=2"])
+    after = (tmp_path / TEST[0]).read_bytes(), (tmp_path / TRAINING[0]).read_bytes()
+    assert after[1] != before[1]  # the curves are longer
+
+
+def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
+    digits_cache: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(digits_cache, "tracking.figures=true")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "draw_predictions", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(config, tmp_path)
+    assert not made(tmp_path)
+    resume(config, tmp_path)
+    assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359, 359])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parent", "expected"),
+    [
+        ([], None, []),
+        (["tracking.figures=auto"], "a sweep's key", []),
+        (["tracking.figures=true", "trainer.test=false"], "a sweep's key", TRAINING),
+    ],
+)
+def test_who_does_not_ask_does_not_pay(
+    overrides: list[str],
+    parent: str | None,
+    expected: list[str],
+    digits_cache: Path,
+    tmp_path: Path,
+) -> None:
+    Experiment(config_of(digits_cache, *overrides), tmp_path, "job", parent=parent).run()
+    assert made(tmp_path) == expected
+
+
+@pytest.mark.parametrize("tracking", ["mlflow", "tensorboard", "[mlflow,tensorboard]"])
+def test_a_single_run_with_a_tracker_has_pictures_unless_told_otherwise(tracking: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"tracking={tracking}"])
+    assert config.tracking.figures == "auto"
