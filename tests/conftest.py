@@ -85,3 +85,12 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory, digits_cache: Path) -> C
 def clone(new_clone: Callable[[], Clone]) -> Clone:
     """A fresh clone, with the decoded digits already there."""
     return new_clone()
+
+
+@pytest.fixture(scope="session")
+def trained(new_clone: Callable[[], Clone]) -> Clone:
+    """A clone with one finished run on the digits, for tests that only use it."""
+    clone = new_clone()
+    done = clone.run("train.py", "data=digits", "optimizer.lr=1e-2", "trainer.epochs=8")
+    assert done.returncode == 0, done.stderr
+    return clone

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,6 @@ from PIL import Image, ImageOps
 from mnist_exp.data import digits, mnist
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def trained(new_clone: Callable[[], Clone]) -> Clone:
-    """A clone with one finished run on the digits."""
-    clone = new_clone()
-    done = clone.run("train.py", "data=digits", "optimizer.lr=1e-2", "trainer.epochs=8")
-    assert done.returncode == 0, done.stderr
-    return clone
 
 
 def photographed(

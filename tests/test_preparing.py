@@ -80,6 +80,8 @@ PICTURES: dict[str, Callable[[], Tensor]] = {
     "a sheet on nothing": lambda: seen(
         ImageOps.expand(drawn("white", "black", "RGBA"), 40, (0, 0, 0, 0))
     ),
+    "photographed": lambda: seen(on_paper(drawn((235, 230, 220), (40, 40, 70)))),
+    "compressed": lambda: seen(on_paper(drawn("white", (200, 30, 30))), "JPEG", quality=60),
     "light on dark, photographed": lambda: seen(on_paper(drawn((40, 60, 50), "white"))),
     "large": lambda: seen(drawn("white", "black").resize((3000, 2400))),
     "with dirt": lambda: seen(dirty(drawn("white", "black"))),

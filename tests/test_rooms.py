@@ -58,6 +58,7 @@ ROOMS = {
         "torch omegaconf building checkpoint config data environment errors journal models.summary "
         "paths precision resuming tracking training | tracking.mlflow"
     ),
+    "demo": "errors preparing trained",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
         "environment errors files journal paths pictures precision ranks resuming scores "
@@ -83,6 +84,7 @@ ROOMS = {
     "scripts": "errors process signals | trained",
     "scripts.predict": "errors scripts | figures preparing reading trained",
     "scripts.evaluate": "errors scripts | command_line evaluation",
+    "scripts.demo": "errors scripts | demo tracking.mlflow trained",
 }
 
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")

@@ -1,0 +1,61 @@
+"""`python demo.py`: a page to draw a digit on, and what the models make of it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from mnist_exp.errors import Failure
+from mnist_exp.scripts import Parser, answer, chosen, tracking_uri
+
+DESCRIPTION = """\
+Serve a page to draw a digit on: the probabilities, what the network sees, and a choice among the
+runs. Needs no internet, and listens for this machine alone unless told otherwise.
+
+  python demo.py
+  python demo.py --run latest --port 8000
+  python demo.py --host 0.0.0.0            anybody in the network can draw
+"""
+MOST_RUNS = 50  # in the page's list
+
+
+def demo() -> None:
+    """What `python demo.py` does, until it is interrupted."""
+    parser = Parser(DESCRIPTION)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--port", type=int, default=7860, help="0: a free one; default 7860")
+    options = parser.parse_args()
+    if not 0 <= options.port < 2**16:
+        parser.error(f"--port {options.port}: must be an integer from 0 to {2**16 - 1}")
+    answer(lambda: served(options))
+
+
+def served(options: Namespace) -> int:
+    """Load the chosen model, then serve until the process is interrupted."""
+    from mnist_exp.demo import Demo
+    from mnist_exp.trained import Trained, find, load
+
+    server, first = Demo(options.host, options.port), chosen(options)
+    runs = [] if options.checkpoint else finished(options.experiment)
+    if options.checkpoint or options.run != "best":
+        runs.insert(0, (options.checkpoint or options.run, ""))
+
+    def load_one(number: int) -> Trained:
+        path = find(runs[number][1], tracking_uri()) if number else first
+        return load(path, options.device)
+
+    server.offer([name for name, _ in runs], load_one)
+    server.loaded(0)  # what is wrong with it is told before anybody draws
+    print(f"http://{options.host}:{server.server_port}   Ctrl-C ends it", flush=True)
+    server.serve_forever()
+    return 0
+
+
+def finished(experiment: str) -> list[tuple[str, str]]:
+    """The names and ids of the runs to choose from, the best first; none where MLflow has none."""
+    from mnist_exp.tracking.mlflow import ranked_runs
+
+    try:
+        runs = ranked_runs(experiment, tracking_uri())
+    except Failure:
+        return []
+    return [(f"{r.name}, {r.accuracy:.2%} in validation", r.run_id) for r in runs[:MOST_RUNS]]
