@@ -59,6 +59,7 @@ ROOMS = {
         "paths precision resuming tracking training | tracking.mlflow"
     ),
     "demo": "errors preparing trained",
+    "exporting": "torch data errors files precision tracking trained training | onnxruntime",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
         "environment errors files journal paths pictures precision ranks resuming scores "
@@ -85,6 +86,7 @@ ROOMS = {
     "scripts.predict": "errors scripts | figures preparing reading trained",
     "scripts.evaluate": "errors scripts | command_line evaluation",
     "scripts.demo": "errors scripts | demo tracking.mlflow trained",
+    "scripts.export": "config errors scripts | exporting trained",
 }
 
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")

@@ -21,10 +21,10 @@ from mnist_exp.signals import raising
 class Parser(ArgumentParser):
     """Options, of which `--run`, `--checkpoint`, `--experiment` and `--device` choose a model.
 
-    A mistake ends the process with one line and the exit code 2.
+    device: whether there is a choice. A mistake ends the process with one line and the exit code 2.
     """
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, device: bool = True) -> None:
         super().__init__(
             description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
         )
@@ -39,9 +39,10 @@ class Parser(ArgumentParser):
         self.add_argument(
             "--experiment", default="mnist_exp", metavar="NAME", help="in MLflow, of --run best"
         )
-        self.add_argument(
-            "--device", help="auto, cpu, cuda, cuda:<index> or mps; by default that of the run"
-        )
+        if device:
+            self.add_argument(
+                "--device", help="auto, cpu, cuda, cuda:<index> or mps; by default that of the run"
+            )
 
     def error(self, message: str) -> NoReturn:
         leave(f"error: {message}; --help shows the options", BadInput.exit_code)

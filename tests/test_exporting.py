@@ -1,0 +1,293 @@
+"""Exports: a file answers as PyTorch does, without this package, or is not written."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from conftest import Clone
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from mnist_exp import exporting
+from mnist_exp.data import DataError, Kind, Split
+from mnist_exp.errors import BadInput
+from mnist_exp.exporting import FORMATS, Comparison, ExportError, compare, export, in_float32
+from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
+from mnist_exp.models.layout import memory_format
+from mnist_exp.precision import Precision
+from mnist_exp.scripts import export as script
+from mnist_exp.trained import Trained, load
+
+CPU = torch.device("cpu")
+MODELS: dict[str, Any] = {
+    "linear": Linear,
+    "mlp": MLP,
+    "cnn": CNN,
+    "strided_cnn": StridedCNN,
+    "resnet": ResNet,
+    "torchvision": lambda shape, classes: torchvision_model(shape, classes, "mobilenet_v3_small"),
+}
+QUICK = [("mlp", "onnx"), ("strided_cnn", "pt2"), ("resnet", "torchscript")]
+
+
+def trained_like(model: nn.Module, kind: Kind, precision: str = "float32") -> Trained:
+    how, layout = Precision(precision, CPU), memory_format("auto", model)
+    model.to(CPU, how.dtype).to(memory_format=layout)
+    trainer = {"device": "cpu", "precision": precision, "channels_last": "auto", "compile": False}
+    config = OmegaConf.create({"trainer": trainer})
+    return Trained(Path("last.pt"), config, kind, how, model, (CPU, how.dtype, layout))
+
+
+def colour(side: int = 14) -> Kind:
+    return Kind(
+        "colour", (3, side, side), tuple("abcd"), (0.5, 0.4, 0.3), (0.3, 0.2, 0.1), "0" * 64
+    )
+
+
+def images_of(kind: Kind, count: int = 33) -> Split:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, *kind.image_shape)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return Split(images, torch.arange(count) % kind.classes)
+
+
+def moved(model: nn.Module, kind: Kind) -> nn.Module:
+    """With running statistics and zero-initialised layers that are no longer as they start."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not layer.weight.any():
+            nn.init.normal_(layer.weight, std=0.1)
+    model.train()(torch.randn(4, *kind.image_shape))
+    return model
+
+
+def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
+    torch.manual_seed(0)
+    kind = colour(32 if name == "torchvision" else 14)
+    trained = trained_like(moved(MODELS[name](kind.image_shape, 4), kind), kind)
+    test = images_of(kind)
+    found = export(trained, format_name, path, preprocessing, test)
+    expected = trained.logits(test.images)
+    assert found.images == 33
+    assert found.correct == int((expected.argmax(1) == test.labels).sum())
+    assert (found.ties, found.largest) == (0, pytest.approx(expected.abs().max().item(), 1e-4))
+    assert found.difference <= 1e-5 * found.largest
+    answers = FORMATS[format_name].read(path)
+    for count in (1, 2, 7):
+        images = test.images[:count]
+        given = images if preprocessing else kind.normalised(images, CPU)
+        torch.testing.assert_close(answers(given), expected[:count], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "format_name"), QUICK)
+def test_a_file_answers_as_pytorch_does_to_any_number_of_raw_images(
+    name: str, format_name: str, tmp_path: Path
+) -> None:
+    check(name, format_name, preprocessing=True, path=tmp_path / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preprocessing", [True, False])
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_in_every_format(
+    name: str, format_name: str, preprocessing: bool, tmp_path: Path
+) -> None:
+    check(name, format_name, preprocessing, tmp_path / "model")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
+def test_a_file_computes_in_float32_whatever_the_run_did(precision: str, tmp_path: Path) -> None:
+    kind = colour()
+    trained = trained_like(CNN(kind.image_shape, 4), kind, precision)
+    test = images_of(kind)
+    found = export(trained, "torchscript", tmp_path / "model", False, test)
+    assert found.difference <= 1e-6 * found.largest
+    floats = kind.normalised(test.images, CPU)
+    answered = FORMATS["torchscript"].read(tmp_path / "model")(floats)
+    assert answered.dtype == torch.float32
+    assert not torch.equal(answered, trained.logits(test.images))
+    assert next(trained.model.parameters()).dtype == trained.precision.dtype
+    assert in_float32(trained).config.trainer.precision == "float32"
+
+
+def test_a_file_needs_nothing_of_ours_and_says_what_its_classes_are(tmp_path: Path) -> None:
+    kind = colour()
+    trained = trained_like(Linear(kind.image_shape, 4), kind)
+    export(trained, "onnx", tmp_path / "a.onnx", True, None)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    (given,), (answered,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape, given.type) == ("images", ["n", 3, 14, 14], "tensor(uint8)")
+    assert (answered.name, answered.shape) == ("logits", ["n", 4])
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["input"] == "torch.uint8"
+    assert json.loads(about["kind"])["class_names"] == ["a", "b", "c", "d"]
+    export(trained, "pt2", tmp_path / "a.pt2", False, None)
+    extra = {"input": "", "kind": ""}
+    torch.export.load(tmp_path / "a.pt2", extra_files=extra)
+    assert extra["input"] == "torch.float32"
+    assert json.loads(extra["kind"])["mean"] == [0.5, 0.4, 0.3]
+
+
+class Fickle(nn.Module):
+    """Answers otherwise where there are more images than a trace is made with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 14 * 14, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.layer(images.flatten(1))
+        return -logits if images.shape[0] > 2 else logits
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_file_that_answers_otherwise_is_not_written_and_the_old_one_stays(tmp_path: Path) -> None:
+    kind = colour()
+    trained = trained_like(Fickle(), kind)
+    (tmp_path / "a.pt").write_text("old")
+    problem = r"^torchscript: not written, it answers otherwise: 33 images, .*% right: PyTorch's"
+    with pytest.raises(ExportError, match=problem):
+        export(trained, "torchscript", tmp_path / "a.pt", True, images_of(kind))
+    with pytest.raises(ExportError, match=r"^pt2: .+$"):
+        export(trained, "pt2", tmp_path / "a.pt", True, images_of(kind))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_labels_that_differ_are_counted_and_no_number_is_no_answer() -> None:
+    kind = replace(colour(), image_shape=(1, 1, 4), mean=(0.0,), std=(1.0,))
+    trained = trained_like(nn.Flatten(), kind)  # the pixels are the logits
+    images = torch.tensor([[9, 9, 1, 0], [0, 3, 2, 2]], dtype=torch.uint8).view(2, 1, 1, 4)
+    nudge = torch.tensor([[0, 1e-7, 0, 0], [0, 0, 0, 0]])
+    test = Split(images, torch.tensor([0, 1]))
+    found = compare(trained, lambda floats: floats.flatten(1) + nudge, False, test)
+    assert (found.images, found.correct, found.ties) == (2, 1, 1)
+    assert found.difference <= found.allowed
+    assert str(found) == (
+        "2 images, 50.00% right: PyTorch's labels but for 1 ties; logits of up to 0.0353 differ by "
+        "1.0e-07 at most, 3.5e-07 is allowed"
+    )
+    lost = compare(trained, lambda floats: floats.flatten(1) * torch.nan, False, test)
+    assert not lost.difference <= lost.allowed
+
+
+# --- as a person sees it ---
+
+
+def test_a_trained_model_is_exported_and_runs_without_this_package(clone: Clone) -> None:
+    done = clone.run("train.py", "data=digits", "trainer=debug", "tracking=none", "model=cnn")
+    assert done.returncode == 0, done.stderr
+    checkpoint = clone.folders()[0] / "checkpoints" / "last.pt"
+    done = clone.run("export.py", "--run", "latest", "--format", "pt2", "--preprocessing")
+    assert (done.returncode, done.stderr) == (0, "")
+    from_line, to_line, checked = done.stdout.splitlines()
+    assert from_line == f"from    {checkpoint}"
+    assert re.fullmatch(
+        r"to      mnist_model\.pt2: 0\.\d\d MB, images \[n, 1, 8, 8\] uint8", to_line
+    )
+    assert re.fullmatch(
+        r"checked 359 images, \d+\.\d\d% right: PyTorch's labels; logits of up to \S+ differ by "
+        r"\S+ at most, \S+ is allowed",
+        checked,
+    )
+    trained = load(checkpoint)
+    test = trained.dataset().test
+    logits = torch.export.load(clone.root / "mnist_model.pt2").module()(test.images)
+    assert torch.equal(logits.argmax(1), trained.logits(test.images).argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            ["--format", "onx"],
+            "argument --format: onx: must be onnx | torchscript | pt2; did you mean onnx?; "
+            "--help shows the options",
+        ),
+        (["--format", "pt2", "--output", "src"], "--output src: is a folder"),
+        (["--format", "pt2", "--output", "a/b.pt2"], "--output a/b.pt2: there is no folder a"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line(
+    options: list[str],
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "src").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["export.py", *options])
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    with pytest.raises(SystemExit):
+        script.main()
+    assert (ended, capsys.readouterr().err) == ([2], f"error: {problem}\n")
+
+
+def options(tmp_path: Path, **more: object) -> Namespace:
+    plain = {"format": "pt2", "output": tmp_path / "a.pt2", "checkpoint": tmp_path / "last.pt"}
+    return Namespace(**{**plain, "preprocessing": True, "unchecked": False, **more})
+
+
+def test_packages_that_are_not_there_are_named_with_what_installs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "find_spec", lambda name: None if name == "onnxscript" else name)
+    problem = "--format onnx: onnxscript is not installed: pip install -e '.[export]'"
+    with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):
+        script.export(options(tmp_path, format="onnx"))
+
+
+def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = colour()
+    trained = trained_like(Linear(kind.image_shape, 4), kind, "bfloat16")
+
+    def absent(self: Trained) -> None:
+        raise DataError("data=colour: nowhere to be had")
+
+    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: trained)
+    monkeypatch.setattr(Trained, "dataset", absent)
+    problem = "data=colour: nowhere to be had; --unchecked exports without a comparison"
+    with pytest.raises(DataError, match=f"^{problem}$"):
+        script.export(options(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert script.export(options(tmp_path, unchecked=True)) == 0
+    *_, precision, checked = capsys.readouterr().out.splitlines()
+    assert precision == "        float32, where the run computed in bfloat16"
+    assert checked == "checked no"
+    assert torch.export.load(tmp_path / "a.pt2").module()(images_of(kind).images).shape == (33, 4)
+
+
+def test_a_path_that_cannot_be_written_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> Comparison:
+        raise OSError(28, "No space left on device")
+
+    kind = colour()
+    trained = trained_like(Linear(kind.image_shape, 4), kind)
+    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: trained)
+    monkeypatch.setattr(exporting, "export", full)
+    problem = f"--output {tmp_path / 'a.pt2'}: No space left on device"
+    with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):
+        script.export(options(tmp_path, unchecked=True))
+
+
+def test_the_command_line_knows_the_formats_that_there_are() -> None:
+    assert script.SUFFIXES.keys() == FORMATS.keys()
