@@ -91,6 +91,9 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "tracking.experiment": (["mnist_exp", "Zähler"], ["", 3, None]),
     "tracking.logdir": (["runs", "/a/b"], ["", None, 3]),
     "tracking.uri": ([None, "http://127.0.0.1:5000"], ["", 3]),
+    "tracking.log_checkpoints": ([True, False], [0, "true", None]),
+    "tracking.log_model": ([True, False], [1, "false", None]),
+    "tracking.register": ([None, "digits", "my model"], ["", " ", "a/b", "a:b", 3, True]),
 }
 
 

@@ -13,18 +13,17 @@ import onnxruntime
 import pytest
 import torch
 from conftest import Clone
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mnist_exp import exporting
 from mnist_exp.data import DataError, Kind, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.exporting import FORMATS, Comparison, ExportError, compare, export, in_float32
+from mnist_exp.exporting import FORMATS, Comparison, ExportError, compare, export
 from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
 from mnist_exp.models.layout import memory_format
 from mnist_exp.precision import Precision
 from mnist_exp.scripts import export as script
-from mnist_exp.trained import Trained, load
+from mnist_exp.trained import load
 
 CPU = torch.device("cpu")
 MODELS: dict[str, Any] = {
@@ -38,12 +37,9 @@ MODELS: dict[str, Any] = {
 QUICK = [("mlp", "onnx"), ("strided_cnn", "pt2"), ("resnet", "torchscript")]
 
 
-def trained_like(model: nn.Module, kind: Kind, precision: str = "float32") -> Trained:
-    how, layout = Precision(precision, CPU), memory_format("auto", model)
-    model.to(CPU, how.dtype).to(memory_format=layout)
-    trainer = {"device": "cpu", "precision": precision, "channels_last": "auto", "compile": False}
-    config = OmegaConf.create({"trainer": trainer})
-    return Trained(Path("last.pt"), config, kind, how, model, (CPU, how.dtype, layout))
+def as_in_a_run(model: nn.Module, precision: str = "float32") -> nn.Module:
+    layout = memory_format("auto", model)
+    return model.to(Precision(precision, CPU).dtype).to(memory_format=layout).eval()
 
 
 def colour(side: int = 14) -> Kind:
@@ -71,10 +67,11 @@ def moved(model: nn.Module, kind: Kind) -> nn.Module:
 def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
     torch.manual_seed(0)
     kind = colour(32 if name == "torchvision" else 14)
-    trained = trained_like(moved(MODELS[name](kind.image_shape, 4), kind), kind)
+    model = as_in_a_run(moved(MODELS[name](kind.image_shape, 4), kind))
     test = images_of(kind)
-    found = export(trained, format_name, path, preprocessing, test)
-    expected = trained.logits(test.images)
+    found = export(model, kind, format_name, path, preprocessing, test)
+    with torch.no_grad():
+        expected = model(kind.normalised(test.images, CPU))
     assert found.images == 33
     assert found.correct == int((expected.argmax(1) == test.labels).sum())
     assert (found.ties, found.largest) == (0, pytest.approx(expected.abs().max().item(), 1e-4))
@@ -103,25 +100,22 @@ def test_every_model_in_every_format(
     check(name, format_name, preprocessing, tmp_path / "model")
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float64"])
-def test_a_file_computes_in_float32_whatever_the_run_did(precision: str, tmp_path: Path) -> None:
+def test_a_file_computes_in_float32_whatever_the_model_does(tmp_path: Path) -> None:
     kind = colour()
-    trained = trained_like(CNN(kind.image_shape, 4), kind, precision)
+    model = as_in_a_run(CNN(kind.image_shape, 4), "float64")
     test = images_of(kind)
-    found = export(trained, "torchscript", tmp_path / "model", False, test)
+    found = export(model, kind, "torchscript", tmp_path / "model", False, test)
     assert found.difference <= 1e-6 * found.largest
-    floats = kind.normalised(test.images, CPU)
-    answered = FORMATS["torchscript"].read(tmp_path / "model")(floats)
+    answered = FORMATS["torchscript"].read(tmp_path / "model")(kind.normalised(test.images, CPU))
     assert answered.dtype == torch.float32
-    assert not torch.equal(answered, trained.logits(test.images))
-    assert next(trained.model.parameters()).dtype == trained.precision.dtype
-    assert in_float32(trained).config.trainer.precision == "float32"
+    expected = model(kind.normalised(test.images, CPU, torch.float64))
+    torch.testing.assert_close(answered.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_file_needs_nothing_of_ours_and_says_what_its_classes_are(tmp_path: Path) -> None:
     kind = colour()
-    trained = trained_like(Linear(kind.image_shape, 4), kind)
-    export(trained, "onnx", tmp_path / "a.onnx", True, None)
+    model = Linear(kind.image_shape, 4)
+    export(model, kind, "onnx", tmp_path / "a.onnx", True, None)
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     (given,), (answered,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.shape, given.type) == ("images", ["n", 3, 14, 14], "tensor(uint8)")
@@ -129,7 +123,7 @@ def test_a_file_needs_nothing_of_ours_and_says_what_its_classes_are(tmp_path: Pa
     about = session.get_modelmeta().custom_metadata_map
     assert about["input"] == "torch.uint8"
     assert json.loads(about["kind"])["class_names"] == ["a", "b", "c", "d"]
-    export(trained, "pt2", tmp_path / "a.pt2", False, None)
+    export(model, kind, "pt2", tmp_path / "a.pt2", False, None)
     extra = {"input": "", "kind": ""}
     torch.export.load(tmp_path / "a.pt2", extra_files=extra)
     assert extra["input"] == "torch.float32"
@@ -151,30 +145,30 @@ class Fickle(nn.Module):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_file_that_answers_otherwise_is_not_written_and_the_old_one_stays(tmp_path: Path) -> None:
     kind = colour()
-    trained = trained_like(Fickle(), kind)
+    model = Fickle()
     (tmp_path / "a.pt").write_text("old")
     problem = r"^torchscript: not written, it answers otherwise: 33 images, .*% right: PyTorch's"
     with pytest.raises(ExportError, match=problem):
-        export(trained, "torchscript", tmp_path / "a.pt", True, images_of(kind))
+        export(model, kind, "torchscript", tmp_path / "a.pt", True, images_of(kind))
     with pytest.raises(ExportError, match=r"^pt2: .+$"):
-        export(trained, "pt2", tmp_path / "a.pt", True, images_of(kind))
+        export(model, kind, "pt2", tmp_path / "a.pt", True, images_of(kind))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_labels_that_differ_are_counted_and_no_number_is_no_answer() -> None:
     kind = replace(colour(), image_shape=(1, 1, 4), mean=(0.0,), std=(1.0,))
-    trained = trained_like(nn.Flatten(), kind)  # the pixels are the logits
+    model = nn.Flatten()  # the pixels are the logits
     images = torch.tensor([[9, 9, 1, 0], [0, 3, 2, 2]], dtype=torch.uint8).view(2, 1, 1, 4)
     nudge = torch.tensor([[0, 1e-7, 0, 0], [0, 0, 0, 0]])
     test = Split(images, torch.tensor([0, 1]))
-    found = compare(trained, lambda floats: floats.flatten(1) + nudge, False, test)
+    found = compare(model, kind, lambda floats: floats.flatten(1) + nudge, False, test)
     assert (found.images, found.correct, found.ties) == (2, 1, 1)
     assert found.difference <= found.allowed
     assert str(found) == (
         "2 images, 50.00% right: PyTorch's labels but for 1 ties; logits of up to 0.0353 differ by "
         "1.0e-07 at most, 3.5e-07 is allowed"
     )
-    lost = compare(trained, lambda floats: floats.flatten(1) * torch.nan, False, test)
+    lost = compare(model, kind, lambda floats: floats.flatten(1) * torch.nan, False, test)
     assert not lost.difference <= lost.allowed
 
 
@@ -243,6 +237,16 @@ def options(tmp_path: Path, **more: object) -> Namespace:
     return Namespace(**{**plain, "preprocessing": True, "unchecked": False, **more})
 
 
+class AwayFromItsData:
+    """A trained model of which the images are not on this machine."""
+
+    kind, precision = colour(), Precision("bfloat16", CPU)
+    model = Linear(kind.image_shape, 4)
+
+    def dataset(self) -> None:
+        raise DataError("data=colour: nowhere to be had")
+
+
 def test_packages_that_are_not_there_are_named_with_what_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,14 +259,7 @@ def test_packages_that_are_not_there_are_named_with_what_installs_them(
 def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kind = colour()
-    trained = trained_like(Linear(kind.image_shape, 4), kind, "bfloat16")
-
-    def absent(self: Trained) -> None:
-        raise DataError("data=colour: nowhere to be had")
-
-    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: trained)
-    monkeypatch.setattr(Trained, "dataset", absent)
+    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: AwayFromItsData())
     problem = "data=colour: nowhere to be had; --unchecked exports without a comparison"
     with pytest.raises(DataError, match=f"^{problem}$"):
         script.export(options(tmp_path))
@@ -271,7 +268,10 @@ def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
     *_, precision, checked = capsys.readouterr().out.splitlines()
     assert precision == "        float32, where the run computed in bfloat16"
     assert checked == "checked no"
-    assert torch.export.load(tmp_path / "a.pt2").module()(images_of(kind).images).shape == (33, 4)
+    assert torch.export.load(tmp_path / "a.pt2").module()(images_of(colour()).images).shape == (
+        33,
+        4,
+    )
 
 
 def test_a_path_that_cannot_be_written_is_told_in_a_line(
@@ -280,9 +280,7 @@ def test_a_path_that_cannot_be_written_is_told_in_a_line(
     def full(*arguments: object) -> Comparison:
         raise OSError(28, "No space left on device")
 
-    kind = colour()
-    trained = trained_like(Linear(kind.image_shape, 4), kind)
-    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: trained)
+    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: AwayFromItsData())
     monkeypatch.setattr(exporting, "export", full)
     problem = f"--output {tmp_path / 'a.pt2'}: No space left on device"
     with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):

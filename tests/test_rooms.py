@@ -41,7 +41,9 @@ ROOMS = {
     "planning": "hydra omegaconf config errors paths",
     "tracking": "errors",
     "tracking.beside": "hydra omegaconf tracking",
-    "tracking.mlflow": "mlflow filelock errors paths tracking",
+    "tracking.served": "mlflow numpy | torch",
+    "tracking.models": "mlflow numpy filelock paths tracking",
+    "tracking.mlflow": "mlflow filelock errors paths tracking | tracking.models",
     "tracking.tensorboard": "tensorboard tracking",
     "training": "torch augmentation data.splits errors precision ranks",
     "screen": "torch rich training",
@@ -59,10 +61,10 @@ ROOMS = {
         "paths precision resuming tracking training | tracking.mlflow"
     ),
     "demo": "errors preparing trained",
-    "exporting": "torch data errors files precision tracking trained training | onnxruntime",
+    "exporting": "torch data errors files tracking training | onnxruntime",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
-        "environment errors files journal paths pictures precision ranks resuming scores "
+        "environment errors exporting files journal paths pictures precision ranks resuming scores "
         "screen signals tracking tracking.beside training"
     ),
     "reproduction": (

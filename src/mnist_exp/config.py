@@ -187,6 +187,13 @@ OPTION_RULES = {
     "tracking.experiment": text,
     "tracking.uri": optional(text),
     "tracking.logdir": text,
+    "tracking.log_checkpoints": flag,
+    "tracking.log_model": flag,
+    "tracking.register": Rule(
+        "null or a name without / and :",
+        (NoneType, str),
+        lambda value: value is None or (value.strip() != "" and not set(value) & set("/:")),
+    ),
 }
 
 

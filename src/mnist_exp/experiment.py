@@ -30,15 +30,23 @@ from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.config import leaves
 from mnist_exp.data import Split
 from mnist_exp.errors import BadInput
+from mnist_exp.exporting import ExportError, export
 from mnist_exp.files import alone, replacing
 from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry, tested_of
-from mnist_exp.paths import BEST, FIGURES, LAST
+from mnist_exp.paths import BEST, FIGURES, LAST, SERVED
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
 from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.scores import Predictions
 from mnist_exp.signals import Interrupted, deferred
-from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, first_line
+from mnist_exp.tracking import (
+    DatasetRecord,
+    ModelRecord,
+    RunRecord,
+    Status,
+    TrackerError,
+    first_line,
+)
 from mnist_exp.tracking.beside import Beside
 from mnist_exp.training import Diverged, Epoch, Figures, Options, Progress, evaluate, fit
 
@@ -178,6 +186,8 @@ class Experiment:
                 raise
             finally:
                 self.close(status)
+            for became in self.tracker.registered():
+                log.info("registered  %s", became)
             for where in self.tracker.where() if show else ():
                 log.info("compare  %s", where)
         return result
@@ -316,6 +326,8 @@ class Experiment:
         self.tracker.upload(self.present(LAST, BEST), "checkpoints")
         for folder in (FIGURES, TESTS):
             self.tracker.upload(sorted((self.folder / folder).glob("*.png")), folder.as_posix())
+        if status == "FINISHED" and self.tracker.takes_models:
+            self.log_model()
         if not self.tracker.end(status):
             text = "the tracker has not got everything; once it answers:\n%s"
             log.warning(text, resume_command(self.folder))
@@ -327,6 +339,27 @@ class Experiment:
         elif status == "KILLED":
             text = "interrupted in epoch %d; to go on:\n%s"
             log.info(text, self.progress.number, resume_command(self.folder))
+
+    def log_model(self) -> None:
+        """Hand over the kept model, in a file that needs none of this code."""
+        best, path = self.progress.best, self.folder / SERVED
+        assert best is not None, "a run without an epoch has finished"
+        try:
+            export(self.kept_model(), self.kind, "torchscript", path, True, None)
+        except (ExportError, OSError) as error:
+            log.warning("no model for the tracker: %s", error)
+            return
+        (image,) = next(self.dataset.train.batches([slice(1)])).images
+        self.tracker.log_model(
+            ModelRecord(
+                path,
+                (image if len(image) > 1 else image[0])[None].tolist(),
+                self.kind.class_names,
+                best.number,
+                best.val.accuracy if best.val else None,
+                self.kind.digest,
+            )
+        )
 
     def show(self, result: Result) -> None:
         """The closing table, and where the outputs lie."""

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from mnist_exp.data import Kind, Split
 from mnist_exp.errors import Failure
 from mnist_exp.files import replacing
-from mnist_exp.precision import FLOAT32
 from mnist_exp.tracking import first_line
-from mnist_exp.trained import Trained
 from mnist_exp.training import in_order
 
 TOLERANCE = 1e-5  # of the largest logit; measured: 3e-7 to 2e-6, by model and runtime
 
+CPU = torch.device("cpu")
 Answers = Callable[[Tensor], Tensor]  # images to logits
 
 
@@ -66,9 +65,14 @@ class Comparison:
 
 
 def export(
-    trained: Trained, format_name: str, path: Path, preprocessing: bool, test: Split | None
+    trained: nn.Module,
+    kind: Kind,
+    format_name: str,
+    path: Path,
+    preprocessing: bool,
+    test: Split | None,
 ) -> Comparison | None:
-    """Write the model to `path`, in float32 whatever it was trained in, for any number of images.
+    """Write a model to `path`, in float32 whatever it is in now, for any number of images.
 
     preprocessing: it takes uint8 images [n, channels, height, width], and floats normalised by the
     kind's mean and deviation otherwise. What lies at `path` is replaced once the new file was read
@@ -76,31 +80,34 @@ def export(
 
     Raises ExportError; OSError where the file cannot be written.
     """
-    chosen, plain = FORMATS[format_name], in_float32(trained)
-    example = torch.zeros(2, *plain.kind.image_shape, dtype=torch.uint8)
-    module: nn.Module = FromBytes(plain.model, plain.kind).eval()
+    chosen, model = FORMATS[format_name], in_float32(trained)
+    example = torch.zeros(2, *kind.image_shape, dtype=torch.uint8)
+    module: nn.Module = FromBytes(model, kind).eval()
     if not preprocessing:
-        module, example = plain.model.eval(), plain.kind.normalised(example, *plain.form)
-    about = {"input": str(example.dtype), "kind": json.dumps(asdict(plain.kind))}
+        module, example = model, kind.normalised(example, CPU)
+    about = {"input": str(example.dtype), "kind": json.dumps(asdict(kind))}
     with replacing(path) as temporary:
         with failing_in_one_line(format_name), torch.no_grad():
             temporary.write_bytes(chosen.write(module, example, about))
         if test is None:
             return None
-        with failing_in_one_line(format_name), torch.no_grad():
-            found = compare(plain, chosen.read(temporary), preprocessing, test)
+        with failing_in_one_line(format_name):
+            found = compare(model, kind, chosen.read(temporary), preprocessing, test)
         if not found.difference <= found.allowed:  # nan is not, either
             raise ExportError(f"{format_name}: not written, it answers otherwise: {found}")
     return found
 
 
-def compare(trained: Trained, answers: Answers, preprocessing: bool, test: Split) -> Comparison:
-    """test: raw uint8 images."""
+@torch.no_grad()
+def compare(
+    model: nn.Module, kind: Kind, answers: Answers, preprocessing: bool, test: Split
+) -> Comparison:
+    """model: in float32 on the CPU; test: raw uint8 images."""
     correct, ties, difference, largest = 0, 0, torch.zeros(()), torch.zeros(())
     for share in in_order(test):
         images = share.images
-        expected = trained.logits(images)
-        found = answers(images if preprocessing else trained.kind.normalised(images, *trained.form))
+        expected = model(kind.normalised(images, CPU))
+        found = answers(images if preprocessing else kind.normalised(images, CPU))
         labels = found.argmax(1)
         correct += int((labels == share.labels).sum())
         ties += int((labels != expected.argmax(1)).sum())
@@ -109,13 +116,10 @@ def compare(trained: Trained, answers: Answers, preprocessing: bool, test: Split
     return Comparison(len(test), correct, ties, difference.item(), largest.item())
 
 
-def in_float32(trained: Trained) -> Trained:
-    """A copy that computes in float32, on the CPU, with the channels where other runtimes look."""
-    config = trained.config.copy()
-    config.trainer.update(device="cpu", precision="float32", channels_last=False, compile=False)
-    form = (torch.device("cpu"), torch.float32, torch.contiguous_format)
-    model = copy.deepcopy(trained.model).to(*form[:2]).to(memory_format=form[2])
-    return replace(trained, config=config, precision=FLOAT32, model=model, form=form)
+def in_float32(model: nn.Module) -> nn.Module:
+    """A copy for evaluation on the CPU, with the channels where other runtimes look for them."""
+    copied = copy.deepcopy(model).to(CPU, torch.float32)
+    return copied.to(memory_format=torch.contiguous_format).eval()
 
 
 class FromBytes(nn.Module):

@@ -9,3 +9,4 @@ CONF = REPOSITORY / "conf"
 LAST = Path("checkpoints", "last.pt")
 BEST = Path("checkpoints", "best.pt")
 FIGURES = Path("figures")
+SERVED = Path("served_model.pt")  # exported, for the tracker

@@ -69,20 +69,20 @@ def export(options: Namespace) -> int:
     from mnist_exp.trained import load
 
     trained = load(source, device="cpu")
-    plain = exporting.in_float32(trained)
     test = None
     if not options.unchecked:
         try:
-            test = plain.dataset().test
+            test = trained.dataset().test
         except Failure as error:
             raise type(error)(f"{error}; --unchecked exports without a comparison") from error
+    form = (options.format, path, options.preprocessing)
     try:
-        found = exporting.export(plain, options.format, path, options.preprocessing, test)
+        found = exporting.export(trained.model, trained.kind, *form, test)
     except OSError as error:
         raise BadInput(f"--output {path}: {error.strerror}") from error
     print(f"from    {source}")
     kind = "uint8" if options.preprocessing else "float32, normalised"
-    shape = ", ".join(map(str, plain.kind.image_shape))
+    shape = ", ".join(map(str, trained.kind.image_shape))
     print(f"to      {path}: {path.stat().st_size / 1e6:.2f} MB, images [n, {shape}] {kind}")
     if trained.precision.name != "float32":
         print(f"        float32, where the run computed in {trained.precision.name}")

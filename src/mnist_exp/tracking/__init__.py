@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from mnist_exp.errors import Failure
 
@@ -40,8 +40,20 @@ class RunRecord:
     parent: str | None = None  # key of the sweep that it is a job of
 
 
+@dataclass(frozen=True)
+class ModelRecord:
+    """A trained model for others to use."""
+
+    file: Path  # exported, of raw images
+    example: Any  # raw images, numbers in nested lists, as the model is to be asked
+    class_names: tuple[str, ...]
+    epoch: int  # whose weights it has
+    accuracy: float | None  # of these in validation, if there was one
+    digest: str  # SHA-256 of the data set
+
+
 class Tracker(Protocol):
-    """Is told what happens in one run, in this order: start, log and upload, end.
+    """Is told what happens in one run, in this order: start, log and upload, log_model, end.
 
     Being told the same thing twice changes nothing.
     """
@@ -55,10 +67,16 @@ class Tracker(Protocol):
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
         """Keep these files with the run, in this folder of its artifacts."""
 
+    def log_model(self, record: ModelRecord) -> None:
+        """Keep this model with the run, to be loaded and served from there."""
+
     def end(self, status: Status) -> None: ...
 
     def where(self) -> str | None:
         """What a person types or opens to look at the run, if there is something."""
+
+    def registered(self) -> str | None:
+        """What has become of the model's registration, if there was one, in a line."""
 
 
 class NoTracker:
@@ -70,9 +88,13 @@ class NoTracker:
 
     def upload(self, paths: Sequence[Path], folder: str = "") -> None: ...
 
+    def log_model(self, record: ModelRecord) -> None: ...
+
     def end(self, status: Status) -> None: ...
 
     def where(self) -> None: ...
+
+    def registered(self) -> None: ...
 
 
 class Patient:

@@ -28,7 +28,15 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.tracking import Patient, RunRecord, Status, Tracker, TrackerError, root_cause
+from mnist_exp.tracking import (
+    ModelRecord,
+    Patient,
+    RunRecord,
+    Status,
+    Tracker,
+    TrackerError,
+    root_cause,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +50,7 @@ class Beside:
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
+        self.takes_models = bool(config.get("log_model") or config.get("register"))
         self.process: Here | Process
         self.key: str  # of the record
         self.opened: Future[list[str]]
@@ -63,6 +72,9 @@ class Beside:
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
         self._tell("upload", paths, folder)
 
+    def log_model(self, record: ModelRecord) -> None:
+        self._tell("log_model", record)
+
     def end(self, status: Status) -> bool:
         """Waits for it; returns whether each tracker has been told everything."""
         return _reason(self._tell("end", status)) is None
@@ -70,6 +82,11 @@ class Beside:
     def where(self) -> list[str]:
         """What a person types or opens to look at the run, of each. Raises TrackerError."""
         return self.opened.result()
+
+    def registered(self) -> list[str]:
+        """What has become of the model's registration, once the run has ended."""
+        said = self.process.submit(_registered, self.key)
+        return [] if said.exception() else said.result()
 
     def _tell(self, what: str, *arguments: object) -> Future[str | None]:
         told = self.process.submit(_tell, self.key, what, *arguments)
@@ -200,6 +217,11 @@ def _tell(key: str, what: str, *arguments: object) -> str | None:
         return "no run could be opened"
     reasons = [patient.tell(what, *arguments) for patient in _opened[key]]
     return next(filter(None, reasons), None)
+
+
+def _registered(key: str) -> list[str]:
+    said = (patient.tracker.registered() for patient in _opened.get(key, []))
+    return list(filter(None, said))
 
 
 def _serve() -> None:

@@ -19,7 +19,14 @@ from filelock import FileLock
 
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import REPOSITORY
-from mnist_exp.tracking import DatasetRecord, RunRecord, Status, TrackerError, root_cause
+from mnist_exp.tracking import (
+    DatasetRecord,
+    ModelRecord,
+    RunRecord,
+    Status,
+    TrackerError,
+    root_cause,
+)
 
 # Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
 # server that does not answer is given up after seconds instead of minutes (`Patient` tries again,
@@ -47,10 +54,19 @@ class MLflowTracker:
     """One MLflow run, told through a client: MLflow's global state is left alone."""
 
     def __init__(
-        self, experiment: str, uri: str | None = None, log_checkpoints: bool = True
+        self,
+        experiment: str,
+        uri: str | None = None,
+        log_checkpoints: bool = True,
+        log_model: bool = False,
+        register: str | None = None,
     ) -> None:
         self.experiment, self.uri = experiment, uri or LOCAL_URI
-        self.log_checkpoints = log_checkpoints
+        self.log_checkpoints, self.register = log_checkpoints, register
+        self.became: str | None = None  # of what was to be registered
+        if log_model or register:
+            # Half a second, beside the training and not after it.
+            import mnist_exp.tracking.models  # noqa: F401
         self.client: MlflowClient
         self.run_id: str
 
@@ -107,6 +123,13 @@ class MLflowTracker:
         for path in paths:
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
+    def log_model(self, record: ModelRecord) -> None:
+        from mnist_exp.tracking import models
+
+        model = models.log_model(self.client, self.run_id, record)
+        if self.register:
+            self.became = models.register(self.client, self.register, model, record)
+
     def end(self, status: Status) -> None:
         self.client.set_terminated(self.run_id, status)
 
@@ -115,6 +138,9 @@ class MLflowTracker:
             return self.uri
         here = Path.cwd() == REPOSITORY
         return "mlflow ui" if here else f"cd {shlex.quote(str(REPOSITORY))} && mlflow ui"
+
+    def registered(self) -> str | None:
+        return self.became
 
 
 def open_store(uri: str) -> MlflowClient:

@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from mnist_exp.tracking import RunRecord, Status, TrackerError
+from mnist_exp.tracking import ModelRecord, RunRecord, Status, TrackerError
 
 LETTERS = 8  # of the key, in the folder's name
 LONGEST = 150  # letters of a run's name in it
@@ -77,6 +77,9 @@ class TensorBoardTracker:
                 tag = f"{folder}/{path.stem}" if folder else path.stem
                 self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), time.time())
 
+    def log_model(self, record: ModelRecord) -> None:
+        """TensorBoard keeps no models."""
+
     def end(self, status: Status) -> None:
         ended = Ended.STATUS_SUCCESS if status == "FINISHED" else Ended.STATUS_FAILURE
         info = SessionEndInfo(status=ended, end_time_secs=time.time())
@@ -94,3 +97,5 @@ class TensorBoardTracker:
 
     def where(self) -> str:
         return f"tensorboard --logdir {shlex.quote(os.path.relpath(self.logdir))}"
+
+    def registered(self) -> None: ...

@@ -1,0 +1,143 @@
+"""A trained model in MLflow: logged with its run, and registered by a name."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import save_model
+from mlflow.types import Schema, TensorSpec
+
+from mnist_exp.paths import REPOSITORY
+from mnist_exp.tracking import ModelRecord
+
+NAME = "model"  # in its run
+CHAMPION = "champion"
+EPOCH, ACCURACY, DIGEST = "epoch", "val_accuracy", "data_digest"  # tags
+
+
+def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedModel:
+    """The run's model of that epoch, made unless it is there and whole."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    model = logged_model(client, experiment_id, run_id, record.epoch)
+    if model is None:
+        tags = {EPOCH: str(record.epoch)}
+        model = client.create_logged_model(
+            experiment_id, NAME, run_id, tags, model_type="classifier"
+        )
+    if model.status != LoggedModelStatus.READY:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, NAME)
+            write(folder, record, Model(run_id=run_id, model_id=model.model_id))
+            client.log_model_artifacts(model.model_id, str(folder))
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=record.epoch)])
+        client.log_batch(run_id, figures(client, run_id, model.model_id, record.epoch))
+        model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return model
+
+
+def logged_model(
+    client: MlflowClient, experiment_id: str, run_id: str, epoch: int
+) -> LoggedModel | None:
+    found = client.search_logged_models(
+        [experiment_id], f"source_run_id = '{run_id}' AND tags.{EPOCH} = '{epoch}'"
+    )
+    return found[0] if found else None
+
+
+def write(folder: Path, record: ModelRecord, model: Model) -> None:
+    """As mlflow.pyfunc would, which neither pickles nor imports torch or looks for requirements."""
+    example = np.array(record.example, np.uint8)
+    given = TensorSpec(example.dtype, (-1, *example.shape[1:]), "images")
+    labels = TensorSpec(np.dtype(str), (-1,), "labels")
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(record.class_names)), "probabilities")
+    save_model(
+        folder,
+        python_model=Path(__file__).with_name("served.py"),
+        artifacts={NAME: str(record.file)},
+        signature=ModelSignature(Schema([given]), Schema([labels, probabilities])),
+        input_example=example,
+        pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch")],
+        metadata={"class_names": list(record.class_names)},
+        mlflow_model=model,
+    )
+
+
+def figures(client: MlflowClient, run_id: str, model_id: str, epoch: int) -> list[Metric]:
+    """The run's figures of that epoch as the model's, too: the UI shows them beside it."""
+    return [
+        Metric(past.key, past.value, past.timestamp, past.step, model_id, run_id=run_id)
+        for key in client.get_run(run_id).data.metrics
+        for past in client.get_metric_history(run_id, key)
+        if past.step == epoch and past.model_id is None
+    ]
+
+
+def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelRecord) -> str:
+    """The model as a version of that name, made unless it is there; the champion if it is better.
+
+    Returns what became of it, in a line.
+    """
+    with FileLock(REPOSITORY / "mlflow.db.lock"):  # no other run of ours compares meanwhile
+        version = version_of(client, name, model, record)
+        champion = present_champion(client, name)
+        if champion and champion.version == version.version:
+            return f"{name} version {version.version}, the champion"
+        if reason := objection(record, champion):
+            return f"{name} version {version.version}; {reason}"
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    before = f", before {float(champion.tags[ACCURACY]):.4f}" if champion else ""
+    return (
+        f"{name} version {version.version}, now the champion "
+        f"(validation accuracy {record.accuracy:.4f}{before})"
+    )
+
+
+def version_of(
+    client: MlflowClient, name: str, model: LoggedModel, record: ModelRecord
+) -> ModelVersion:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for version in client.search_model_versions(f"run_id = '{model.source_run_id}'"):
+        if version.name == name and version.model_id == model.model_id:
+            return version
+    tags = {DIGEST: record.digest}
+    if record.accuracy is not None:
+        tags[ACCURACY] = str(record.accuracy)
+    source = f"models:/{model.model_id}"
+    return client.create_model_version(
+        name, source, model.source_run_id, tags, model_id=model.model_id
+    )
+
+
+def present_champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    return client.get_model_version(name, version) if version else None
+
+
+def objection(record: ModelRecord, champion: ModelVersion | None) -> str | None:
+    """Why the model is not the new champion, if there is a reason."""
+    if record.accuracy is None:
+        return "no champion without a validation accuracy"
+    if champion is None:
+        return None
+    stays = f"version {champion.version} stays the champion"
+    if champion.tags.get(DIGEST) != record.digest:
+        return f"{stays}, of another data set"
+    if ACCURACY not in champion.tags:
+        return f"{stays}, of which no validation accuracy is known"
+    theirs = float(champion.tags[ACCURACY])
+    if record.accuracy <= theirs:
+        return f"{stays} (validation accuracy {theirs:.4f}, here {record.accuracy:.4f})"
+    return None

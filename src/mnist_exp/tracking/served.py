@@ -1,0 +1,49 @@
+"""What an MLflow model of ours does when it is loaded or served.
+
+MLflow keeps a copy of this file beside the exported model and runs it, also where this package is
+not installed: nothing of ours is imported. The tracker runs it, too, when the model is logged, so
+that torch waits for the loading.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+
+class Classifier(PythonModel):
+    """Answers to raw images: uint8 [n, height, width], in colour [n, channels, height, width]."""
+
+    def load_context(self, context: Any) -> None:
+        import torch
+
+        about = {"kind": ""}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+            self.module = torch.jit.load(context.artifacts["model"], "cpu", about)
+        self.names: list[str] = json.loads(about["kind"])["class_names"]
+
+    def predict(
+        self,
+        context: Any,
+        model_input: np.ndarray,  # type: ignore[type-arg] # MLflow knows it by this name alone
+        params: Any = None,
+    ) -> Any:
+        """labels: the classes' names [n]; probabilities: float32 [n, classes], in their order."""
+        import torch
+
+        images = torch.from_numpy(np.array(model_input))
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
+        with torch.inference_mode():
+            probabilities = self.module(images).softmax(1)
+        labels = [self.names[label] for label in probabilities.argmax(1).tolist()]
+        return {"labels": labels, "probabilities": probabilities.numpy()}
+
+
+set_model(Classifier())
