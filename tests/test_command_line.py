@@ -31,7 +31,7 @@ TOP = (
 )
 ADAM = "no such key; optimizer=adam has lr, betas, eps, weight_decay, fused"
 MLP = "no such key; model=mlp has hidden_sizes, activation, dropout"
-MODELS = "cnn | linear | mlp | resnet | strided_cnn | torchvision"
+MODELS = " | ".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 PRESETS = "accurate | baseline | cifar10 | fashion | speedrun"
 POSITIVE = "must be an integer >= 1"
 BETAS = "must be a list of two numbers from 0 up to but not including 1"
@@ -250,7 +250,7 @@ BOTH = "tracking=[mlflow,tensorboard]"
         ("tracking=[mlflow,1]", ONE_OF),
         ("tracking=[]", "has an option more than once, or none"),
         ("tracking=[mlflow,mlflow]", "has an option more than once, or none"),
-        ("model=[mlp,cnn]", "must be cnn | linear | mlp | resnet | strided_cnn | torchvision"),
+        ("model=[mlp,cnn]", f"must be {MODELS}"),
     ],
 )
 def test_several_trackers_are_a_list_and_checked_as_one_option_is(

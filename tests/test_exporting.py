@@ -253,7 +253,7 @@ def test_packages_that_are_not_there_are_named_with_what_installs_them(
     monkeypatch.setattr(script, "find_spec", lambda name: None if name == "onnxscript" else name)
     problem = "--format onnx: onnxscript is not installed: pip install -e '.[export]'"
     with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):
-        script.export(options(tmp_path, format="onnx"))
+        script.exported(options(tmp_path, format="onnx"))
 
 
 def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
@@ -262,9 +262,9 @@ def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
     monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: AwayFromItsData())
     problem = "data=colour: nowhere to be had; --unchecked exports without a comparison"
     with pytest.raises(DataError, match=f"^{problem}$"):
-        script.export(options(tmp_path))
+        script.exported(options(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert script.export(options(tmp_path, unchecked=True)) == 0
+    assert script.exported(options(tmp_path, unchecked=True)) == 0
     *_, precision, checked = capsys.readouterr().out.splitlines()
     assert precision == "        float32, where the run computed in bfloat16"
     assert checked == "checked no"
@@ -284,7 +284,7 @@ def test_a_path_that_cannot_be_written_is_told_in_a_line(
     monkeypatch.setattr(exporting, "export", full)
     problem = f"--output {tmp_path / 'a.pt2'}: No space left on device"
     with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):
-        script.export(options(tmp_path, unchecked=True))
+        script.exported(options(tmp_path, unchecked=True))
 
 
 def test_the_command_line_knows_the_formats_that_there_are() -> None:

@@ -1,13 +1,12 @@
-"""The command line of `evaluate.py`."""
+"""`python evaluate.py`: what a trained model is worth on a whole split."""
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from pathlib import Path
 
 from mnist_exp.errors import BadInput
-from mnist_exp.scripts import Parser, answer, chosen
+from mnist_exp.scripts import Parser, answer, chosen, tracking_uri
 
 DESCRIPTION = """\
 What a trained model is worth on a whole split: loss, accuracy with its 95 % interval, precision,
@@ -40,22 +39,23 @@ def evaluate() -> None:
     )
     parser.add_argument("--log", action="store_true", help="figures and pictures to the MLflow run")
     options = parser.parse_args()
-    answer(lambda: act(options))
+    answer(lambda: evaluated(options))
 
 
-def act(options: Namespace) -> int:
+def evaluated(options: Namespace) -> int:
+    """Tell, draw and log what the model is worth; returns the exit code."""
     data = overrides(options.data)
     checkpoint = chosen(options)
     from mnist_exp import evaluation
 
-    evaluated = evaluation.evaluated(checkpoint, options.split, data, options.device)
-    folder, files = evaluated.draw(options.figures)
+    found = evaluation.evaluated(checkpoint, options.split, data, options.device)
+    folder, files = found.draw(options.figures)
     if options.json:
-        print(evaluated.json())
+        print(found.json())
     else:
-        evaluated.show(folder)
+        found.show(folder)
     if options.log:
-        evaluated.log(os.environ.get("MLFLOW_TRACKING_URI"), files)
+        found.log(tracking_uri(), files)
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import ArgumentTypeError, Namespace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 from mnist_exp.config import did_you_mean
 from mnist_exp.errors import BadInput, Failure
@@ -27,8 +26,8 @@ The file computes in float32, whatever the run was trained in, takes any number 
 logits [n, classes]. It also holds the names of the classes, mean and deviation."""
 
 
-def main() -> NoReturn:
-    """Exits as `answer` does."""
+def export() -> None:
+    """What `python export.py` does."""
     parser = Parser(DESCRIPTION, device=False)
     parser.add_argument(
         "--format", type=known_format, required=True, help="onnx, pt2 or torchscript"
@@ -43,7 +42,7 @@ def main() -> NoReturn:
         "--unchecked", action="store_true", help="without the comparison, which needs the test set"
     )
     options = parser.parse_args()
-    answer(lambda: export(options))
+    answer(lambda: exported(options))
 
 
 def known_format(word: str) -> str:
@@ -53,7 +52,7 @@ def known_format(word: str) -> str:
     return word
 
 
-def export(options: Namespace) -> int:
+def exported(options: Namespace) -> int:
     """Returns the exit code. Raises Failure, OSError."""
     path: Path = options.output or Path("mnist_model" + SUFFIXES[options.format])
     if missing := [name for name in NEEDS.get(options.format, ()) if find_spec(name) is None]:
