@@ -243,8 +243,8 @@ BOTH = "tracking=[mlflow,tensorboard]"
         (f"{BOTH} tracking.figures=yes", "must be true | false | auto"),
         (
             f"{BOTH} tracking.log_dir=here",
-            f"no such key; {BOTH} has figures, experiment, uri, log_checkpoints, logdir; "
-            "did you mean logdir?",
+            f"no such key; {BOTH} has figures, experiment, uri, log_checkpoints, log_model, "
+            "register, logdir; did you mean logdir?",
         ),
         ("tracking=[mlflow,tensorbord]", f"{ONE_OF}; did you mean tensorboard?"),
         ("tracking=[mlflow,1]", ONE_OF),

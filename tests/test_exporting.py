@@ -228,7 +228,7 @@ def test_a_mistake_is_told_in_a_line(
     monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
     with pytest.raises(SystemExit):
-        script.main()
+        script.export()
     assert (ended, capsys.readouterr().err) == ([2], f"error: {problem}\n")
 
 

@@ -118,30 +118,27 @@ def champion(client: MlflowClient) -> ModelVersion:
 def test_the_champion_is_the_best_in_validation_of_one_data_set(
     client: MlflowClient, record: ModelRecord
 ) -> None:
-    def registered(number: int | None, **more: object) -> str:
-        """Of a new run, or of the same as before."""
-        if number:
-            runs.append(new_run(client))
+    def registered(run_id: str, **more: object) -> str:
         of_run = replace(record, **more)
-        return register(client, "digits", log_model(client, runs[-1], of_run), of_run)
+        return register(client, "digits", log_model(client, run_id, of_run), of_run)
 
-    runs: list[str] = []
-    assert registered(
-        1, accuracy=None
-    ) == "digits version 1; no champion without a validation acc" + ("uracy")
-    better = "digits version {}, now the champion (validation accuracy {}"
-    assert registered(2, accuracy=0.9) == better.format(2, "0.9000)")
-    assert registered(None, accuracy=0.9) == "digits version 2, the champion"
+    first, second, third, fourth, fifth, sixth = (new_run(client) for _ in range(6))
+    better = "digits version {}, now the champion (validation accuracy {})"
+    nothing = "digits version 1; no champion without a validation accuracy"
+    assert registered(first, accuracy=None) == nothing
+    assert registered(second, accuracy=0.9) == better.format(2, "0.9000")
+    assert registered(second, accuracy=0.9) == "digits version 2, the champion"
     stays = "digits version {}; version 2 stays the champion"
-    assert registered(3, accuracy=0.9) == (
+    assert registered(third, accuracy=0.9) == (
         f"{stays.format(3)} (validation accuracy 0.9000, here 0.9000)"
     )
-    assert registered(4, accuracy=1.0, digest="1" * 64) == f"{stays.format(4)}, of another data set"
-    assert champion(client).version == "2"
-    assert registered(5, accuracy=0.90004) == better.format(5, "0.9000, before 0.9000)")
-    assert (champion(client).version, champion(client).run_id) == ("5", runs[-1])
+    other_set = registered(fourth, accuracy=1.0, digest="1" * 64)
+    assert other_set == f"{stays.format(4)}, of another data set"
+    assert champion(client).run_id == second
+    assert registered(fifth, accuracy=0.90004) == better.format(5, "0.9000, before 0.9000")
+    assert champion(client).run_id == fifth
     client.delete_model_version_tag("digits", "5", "val_accuracy")
-    assert registered(6, accuracy=0.99) == (
+    assert registered(sixth, accuracy=0.99) == (
         "digits version 6; version 5 stays the champion, of which no validation accuracy is known"
     )
     assert len(client.search_model_versions("name = 'digits'")) == 6

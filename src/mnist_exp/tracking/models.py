@@ -56,7 +56,7 @@ def logged_model(
 def write(folder: Path, record: ModelRecord, model: Model) -> None:
     """As mlflow.pyfunc would, which neither pickles nor imports torch or looks for requirements."""
     example = np.array(record.example, np.uint8)
-    given = TensorSpec(example.dtype, (-1, *example.shape[1:]), "images")
+    given = TensorSpec(example.dtype, (-1, *example.shape[1:]))  # unnamed: a bare array is taken
     labels = TensorSpec(np.dtype(str), (-1,), "labels")
     probabilities = TensorSpec(np.dtype(np.float32), (-1, len(record.class_names)), "probabilities")
     save_model(
@@ -89,7 +89,7 @@ def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelR
     with FileLock(REPOSITORY / "mlflow.db.lock"):  # no other run of ours compares meanwhile
         version = version_of(client, name, model, record)
         champion = present_champion(client, name)
-        if champion and champion.version == version.version:
+        if champion and int(champion.version) == int(version.version):
             return f"{name} version {version.version}, the champion"
         if reason := objection(record, champion):
             return f"{name} version {version.version}; {reason}"
@@ -110,14 +110,13 @@ def version_of(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     for version in client.search_model_versions(f"run_id = '{model.source_run_id}'"):
-        if version.name == name and version.model_id == model.model_id:
+        if version.name == name and version.source == model.artifact_location:
             return version
     tags = {DIGEST: record.digest}
     if record.accuracy is not None:
         tags[ACCURACY] = str(record.accuracy)
-    source = f"models:/{model.model_id}"
     return client.create_model_version(
-        name, source, model.source_run_id, tags, model_id=model.model_id
+        name, model.artifact_location, model.source_run_id, tags, model_id=model.model_id
     )
 
 
