@@ -240,7 +240,7 @@ BOTH = "tracking=[mlflow,tensorboard]"
         (BOTH, None),
         (f"{BOTH} tracking.logdir=here tracking.uri=there tracking.figures=true", None),
         (f"-m {BOTH},none", None),
-        (f"{BOTH} tracking.figures=yes", "must be true | false | auto"),
+        (f"{BOTH} tracking.figures=yes", "must be true or false"),
         (
             f"{BOTH} tracking.log_dir=here",
             f"no such key; {BOTH} has figures, experiment, uri, log_checkpoints, log_model, "

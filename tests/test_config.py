@@ -48,7 +48,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "trainer.checkpoint_every_steps": ([None, 1, 100], [0, -1, 1.5]),
     "trainer.max_batches": ([None, 1, 100], [0, -1, 1.5]),
     "trainer.test": ([True, False], [0, "winner", None]),
-    "tracking.figures": (["auto", True, False], ["yes", 1, None]),
+    "tracking.figures": ([True, False], ["yes", 1, None]),
     "data.root": (["data", "/a/b"], ["", None, 3]),
     "data.cache": (["data/cache"], ["", None, 3]),
     "data.mirrors": ([None, [], ["https://a.b/c/"]], ["https://a.b/c/", [3], [""]]),

@@ -180,7 +180,7 @@ def test_a_class_may_be_called_what_mlflow_does_not_admit_in_a_name() -> None:
 
 def test_a_run_with_both_trackers_is_evaluated_and_told_once(clone: Clone) -> None:
     typed = ("data=digits", "trainer.epochs=1", "tracking=[mlflow,tensorboard]")
-    done = clone.run("train.py", *typed, "tracking.figures=auto")
+    done = clone.run("train.py", *typed, "tracking.figures=true")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("compare  mlflow ui\ncompare  tensorboard --logdir runs\n")
     assert len(list((clone.root / "runs").glob("mlp-adam-*/events.out.tfevents.*"))) == 1

@@ -13,7 +13,7 @@ from torch import nn
 
 from mnist_exp import experiment, figures, pictures
 from mnist_exp.data import Kind, Split
-from mnist_exp.experiment import Experiment, resume, run
+from mnist_exp.experiment import resume, run
 from mnist_exp.models import CNN, MLP, ResNet
 from mnist_exp.paths import CONF
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training, first_weights
@@ -167,7 +167,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_pictures_are_of_the_one_pass_over_the_test_set_and_survive_going_on(
     digits_cache: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(digits_cache, "tracking.figures=auto")
+    config = config_of(digits_cache, "tracking.figures=true")
     run(config, tmp_path)
     assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359])
     config.resume = str(tmp_path)
@@ -194,26 +194,11 @@ def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "parent", "expected"),
-    [
-        ([], None, []),
-        (["tracking.figures=auto"], "a sweep's key", []),
-        (["tracking.figures=true", "trainer.test=false"], "a sweep's key", TRAINING),
-    ],
+    ("overrides", "expected"),
+    [([], []), (["tracking.figures=true", "trainer.test=false"], TRAINING)],
 )
 def test_who_does_not_ask_does_not_pay(
-    overrides: list[str],
-    parent: str | None,
-    expected: list[str],
-    digits_cache: Path,
-    tmp_path: Path,
+    overrides: list[str], expected: list[str], digits_cache: Path, tmp_path: Path
 ) -> None:
-    Experiment(config_of(digits_cache, *overrides), tmp_path, "job", parent=parent).run()
+    run(config_of(digits_cache, *overrides), tmp_path)
     assert made(tmp_path) == expected
-
-
-@pytest.mark.parametrize("tracking", ["mlflow", "tensorboard", "[mlflow,tensorboard]"])
-def test_a_single_run_with_a_tracker_has_pictures_unless_told_otherwise(tracking: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"tracking={tracking}"])
-    assert config.tracking.figures == "auto"

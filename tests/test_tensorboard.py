@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_both_trackers_of_a_run_have_the_same_and_a_run_gone_on_with_has_it_once(
     clone: Clone,
 ) -> None:
-    tracking = ("tracking=[mlflow,tensorboard]", "tracking.figures=auto")
+    tracking = ("tracking=[mlflow,tensorboard]", "tracking.figures=true")
     done = clone.run("train.py", "data=digits", "trainer.epochs=2", *tracking)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("compare  mlflow ui\ncompare  tensorboard --logdir runs\n")

@@ -138,7 +138,7 @@ RULES = {
     "trainer.checkpoint_every_steps": optional(integer(1)),
     "trainer.max_batches": optional(integer(1)),
     "trainer.test": flag,
-    "tracking.figures": flag_or("auto"),
+    "tracking.figures": flag,
 }
 
 # Keys that go to what a `_target_` names. Another class may mean something else by the name: there,

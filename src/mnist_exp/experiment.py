@@ -265,12 +265,6 @@ class Experiment:
         )
 
     @property
-    def pictured(self) -> bool:
-        """Whether pictures are made: of a job of a sweep only when they are asked for."""
-        wanted = self.config.tracking.figures
-        return self.parent is None if wanted == "auto" else wanted
-
-    @property
     def epoch_steps(self) -> int:
         all_of_them = math.ceil(len(self.dataset.train) / self.config.batch_size)
         return min(all_of_them, self.config.trainer.max_batches or all_of_them)
@@ -294,7 +288,7 @@ class Experiment:
             self.test(model)
         self.save_model(model)
         result = self.result()
-        if self.pictured:
+        if self.config.tracking.figures:
             draw_training(self.folder / FIGURES, self.progress.epochs, result.epoch, result.test)
             draw_filters(self.folder / FIGURES, model, self.kind)
         return result
@@ -306,7 +300,7 @@ class Experiment:
             split = self.dataset.prepare(self.dataset.test, *self.form)
             logits: list[Tensor] = []
             figures = evaluate(model, split, self.precision, on_logits=logits.append)
-            if self.pictured:  # first: what is known to be tested has them
+            if self.config.tracking.figures:  # first: what is known to be tested has them
                 predictions = Predictions.of(logits, split.labels)
                 draw_predictions(self.folder / TESTS, predictions, self.dataset.test, self.kind)
             self.tested = Tested(best.number, figures, time.time())
@@ -328,7 +322,9 @@ class Experiment:
             self.tracker.upload(sorted((self.folder / folder).glob("*.png")), folder.as_posix())
         if status == "FINISHED" and self.tracker.takes_models:
             self.log_model()
-        if not self.tracker.end(status):
+        whole = self.tracker.end(status)
+        (self.folder / SERVED).unlink(missing_ok=True)
+        if not whole:
             text = "the tracker has not got everything; once it answers:\n%s"
             log.warning(text, resume_command(self.folder))
             if status == "FINISHED":
