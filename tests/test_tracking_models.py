@@ -222,7 +222,7 @@ def test_a_served_model_answers_a_request_with_ten_images_without_this_package(
     with served(served_clone) as url:
         request = urllib.request.Request(
             url,
-            json.dumps({"instances": images[:, 0].tolist()}).encode(),
+            json.dumps({"inputs": images[:, 0].tolist()}).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
