@@ -31,7 +31,7 @@ class Classifier(PythonModel):
     def predict(
         self,
         context: Any,
-        model_input: np.ndarray,  # MLflow knows it by this name alone
+        model_input: np.ndarray,  # type: ignore[type-arg, unused-ignore] # bare, for MLflow
         params: Any = None,
     ) -> Any:
         """labels: the classes' names [n]; probabilities: float32 [n, classes], in their order."""
