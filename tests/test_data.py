@@ -42,7 +42,6 @@ from mnist_exp.data import (
     fashion_mnist,
     kmnist,
     mnist,
-    sets,
 )
 from mnist_exp.data.cache import Files, idx_decode, idx_encode, load_cached
 from mnist_exp.data.dataset import histograms, mean_and_std
@@ -735,7 +734,7 @@ def test_two_processes_that_need_the_set_at_once_fetch_it_once(
 @pytest.fixture
 def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
     """`mnist` of the tiny files."""
-    monkeypatch.setattr(sets, "MNIST", TINY)
+    monkeypatch.setitem(vars(mnist), "raw_set", TINY)
 
     def make(root: Path, cache: Path, **options: Any) -> Dataset:
         return mnist(str(root), str(cache), mean=0.1307, std=0.3081, **options)
@@ -954,7 +953,7 @@ def test_fashion_mnist_has_the_names_of_its_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = replace(FASHION_MNIST, sums=TINY.sums)
-    monkeypatch.setattr(sets, "FASHION_MNIST", tiny)
+    monkeypatch.setitem(vars(fashion_mnist), "raw_set", tiny)
     root = write(tmp_path / "FashionMNIST" / "raw", PACKED, ".gz").parent
     dataset = fashion_mnist(str(root), str(tmp_path / "cache"), mean=0.2860, std=0.3530)
     assert (dataset.kind.name, dataset.sizes["test"]) == ("fashion_mnist", 5)
@@ -974,7 +973,7 @@ def test_debians_fashion_mnist_is_the_published_one(tmp_path: Path) -> None:
 def tiny_kmnist(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Dataset]:
     """`kmnist` of the tiny files, of which the packed ones were published."""
     sums = {f"{name}.gz": hashlib.md5(packed).hexdigest() for name, packed in PACKED.items()}
-    monkeypatch.setattr(sets, "KMNIST", replace(KMNIST, sums=sums))
+    monkeypatch.setitem(vars(kmnist), "raw_set", replace(KMNIST, sums=sums))
     return lambda root, cache: kmnist(str(root), str(cache), mean=0.1918, std=0.3483, mirrors=[])
 
 
@@ -1058,7 +1057,7 @@ def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         sums={name: hashlib.md5(raw).hexdigest() for name, raw in files.items()},
         archive=replace(CIFAR10.archive, md5=hashlib.md5(packed).hexdigest()),
     )
-    monkeypatch.setattr(sets, "CIFAR10", tiny)
+    monkeypatch.setitem(vars(cifar10), "raw_set", tiny)
     return {**files, CIFAR10.archive.name: packed}
 
 
@@ -1122,8 +1121,8 @@ def test_a_batch_whose_sum_was_forged_runs_no_code(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     crafted = b"cos\nsystem\n(Vtouch mark\ntR."
-    sums = {**sets.CIFAR10.sums, "data_batch_1": hashlib.md5(crafted).hexdigest()}
-    monkeypatch.setattr(sets, "CIFAR10", replace(sets.CIFAR10, sums=sums))
+    sums = {**cifar10.raw_set.sums, "data_batch_1": hashlib.md5(crafted).hexdigest()}
+    monkeypatch.setitem(vars(cifar10), "raw_set", replace(cifar10.raw_set, sums=sums))
     write(tmp_path, {**tiny_cifar, "data_batch_1": crafted})
     with pytest.raises(pickle.UnpicklingError, match=r"^os\.system is not admitted$"):
         tiny_cifar10(tmp_path, tmp_path / "cache", [])

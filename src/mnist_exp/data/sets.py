@@ -1,4 +1,4 @@
-"""The published sets, each a function from plain arguments to a `Dataset`: what `data=` chooses.
+"""The published sets, each called with plain arguments for a `Dataset`: what `data=` chooses.
 
 Each is found or fetched as `sources.fetch` says, decoded once, and kept in a folder of `cache`. Its
 `mean` and `std` are of the training pixels, scaled to 0..1: for all channels, or for each; None has
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mnist_exp.data.cache import (
-    Arrays,
     Files,
     idx_encode,
     load_cached,
@@ -34,98 +34,71 @@ from mnist_exp.data.sources import RawSet, fetch
 from mnist_exp.data.splits import Split, as_split
 
 
-def mnist(
-    root: str,
-    cache: str,
-    mean: Channels,
-    std: Channels,
-    mirrors: Sequence[str] | None = None,
-    val_fraction: float = 0.15,
-    split_seed: int = 0,
-    memory_limit: float = 8.0,
-) -> Dataset:
-    """MNIST (LeCun, Cortes and Burges, 1998): 60,000 + 10,000 grey images of 28×28, ten digits."""
-    arrays = load_cached(
-        Path(cache) / "mnist",
-        MNIST.sums,
-        lambda: fetch(MNIST, Path(root), mirrors),
-        memory_limit,
-    )
-    train, test = _train_and_test(arrays)
-    about = ("mnist", MNIST.classes, digest(MNIST))
-    return divided(train, test, *about, mean, std, val_fraction, split_seed)
+@dataclass(frozen=True)
+class Published:
+    """A set of which the files were published. Called, it is that set, found or fetched.
 
-
-def fashion_mnist(
-    root: str,
-    cache: str,
-    mean: Channels,
-    std: Channels,
-    mirrors: Sequence[str] | None = None,
-    val_fraction: float = 0.15,
-    split_seed: int = 0,
-    memory_limit: float = 8.0,
-) -> Dataset:
-    """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): clothes of ten kinds, in MNIST's form."""
-    arrays = load_cached(
-        Path(cache) / "fashion_mnist",
-        FASHION_MNIST.sums,
-        lambda: fetch(FASHION_MNIST, Path(root), mirrors),
-        memory_limit,
-    )
-    train, test = _train_and_test(arrays)
-    about = ("fashion_mnist", FASHION_MNIST.classes, digest(FASHION_MNIST))
-    return divided(train, test, *about, mean, std, val_fraction, split_seed)
-
-
-def kmnist(
-    root: str,
-    cache: str,
-    mean: Channels,
-    std: Channels,
-    mirrors: Sequence[str] | None = None,
-    val_fraction: float = 0.15,
-    split_seed: int = 0,
-    memory_limit: float = 8.0,
-) -> Dataset:
-    """Kuzushiji-MNIST (Clanuwat et al., 2018): ten cursive Japanese letters, in MNIST's form."""
-
-    def unpacked() -> Files:
-        packed = fetch(KMNIST, Path(root), mirrors)
-        return {name.removesuffix(".gz"): unzip(raw) for name, raw in packed.items()}
-
-    arrays = load_recorded(Path(cache) / "kmnist", digest(KMNIST), unpacked, memory_limit)
-    train, test = _train_and_test(arrays)
-    about = ("kmnist", KMNIST.classes, digest(KMNIST))
-    return divided(train, test, *about, mean, std, val_fraction, split_seed)
-
-
-def cifar10(
-    root: str,
-    cache: str,
-    mean: Channels,
-    std: Channels,
-    mirrors: Sequence[str] | None = None,
-    val_fraction: float = 0.15,
-    split_seed: int = 0,
-    memory_limit: float = 8.0,
-) -> Dataset:
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32×32, ten kinds of things.
-
-    From its version for Python, the batches or the archive of them.
+    decoded: from published files to IDX files, in order of training images, their labels, test
+    images, their labels; None where they are that.
     """
 
-    def decoded() -> Files:
-        *train, test = fetch(CIFAR10, Path(root), mirrors).values()
-        return {
-            **_decode_batches("train", train),
-            **_decode_batches("test", [test]),
-        }
+    name: str
+    raw_set: RawSet
+    decoded: Callable[[Files], Files] | None = None
 
-    arrays = load_recorded(Path(cache) / "cifar10", digest(CIFAR10), decoded, memory_limit)
-    train, test = _train_and_test(arrays)
-    about = ("cifar10", CIFAR10.classes, digest(CIFAR10))
-    return divided(train, test, *about, mean, std, val_fraction, split_seed)
+    def __call__(
+        self,
+        root: str,
+        cache: str,
+        mean: Channels,
+        std: Channels,
+        mirrors: Sequence[str] | None = None,
+        val_fraction: float = 0.15,
+        split_seed: int = 0,
+        memory_limit: float = 8.0,
+    ) -> Dataset:
+        folder, raw_set, decoded = Path(cache) / self.name, self.raw_set, self.decoded
+
+        def fetched() -> Files:
+            return fetch(raw_set, Path(root), mirrors)
+
+        if decoded is None:
+            arrays = load_cached(folder, raw_set.sums, fetched, memory_limit)
+        else:
+            key = digest(raw_set)
+            arrays = load_recorded(folder, key, lambda: decoded(fetched()), memory_limit)
+        images, labels, test_images, test_labels = arrays.values()
+        train, test = _split(images, labels), _split(test_images, test_labels)
+        about = (self.name, raw_set.classes, digest(raw_set))
+        return divided(train, test, *about, mean, std, val_fraction, split_seed)
+
+
+def _unpacked(packed: Files) -> Files:
+    return {name.removesuffix(".gz"): unzip(raw) for name, raw in packed.items()}
+
+
+def _of_batches(batches: Files) -> Files:
+    """CIFAR's pickles, rows of red, green and blue planes, as IDX files; no code in them runs."""
+    *train, test = (ArraysOnly(io.BytesIO(batch)).load() for batch in batches.values())
+    files: Files = {}
+    for part, some in (("train", train), ("test", [test])):
+        images = np.concatenate([batch[b"data"].array for batch in some]).reshape(-1, 3, 32, 32)
+        labels = np.concatenate([batch[b"labels"] for batch in some]).astype(np.uint8)
+        files |= {f"{part}-images": idx_encode(images), f"{part}-labels": idx_encode(labels)}
+    return files
+
+
+# LeCun, Cortes and Burges, 1998: 60,000 + 10,000 grey images of 28×28, ten digits.
+mnist = Published("mnist", MNIST)
+
+# Xiao, Rasul and Vollgraf, 2017: clothes of ten kinds, in MNIST's form.
+fashion_mnist = Published("fashion_mnist", FASHION_MNIST)
+
+# Clanuwat et al., 2018: ten cursive Japanese letters, in MNIST's form.
+kmnist = Published("kmnist", KMNIST, _unpacked)
+
+# Krizhevsky, 2009: 50,000 + 10,000 colour images of 32×32, ten kinds of things.
+cifar10 = Published("cifar10", CIFAR10, _of_batches)
 
 
 def digits(
@@ -156,20 +129,6 @@ def _read_digits() -> Files:
     for name, raw_bytes in files.items():
         verify(raw_bytes, DIGITS.sums[name], f"scikit-learn's digits: {name}")
     return files
-
-
-def _decode_batches(part: str, batches: Sequence[bytes]) -> Files:
-    """CIFAR's pickles, rows of red, green and blue planes, as IDX files; no code in them runs."""
-    loaded = [ArraysOnly(io.BytesIO(batch)).load() for batch in batches]
-    images = np.concatenate([batch[b"data"].array for batch in loaded]).reshape(-1, 3, 32, 32)
-    labels = np.concatenate([batch[b"labels"] for batch in loaded]).astype(np.uint8)
-    return {f"{part}-images": idx_encode(images), f"{part}-labels": idx_encode(labels)}
-
-
-def _train_and_test(arrays: Arrays) -> tuple[Split, Split]:
-    """From images and labels to train on, then those to test with."""
-    images, labels, test_images, test_labels = arrays.values()
-    return _split(images, labels), _split(test_images, test_labels)
 
 
 def _split(images: Tensor | Rows, labels: Tensor | Rows) -> Split:
