@@ -34,12 +34,11 @@ from page import Row, Run, told
 
 from mnist_exp import figures, leaderboard
 from mnist_exp.building import load_dataset
-from mnist_exp.errors import Failure
+from mnist_exp.errors import Failure, first_line
 from mnist_exp.files import replacing
 from mnist_exp.leaderboard import Outcome
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.planning import plan_sweep
-from mnist_exp.tracking import first_line
 from mnist_exp.trained import load
 from mnist_exp.training import predict
 

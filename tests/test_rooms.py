@@ -37,7 +37,7 @@ ROOMS = {
     "checkpoint": "torch numpy errors files",
     "ranks": "torch errors paths",
     "environment": "torch errors paths ranks",
-    "command_line": "hydra omegaconf config paths | environment",
+    "command_line": "hydra omegaconf config errors paths | environment",
     "planning": "hydra omegaconf config errors paths",
     "tracking": "errors",
     "tracking.beside": "hydra omegaconf tracking",
@@ -53,15 +53,15 @@ ROOMS = {
     "pictures": "torch data scores training | figures",
     "building": (
         "torch hydra omegaconf checkpoint data environment errors models.layout models.summary "
-        "precision tracking"
+        "precision"
     ),
     "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
     "trained": (
         "torch omegaconf building checkpoint config data environment errors journal models.summary "
-        "paths precision resuming tracking training | tracking.mlflow"
+        "paths precision resuming training | tracking.mlflow"
     ),
     "demo": "errors preparing trained",
-    "exporting": "torch data errors files tracking training | onnxruntime",
+    "exporting": "torch data errors files training | onnxruntime",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
         "environment errors exporting files journal paths pictures precision ranks resuming scores "

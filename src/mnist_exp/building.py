@@ -16,11 +16,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_exp import checkpoint, environment
 from mnist_exp.data import Dataset, Kind, Split
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, first_line
 from mnist_exp.models.layout import memory_format
 from mnist_exp.models.summary import Summary, summarize
 from mnist_exp.precision import Precision
-from mnist_exp.tracking import first_line
 
 Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
 

@@ -6,13 +6,15 @@ import io
 import pickle
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mnist_exp.errors import Failure
+from mnist_exp.errors import Failure, first_line
 from mnist_exp.files import replacing
 
 FORMAT = 1  # raised when an older reader would misread a newer file
@@ -67,6 +69,17 @@ def load(path: Path) -> dict[str, Any]:
             f"{path}: of format {state['format']}, newer than this code, which reads {FORMAT}"
         )
     return state
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Raise CheckpointError for what taking up a state that this code did not write can raise."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: does not fit this code ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def check_like(found: Any, expected: Any, where: str) -> None:

@@ -22,6 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
+from mnist_exp.errors import one_line
 from mnist_exp.paths import CONF
 
 
@@ -348,4 +349,4 @@ def reason(error: BaseException) -> str:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = str(error).splitlines()  # all but the first are about how Hydra works
         return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

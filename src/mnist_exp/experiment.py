@@ -24,12 +24,10 @@ from torch.optim.swa_utils import AveragedModel
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.augmentation import Augmentation
 from mnist_exp.building import averaged, build, build_parts, fitting_dataset, prepared, tried
-from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.commands import resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.config import leaves
 from mnist_exp.data import Split
-from mnist_exp.errors import BadInput
 from mnist_exp.exporting import ExportError, export
 from mnist_exp.files import alone, replacing
 from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry, tested_of
@@ -45,7 +43,6 @@ from mnist_exp.tracking import (
     RunRecord,
     Status,
     TrackerError,
-    first_line,
 )
 from mnist_exp.tracking.beside import Beside
 from mnist_exp.training import Diverged, Epoch, Figures, Options, Progress, evaluate, fit
@@ -105,14 +102,10 @@ def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -
     for overrides that would change the training, and CheckpointError.
     """
     saved = checkpoint.load(folder / LAST)
-    try:
+    with checkpoint.fitting(folder / LAST):
         config = resumed_config(trusted(saved["config"], folder / LAST), composed, overrides)
         experiment = Experiment(config, folder, saved["name"], saved["tags"], saved["parent"])
         experiment.load_state_dict(saved)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / LAST}: does not fit this code ({type(error).__name__}: {first_line(error)})"
-        ) from error
     return experiment
 
 
@@ -444,13 +437,8 @@ class Experiment:
 
         Raises ValueError where it is of another training, BadInput where it is of other images.
         """
+        self.kind.check_digest(state["data"]["digest"])
         own = self.state_dict()
-        was, now = (of["data"]["digest"][:12] for of in (state, own))
-        if was != now:
-            raise BadInput(
-                f"data={self.kind.name}: not the images that the run has trained on "
-                f"(SHA-256 {was}…, now {now}…)"
-            )
         for name in ("model", "average", "scheduler", "scaler"):
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")

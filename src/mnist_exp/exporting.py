@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mnist_exp.data import Kind, Split
-from mnist_exp.errors import Failure
+from mnist_exp.errors import Failure, first_line
 from mnist_exp.files import replacing
-from mnist_exp.tracking import first_line
 from mnist_exp.training import in_order
 
 TOLERANCE = 1e-5  # of the largest logit; measured: 3e-7 to 2e-6, by model and runtime

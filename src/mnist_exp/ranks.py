@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_exp.errors import Failure
+from mnist_exp.errors import Failure, one_line
 from mnist_exp.paths import LAST
 
 
@@ -91,8 +91,7 @@ class Ranks:
             yield
         except Exception as error:
             if not is_lost_contact(error):
-                reason = " ".join(str(error).split()) or type(error).__name__
-                _store().set(f"failed {_attempt()}", f"rank {self.rank}: {reason}")
+                _store().set(f"failed {_attempt()}", f"rank {self.rank}: {one_line(error)}")
                 raise
             if self.rank:
                 raise SystemExit(1) from error

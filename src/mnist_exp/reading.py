@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, one_line
 
 Floats = NDArray[np.float32]
 
@@ -49,8 +49,7 @@ def read(source: Path | BinaryIO) -> Floats:
     except Image.DecompressionBombError:
         raise too_large("179") from None  # PIL itself refuses it and does not say how many
     except Exception as error:  # there is no list of what a damaged file can raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise NoImage(f"no image that can be read ({reason})") from None
+        raise NoImage(f"no image that can be read ({one_line(error)})") from None
 
 
 def too_large(megapixels: str) -> NoImage:

@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.config import leaves
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, one_line
 from mnist_exp.paths import LAST, REPOSITORY
 
 # What does not change the numbers that training finds.
@@ -123,8 +123,7 @@ def trusted(saved: Any, source: object) -> DictConfig:
         config = OmegaConf.create(saved)
         plain = OmegaConf.to_container(config)
     except Exception as error:  # YAML has its own kinds
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{source}: the saved config cannot be read ({reason})") from None
+        raise BadInput(f"{source}: the saved config cannot be read ({one_line(error)})") from None
     if plain is None or not isinstance(config, DictConfig):
         raise BadInput(f"{source}: the saved config is no mapping")
     try:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from mnist_exp import leaderboard, screen
 from mnist_exp.commands import command, shown, typed_as
-from mnist_exp.errors import BadInput, Failure
+from mnist_exp.errors import BadInput, Failure, one_line
 from mnist_exp.experiment import (
     Experiment,
     Stopped,
@@ -288,5 +288,5 @@ def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experim
 
 def reason(error: Exception) -> str:
     """What went wrong, in one line; of an error that is not ours, with its kind."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, (Failure, OSError)) else f"{type(error).__name__}: {text}"
+    ours = isinstance(error, (Failure, OSError))
+    return one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mnist_exp import checkpoint, environment
 from mnist_exp.building import Form, build_parts, fitting_dataset
-from mnist_exp.checkpoint import CheckpointError
 from mnist_exp.config import did_you_mean
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
@@ -20,7 +19,6 @@ from mnist_exp.models.summary import summarize
 from mnist_exp.paths import LAST
 from mnist_exp.precision import Precision
 from mnist_exp.resuming import find_run, folder_named, is_run_id, trusted
-from mnist_exp.tracking import first_line
 from mnist_exp.training import Figures, Progress, evaluate
 
 
@@ -48,12 +46,7 @@ class Trained:
     def dataset(self) -> Dataset:
         """The images that the run's config names. Raises BadInput where they are not its own."""
         found = fitting_dataset(self.config, self.form[0])
-        was, now = self.kind.digest[:12], found.kind.digest[:12]
-        if was != now:
-            raise BadInput(
-                f"data={found.kind.name}: not the images that the run has trained on "
-                f"(SHA-256 {was}…, now {now}…)"
-            )
+        found.kind.check_digest(self.kind.digest)
         return found
 
     def prepared_test(self) -> Split:
@@ -95,7 +88,7 @@ def load(path: Path, device: str | None = None) -> Trained:
     CheckpointError, BadInput.
     """
     saved = checkpoint.load(path)
-    try:
+    with checkpoint.fitting(path):
         config, kind = trusted(saved["config"], path), Kind(**saved["data"])
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
@@ -107,10 +100,6 @@ def load(path: Path, device: str | None = None) -> Trained:
         progress.load_state_dict(saved["progress"], parts.form[0])
         best, tested, key = progress.best, tested_of(saved["tested"]), str(saved["key"])
         of_kept = tested.figures if tested and best and tested.epoch == best.number else None
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: does not fit this code ({type(error).__name__}: {first_line(error)})"
-        ) from error
     with parts.precision.autocast:
         flops = summarize(parts.model, kind.image_shape).flops
     environment.set_threads(config.trainer.threads, 3 * flops * config.batch_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mnist_exp.data.rows import Rows
 from mnist_exp.data.splits import Split, Streamed, split_off
+from mnist_exp.errors import BadInput
 
 Channels = float | Sequence[float] | None  # for all channels, for each; or still to be found
 
@@ -31,6 +32,14 @@ class Kind:
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    def check_digest(self, trained_on: str) -> None:
+        """Raises BadInput where a run has trained on other images, whose digest this is."""
+        if trained_on != self.digest:
+            raise BadInput(
+                f"data={self.name}: not the images that the run has trained on "
+                f"(SHA-256 {trained_on[:12]}…, now {self.digest[:12]}…)"
+            )
 
     def normalised(
         self,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mnist_exp.data.cache import idx_header
 from mnist_exp.data.dataset import histograms
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, one_line
 
 CHUNK = 64  # images that are decoded before they are written
 SLICE = 16  # images that a thread takes at once: handing over costs as much as a small image
@@ -122,7 +122,7 @@ def _each(
         except UnidentifiedImageError:
             return "no image"
         except Exception as error:  # there is no list of what a damaged file can raise
-            return " ".join(str(error).split()) or type(error).__name__
+            return one_line(error)
 
     slices = [paths[start : start + SLICE] for start in range(0, len(paths), SLICE)]
     for some in spread(lambda paths: [attempt(path) for path in paths], slices):

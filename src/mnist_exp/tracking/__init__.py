@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mnist_exp.errors import Failure
+from mnist_exp.errors import Failure, one_line
 
 PATIENCE = 10  # times as long as a try has failed, until the next; else what waits piles up
 
@@ -132,12 +132,8 @@ class Patient:
         return self.reason
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def root_cause(error: BaseException) -> str:
     """What began it, in a line: clients wrap a refused connection in four messages of theirs."""
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
