@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -39,13 +40,14 @@ class Run:
         values = self.values(name)
         return median(values[1:] or values)
 
-    def last(self, name: str) -> float | None:
-        return (self.values(name) or [None])[-1]
+    def last(self, name: str) -> float:
+        """Not a number where there is none."""
+        return (self.values(name) or [math.nan])[-1]
 
 
 class Column(NamedTuple):
     header: str
-    of: Callable[[Run], float | None]
+    of: Callable[[Run], float]
     form: str  # as format() takes it
     relative: bool = False  # to the first command's
 
@@ -148,7 +150,7 @@ def told(section: Section, rounds: Sequence[Mapping[str, Run]]) -> str:
 
 def cell(column: Column, name: str, rounds: Sequence[Mapping[str, Run]]) -> str:
     values = [column.of(runs[name]) for runs in rounds]
-    if None in values:
+    if any(map(math.isnan, values)):
         return ""
     if column.relative:
         firsts = [column.of(next(iter(runs.values()))) for runs in rounds]

@@ -70,7 +70,7 @@ PRESETS = {
 def measured(name: str, overrides: Sequence[str]) -> Row:
     """A preset over all its seeds. What fails is told by the row."""
     preset = PRESETS[name]
-    row = Row(**circumstances(), note=preset.note)
+    row = begun(preset.note)
     placed = [word for word in overrides if word.startswith(PLACES)]
     row.placed = [word.partition("=")[0] for word in placed]
     try:
@@ -140,8 +140,10 @@ def swept(row: Row, number: int, words: Sequence[str]) -> list[Outcome]:
 def ended(command: Sequence[str]) -> tuple[int, str]:
     """The command's exit code, and what it printed, passed on to the screen as it came."""
     lines = []
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
     try:
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -189,18 +191,19 @@ def look_at_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
         row.picture = picture
 
 
-def circumstances() -> dict[str, str]:
-    """When, where and with what a row begins to be measured."""
+def begun(note: str) -> Row:
+    """A row of which nothing is known but when, where and with what it begins to be measured."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = ("torch", "torchvision", "numpy", "hydra-core")
-    return {
-        "began": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        "commit": commit(),
-        "machine": f"{processor()}, {cores} cores, load before {os.getloadavg()[0]:.1f}",
-        "versions": ", ".join(
+    return Row(
+        began=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        commit=commit(),
+        machine=f"{processor()}, {cores} cores, load before {os.getloadavg()[0]:.1f}",
+        versions=", ".join(
             [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]
         ),
-    }
+        note=note,
+    )
 
 
 def commit() -> str:
@@ -217,9 +220,11 @@ def commit() -> str:
 def read_rows() -> dict[str, Row]:
     if not ROWS.exists():
         return {}
-    rows = {name: Row(**values) for name, values in json.loads(ROWS.read_text()).items()}
-    for row in rows.values():
-        row.runs, row.recipe = ([Run(**run) for run in runs] for runs in (row.runs, row.recipe))
+    rows = {}
+    for name, values in json.loads(ROWS.read_text()).items():
+        for several in ("runs", "recipe"):
+            values[several] = [Run(**run) for run in values[several]]
+        rows[name] = Row(**values)
     return rows
 
 
@@ -234,7 +239,8 @@ def write(rows: dict[str, Row]) -> None:
 
 def addressed(word: str) -> tuple[str, str]:
     """A word for train.py, and the preset that it is for, or "" where it is for all."""
-    whose, word = re.fullmatch(r"(?:(\w+):)?(.*)", word, re.DOTALL).groups("")
+    prefix = re.match(r"(\w+):", word)
+    whose, word = (prefix[1], word[prefix.end() :]) if prefix else ("", word)
     if whose and whose not in PRESETS:
         raise argparse.ArgumentTypeError(f"{whose} is no preset; there are {', '.join(PRESETS)}")
     return whose, word

@@ -7,6 +7,7 @@ The same network, split sizes, optimizer and steps as `python train.py`, and not
 
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,9 @@ from torch.utils.data import DataLoader, random_split
 from torchvision import datasets, transforms
 
 
-def evaluate(model: nn.Module, loader: DataLoader, loss_function: nn.Module) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, loader: DataLoader[Any], loss_function: nn.Module
+) -> tuple[float, float]:
     model.eval()
     loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
