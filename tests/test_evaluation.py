@@ -20,7 +20,7 @@ from mnist_exp.evaluation import evaluated
 from mnist_exp.experiment import run
 from mnist_exp.paths import CONF, LAST
 from mnist_exp.scripts.evaluate import overrides
-from mnist_exp.tracking.mlflow import allowed
+from mnist_exp.tracking.store import allowed
 
 
 @pytest.fixture(scope="module")

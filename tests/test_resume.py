@@ -436,9 +436,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mnist_exp.tracking.mlflow.REPOSITORY", folder)
-        patch.setattr("mnist_exp.tracking.mlflow.LOCAL_URI", uri)
-        patch.setattr("mnist_exp.tracking.mlflow.LOCAL_ARTIFACTS", folder / "mlruns")
+        patch.setattr("mnist_exp.tracking.store.REPOSITORY", folder)
+        patch.setattr("mnist_exp.tracking.store.LOCAL_URI", uri)
+        patch.setattr("mnist_exp.tracking.store.LOCAL_ARTIFACTS", folder / "mlruns")
         patch.setattr("mnist_exp.tracking.beside.the_process", Here)
         yield MlflowClient(uri)
 

@@ -43,7 +43,8 @@ ROOMS = {
     "tracking.beside": "hydra omegaconf tracking",
     "tracking.served": "mlflow numpy | torch",
     "tracking.models": "mlflow numpy filelock paths tracking",
-    "tracking.mlflow": "mlflow filelock errors paths tracking | tracking.models",
+    "tracking.store": "mlflow filelock errors paths tracking",
+    "tracking.mlflow": "mlflow tracking tracking.store | tracking.models",
     "tracking.tensorboard": "tensorboard tracking",
     "training": "torch augmentation data.splits errors precision ranks",
     "screen": "torch rich training",
@@ -55,10 +56,10 @@ ROOMS = {
         "torch hydra omegaconf checkpoint data environment errors models.layout models.summary "
         "precision"
     ),
-    "resuming": "hydra omegaconf config errors paths | tracking.mlflow",
+    "resuming": "hydra omegaconf config errors paths | tracking.store",
     "trained": (
         "torch omegaconf building checkpoint config data environment errors journal models.summary "
-        "paths precision resuming training | tracking.mlflow"
+        "paths precision resuming training | tracking.store"
     ),
     "demo": "errors preparing trained",
     "exporting": "torch data errors files training | onnxruntime",
@@ -68,7 +69,7 @@ ROOMS = {
         "screen signals tracking tracking.beside training"
     ),
     "reproduction": (
-        "omegaconf config environment errors experiment paths resuming screen tracking.mlflow"
+        "omegaconf config environment errors experiment paths resuming screen tracking.store"
     ),
     "leaderboard": "files",
     "search": "optuna hydra",
@@ -78,7 +79,7 @@ ROOMS = {
     ),
     "evaluation": (
         "torch hydra omegaconf building commands data errors journal paths pictures resuming "
-        "scores screen trained training | tracking.mlflow"
+        "scores screen trained training | tracking.store"
     ),
     "cli": (
         "hydra omegaconf command_line commands config errors help paths planning process resuming "
@@ -87,7 +88,7 @@ ROOMS = {
     "scripts": "errors process signals | trained",
     "scripts.predict": "errors scripts | figures preparing reading trained",
     "scripts.evaluate": "errors scripts | command_line evaluation",
-    "scripts.demo": "errors scripts | demo tracking.mlflow trained",
+    "scripts.demo": "errors scripts | demo tracking.store trained",
     "scripts.export": "config errors scripts | exporting trained",
 }
 

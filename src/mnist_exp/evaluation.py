@@ -127,7 +127,7 @@ class Evaluation:
 
         Returns the run's id. Raises BadInput where MLflow has no such run, TrackerError.
         """
-        from mnist_exp.tracking.mlflow import log_to_run  # two seconds to import
+        from mnist_exp.tracking.store import log_to_run  # two seconds to import
 
         best = self.trained.progress.best
         step, at = (best.number, best.ended) if best else (0, 0.0)

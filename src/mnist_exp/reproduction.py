@@ -12,7 +12,7 @@ from mnist_exp import environment, screen
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import Experiment
 from mnist_exp.resuming import resumed_config, trusted
-from mnist_exp.tracking.mlflow import RecordedRun, recorded_run
+from mnist_exp.tracking.store import RecordedRun, recorded_run
 
 log = logging.getLogger(__name__)
 

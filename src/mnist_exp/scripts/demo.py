@@ -52,7 +52,7 @@ def served(options: Namespace) -> int:
 
 def finished(experiment: str) -> list[tuple[str, str]]:
     """The names and ids of the runs to choose from, the best first; none where MLflow has none."""
-    from mnist_exp.tracking.mlflow import ranked_runs
+    from mnist_exp.tracking.store import ranked_runs
 
     try:
         runs = ranked_runs(experiment, tracking_uri())

@@ -1,0 +1,258 @@
+"""MLflow's store, SQLite and files in the repository or a server: opened, and asked about runs."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from mnist_exp.errors import BadInput
+from mnist_exp.paths import REPOSITORY
+from mnist_exp.tracking import TrackerError, root_cause
+
+# Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
+# server that does not answer is given up after seconds instead of minutes (`Patient` tries again,
+# later).
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
+
+LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
+LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
+
+AT_ONCE = 1000  # metrics; MLflow admits no more
+KEY = "key"  # the tag by which a run is found again: its id is MLflow's to choose
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client whose store has answered.
+
+    A database is opened under a lock, because several processes that open a fresh SQLite store at
+    once can break it for good. Raises TrackerError.
+    """
+    try:
+        if uri.startswith("http"):
+            return answering_client(uri)
+        from mlflow.store.db import utils  # half a second to import
+
+        utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
+        with FileLock(REPOSITORY / "mlflow.db.lock"):
+            return answering_client(uri)
+    except Exception as error:  # whatever a database or a network can think of
+        raise no_answer(uri, error) from error
+
+
+def answering_client(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def where(uri: str) -> str:
+    """What a person types to look at it, or its address."""
+    if uri != LOCAL_URI:
+        return uri
+    here = Path.cwd() == REPOSITORY
+    return "mlflow ui" if here else f"cd {shlex.quote(str(REPOSITORY))} && mlflow ui"
+
+
+def no_answer(uri: str, error: Exception) -> TrackerError:
+    return TrackerError(
+        f"MLflow at {uri} does not answer ({root_cause(error)}); tracking=none trains without it"
+    )
+
+
+def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
+    """The experiment's id."""
+    with FileLock(REPOSITORY / "mlflow.db.lock"):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            # Stated, because the server behind `mlflow ui` has a default scheme of its own, which
+            # a client of the database cannot write to.
+            artifacts = (LOCAL_ARTIFACTS / experiment).as_uri() if uri == LOCAL_URI else None
+            return client.create_experiment(experiment, artifacts, KIND)
+    if found.lifecycle_stage == "deleted":
+        raise TrackerError(
+            f"the MLflow experiment {experiment} is deleted; restore it in the UI, "
+            "or choose another with tracking.experiment=NAME"
+        )
+    return found.experiment_id
+
+
+def find_key(client: MlflowClient, experiment_id: str, key: str) -> str | None:
+    """The id of the run whose record has this key."""
+    found = client.search_runs([experiment_id], f"tags.{KEY} = '{key}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What MLflow holds of a run."""
+
+    name: str
+    tags: dict[str, str]
+    metrics: dict[str, dict[int, float]]  # by name and epoch
+    config: str  # YAML
+    versions: str  # name==version, a line each
+
+
+def existing_store(uri: str | None, asked: str) -> MlflowClient:
+    """The store, which is not made for what is `asked`. Raises BadInput, TrackerError."""
+    uri = uri or LOCAL_URI
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not database.exists():
+        raise BadInput(f"{asked}: there is no {database}")
+    return open_store(uri)
+
+
+def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
+    """The run and the client that knows it. Raises BadInput for an unknown id, TrackerError."""
+    client = existing_store(uri, f"no MLflow run {run_id}")
+    try:
+        return client, client.get_run(run_id)
+    except MlflowException as error:
+        at = uri or LOCAL_URI
+        raise BadInput(f"no MLflow run {run_id} at {at}: {root_cause(error)}") from None
+
+
+class RankedRun(NamedTuple):
+    """A finished run, and the validation accuracy 0..1 of the weights that it kept."""
+
+    run_id: str
+    name: str
+    accuracy: float
+
+
+def ranked_runs(experiment: str, uri: str | None) -> list[RankedRun]:
+    """All finished runs that were validated, the best first, of equals the earliest.
+
+    Raises BadInput where there is none, TrackerError.
+    """
+    client = existing_store(uri, f"no best run of {experiment}")
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = [other.name for other in client.search_experiments()]
+        raise BadInput(f"no MLflow experiment {experiment}; there are {', '.join(sorted(names))}")
+    runs = client.search_runs(
+        [found.experiment_id],
+        "attributes.status = 'FINISHED'",
+        max_results=50_000,  # MLflow admits no more
+        order_by=["attributes.start_time ASC"],
+    )
+    validated = [
+        RankedRun(run.info.run_id, run.info.run_name, kept_accuracy(client, run))
+        for run in runs
+        if "val/accuracy" in run.data.metrics and "parameters" in run.data.params  # no parent's
+    ]
+    if not validated:
+        raise BadInput(f"no run of {experiment} is finished and has been validated")
+    return sorted(validated, key=lambda run: -run.accuracy)
+
+
+def kept_accuracy(client: MlflowClient, run: Run) -> float:
+    """In validation. MLflow itself knows the last epoch's, and asks the store for the others."""
+    if run.data.params.get("trainer.keep") == "last":
+        return run.data.metrics["val/accuracy"]
+    history = client.get_metric_history(run.info.run_id, "val/accuracy")
+    return max(metric.value for metric in history)
+
+
+def output_folder(run_id: str, uri: str | None) -> Path:
+    """Where the run's outputs lie on the machine that it ran on. Raises what `find_run` does."""
+    _, run = find_run(run_id, uri)
+    return Path(run.data.tags.get("output_folder", "(unknown)"))
+
+
+def output_file(run_id: str, name: Path, uri: str | None) -> Path:
+    """A file of the run's outputs; from another machine's a copy, for as long as this process is.
+
+    Raises what `find_run` does, and BadInput where the file is nowhere.
+    """
+    client, run = find_run(run_id, uri)
+    file = Path(run.data.tags.get("output_folder", "(unknown)"), name)
+    if file.is_file():
+        return file
+    copies = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, copies, ignore_errors=True)
+    try:
+        return Path(client.download_artifacts(run_id, name.as_posix(), copies))
+    except (MlflowException, OSError) as error:
+        raise BadInput(
+            f"run {run_id}: there is neither {file} nor its copy in MLflow ({root_cause(error)})"
+        ) from None
+
+
+def recorded_run(run_id: str, uri: str | None) -> RecordedRun:
+    """All that another run can be compared with. Raises what `find_run` does, TrackerError."""
+    client, run = find_run(run_id, uri)
+    metrics = {
+        key: {metric.step: metric.value for metric in client.get_metric_history(run_id, key)}
+        for key in run.data.metrics
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config, versions = (
+                Path(client.download_artifacts(run_id, name, folder)).read_text()
+                for name in ("config.yaml", "requirements.txt")
+            )
+        except (MlflowException, OSError) as error:
+            raise TrackerError(f"{run_id}: its artifacts are gone ({root_cause(error)})") from None
+    return RecordedRun(run.info.run_name, run.data.tags, metrics, config, versions)
+
+
+def log_to_run(
+    key: str,
+    uri: str | None,
+    metrics: Mapping[str, float],
+    step: int,
+    at: float,
+    files: Mapping[str, Sequence[Path]],
+) -> str:
+    """Add to a run that has ended, found by its key; returns its id. Its state stays as it is.
+
+    files: by their folder among its artifacts. Raises BadInput where no run has the key,
+    TrackerError.
+    """
+    client = existing_store(uri, "--log")
+    try:
+        for experiment in client.search_experiments():
+            if run_id := find_key(client, experiment.experiment_id, key):
+                break
+        else:
+            raise BadInput(f"--log: MLflow at {uri or LOCAL_URI} does not have this run")
+        batch = [
+            Metric(allowed(name), value, int(at * 1000), step) for name, value in metrics.items()
+        ]
+        for start in range(0, len(batch), AT_ONCE):
+            client.log_batch(run_id, batch[start : start + AT_ONCE])
+        for folder, paths in files.items():
+            for path in paths:
+                client.log_artifact(run_id, str(path), folder)
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a database or a network can think of
+        raise TrackerError(f"--log: MLflow at {uri or LOCAL_URI}: {root_cause(error)}") from error
+    return run_id
+
+
+def allowed(name: str) -> str:
+    """A metric's name, with what MLflow does not admit replaced: classes are called anything."""
+    return re.sub(r"[^\w./: -]", "_", name)
