@@ -72,19 +72,29 @@ def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x89PNG\r\n\x1a\n" + bytes(100), b"epochs: 5\n", b"PK\x03\x04"]
+    ("content", "reason"),
+    [
+        (
+            b"\x89PNG\r\n\x1a\n" + bytes(100),
+            "it holds other things than numbers, strings and tensors",
+        ),
+        (b"epochs: 5\n", "no file that torch.save has written"),
+        (b"PK\x03\x04", "PytorchStreamReader failed reading zip archive: not a ZIP archive"),
+    ],
 )
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "last.pt"
     path.write_bytes(content)
-    assert refusal(path).startswith(f"{path}: not a checkpoint that can be read (")
+    assert refusal(path) == f"{path}: not a checkpoint that can be read ({reason})"
 
 
 @pytest.mark.parametrize("foreign", [{"w": torch.zeros(2)}, [1, 2], {"format": "7"}])
 def test_a_torch_file_that_is_no_checkpoint_is_refused(tmp_path: Path, foreign: object) -> None:
     path = tmp_path / "last.pt"
     torch.save(foreign, path)
-    assert refusal(path) == f"{path}: not a checkpoint of this project"
+    assert refusal(path) == (
+        f"{path}: not a checkpoint of this project; a run's lie in its folder checkpoints/"
+    )
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:

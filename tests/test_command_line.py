@@ -48,7 +48,7 @@ WRONG = {
     "quite_other=1": TOP,
     "optimizer.epoch=1": ADAM,
     "optimizer.wieght_decay=0": f"{ADAM}; did you mean weight_decay?",
-    "optimizer.momentum=0.9": ADAM,  # there is one with optimizer=sgd
+    "optimizer.momentum=0.9": f"{ADAM}; optimizer.momentum is there with optimizer=muon | sgd",
     "+optimizer.foo=1": ADAM,
     "++optimizer.foo=1": ADAM,
     "~optimizer.foo": ADAM,
@@ -270,7 +270,8 @@ def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 LISTS = "must be a list, each an integer >= 1"
-NOT_LINEAR = "model.dropout=0.1: no such key; model=linear has none"
+NO_DROPOUT = "no such key; model=linear has none; model.dropout is there with model=cnn | mlp"
+NOT_LINEAR = f"model.dropout=0.1: {NO_DROPOUT}"
 
 # command line: the whole answer
 SWEEPS = {
@@ -324,7 +325,7 @@ OTHER_OPTIONS = {
     "optimizer=sgd optimizer.momentum=0.5": [],
     "optimizer=sgd optimizer.betas=[0.9,0.9]": [
         "optimizer.betas=[0.9,0.9]: no such key; optimizer=sgd has lr, momentum, weight_decay, "
-        "nesterov, fused"
+        "nesterov, fused; optimizer.betas is there with optimizer=adam | adamw | muon"
     ],
     # Which keys an unknown option has is not known.
     "model=vit model.width=3": [f"model=vit: must be {MODELS}"],
@@ -389,9 +390,7 @@ PRESET = "# @package _global_\n"
         ),
         (
             f"{PRESET}defaults:\n  - override /model: linear\nmodel:\n  dropout: 0.1\n",
-            [
-                "model.dropout=0.1 (conf/experiment/mine.yaml): no such key; model=linear has none",
-            ],
+            [f"model.dropout=0.1 (conf/experiment/mine.yaml): {NO_DROPOUT}"],
         ),
         (
             f"{PRESET}defaults:\n  - override /model: mlpp\n",
@@ -506,7 +505,7 @@ def test_a_new_models_options_are_checked_by_the_types_of_their_defaults(write: 
         "model.hidden_sizes=[64]": "must be an integer",
         "model.images=a": "must be an integer",
         "model.widht=5": f"{MINE}; did you mean width?",
-        "model.dropout=0.1": MINE,
+        "model.dropout=0.1": f"{MINE}; model.dropout is there with model=cnn | mlp",
     }
     told = [f"{argument}: {problem}" for argument, problem in wrong.items()]
     assert problems([*right, *wrong]) == told

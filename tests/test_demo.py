@@ -94,6 +94,9 @@ def test_a_port_in_use_and_a_wrong_one_are_told_in_a_line(trained: Clone) -> Non
         done = trained.run("demo.py", "--port", str(port))
         expected = f"error: 127.0.0.1:{port}: address already in use; --port 0 takes a free one\n"
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    done = trained.run("demo.py", "--host", "no host", "--port", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: no host:0: [a-z ]+\n", done.stderr)
     done = trained.run("demo.py", "--port", "70000")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --port 70000: must be an integer from 0 to 65535")

@@ -283,7 +283,7 @@ def test_files_that_are_no_whole_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         opened(root, tmp_path / "cache")
     assert str(raised.value) == (
-        f"data.root={root}: 5 files are no whole images: cat/00.png (no image), "
+        f"data.root={root}: no whole images: cat/00.png (no image), "
         "cat/01.png (no image), dog/02.png (image file is truncated) and 2 more; "
         "mend or remove them, or leave them out with data.skip_bad=true"
     )
@@ -296,7 +296,7 @@ def test_with_skip_bad_they_are_left_out_and_each_start_says_so(
     root = tmp_path / "pets"
     make(root)
     spoil(root)
-    says = f"data.root={root}: left out 5 files: cat/00.png, cat/01.png, dog/02.png and 2 more"
+    says = f"data.root={root}: left out of the set: cat/00.png, cat/01.png, dog/02.png and 2 more"
     for _ in range(2):
         dataset = opened(root, tmp_path / "cache", skip_bad=True)
         assert dataset.sizes == {"train": 10, "val": 2, "test": 3}

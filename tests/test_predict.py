@@ -124,6 +124,7 @@ def test_a_model_that_is_not_there_or_from_elsewhere_is_told_in_a_line(
         (["--tpo", "3", "a.png"], "unrecognized arguments: --tpo"),
         (["--top", "0", "a.png"], "--top 0: must be an integer >= 1"),
         (["--show", "a.txt", "a.png"], "--show a.txt: must end in .png, .pdf, .svg"),
+        (["--show", "absent/a.png", "b.png"], "--show absent/a.png: there is no folder absent"),
         (["--show", "a.png", *["b.png"] * 51], "--show a.png: 51 images, at most 50"),
         (["--run", "best", "--checkpoint", "a", "b"], "argument --checkpoint: not allowed with"),
     ],

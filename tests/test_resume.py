@@ -768,7 +768,7 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
         for cut in CUTS
     },
     "of a newer format": (lambda state: {**state, "format": 99}, "of format 99, newer than "),
-    "weights alone": (lambda state: state["model"], "not a checkpoint of this project"),
+    "weights alone": (lambda state: state["model"], "not a checkpoint of this project; "),
     "no config": (lambda state: without(state, "config"), f"{MISFIT}KeyError: 'config')"),
     "no trainer": (
         lambda state: without(state, "config", "trainer"),

@@ -34,7 +34,7 @@ ROOMS = {
     "augmentation": "torch",
     "precision": "torch",
     "compiling": "torch errors",
-    "checkpoint": "torch numpy errors files",
+    "checkpoint": "torch numpy errors files paths",
     "ranks": "torch errors paths",
     "environment": "torch errors paths ranks",
     "command_line": "hydra omegaconf config errors paths | environment",

@@ -16,6 +16,7 @@ import torch
 
 from mnist_exp.errors import Failure, first_line
 from mnist_exp.files import replacing
+from mnist_exp.paths import LAST
 
 FORMAT = 1  # raised when an older reader would misread a newer file
 
@@ -60,10 +61,14 @@ def load(path: Path) -> dict[str, Any]:
         reason = "it holds other things than numbers, strings and tensors"
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
     except Exception as error:  # a foreign file can make the reader raise anything
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        reason = "no file that torch.save has written"
+        if isinstance(error, (OSError, RuntimeError)):
+            reason = first_line(error).partition(". ")[0]  # torch goes on with advice
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-        raise CheckpointError(f"{path}: not a checkpoint of this project")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this project; a run's lie in its folder {LAST.parent}/"
+        )
     if state["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: of format {state['format']}, newer than this code, which reads {FORMAT}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -280,12 +281,26 @@ def no_such_key(key: str, job: Job) -> str:
     if group in job.choices:
         names = [k.removeprefix(f"{group}.") for k in job.defaults if k.startswith(f"{group}.")]
         there_are = f"{group}={job.choices[group]} has {', '.join(names) or 'none'}"
+        if others := other_options_with(key, group, job.choices[group]):
+            there_are += f"; {key} is there with {group}={' | '.join(others)}"
     else:
         name, names = key, [*job.defaults, *job.choices]
         there_are = f"there are {', '.join(sorted({k.partition('.')[0] for k in names}))}"
     elsewhere = [k for k in job.defaults if f".{k}".endswith(f".{key.rpartition('.')[2]}")]
     near = did_you_mean(key, elsewhere, cutoff=0) or did_you_mean(name, names)
     return f"no such key; {there_are}{near}"
+
+
+def other_options_with(key: str, group: str, chosen: str) -> list[str]:
+    """The group's options but for the chosen one that have the key."""
+    having = []
+    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    for option in sorted({*options} - {chosen}):
+        with suppress(Exception):  # YAML files can make Hydra raise anything; such a file has none
+            config, _ = composed([f"{group}={option}"])
+            if key in dict(settable(config)):
+                having.append(option)
+    return having
 
 
 def compose_job(options: Sequence[str]) -> Job:

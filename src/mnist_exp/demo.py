@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from errno import EADDRINUSE
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -38,7 +39,8 @@ class Demo(ThreadingHTTPServer):
             super().__init__((host, port), Answer)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise BadInput(f"{host}:{port}: {reason}; --port 0 takes a free one") from None
+            remedy = "; --port 0 takes a free one" if error.errno == EADDRINUSE else ""
+            raise BadInput(f"{host}:{port}: {reason}{remedy}") from None
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Nothing is said of a browser that has gone away."""

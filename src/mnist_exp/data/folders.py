@@ -54,7 +54,7 @@ def image_folder(
         kept, _sha256(options + listing), lambda: _decode(folder, kept, size, skip_bad)
     )
     if left_out := record["left_out"]:
-        log.warning("data.root=%s: left out %d files: %s", root, len(left_out), _some(left_out))
+        log.warning("data.root=%s: left out of the set: %s", root, _some(left_out))
     arrays = load(kept, record["sums"], memory_limit, CACHED)
     train, test = (
         as_split(images, _labels(record["counts"][part])) for part, images in arrays.items()
@@ -175,8 +175,8 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
         if bad and not skip_bad:
             reasons = _some([f"{path} ({why})" for path, why in bad.items()])
             raise DataError(
-                f"data.root={root}: {len(bad)} files are no whole images: {reasons}; mend or "
-                "remove them, or leave them out with data.skip_bad=true"
+                f"data.root={root}: no whole images: {reasons}; mend or remove them, or leave "
+                "them out with data.skip_bad=true"
             )
         counts = [part.counts for part in parts]
         if 0 in counts[0] or not any(counts[1]):

@@ -38,6 +38,8 @@ def predict() -> None:
         parser.error(f"--top {options.top}: must be an integer >= 1")
     if options.show and options.show.suffix not in PICTURES:
         parser.error(f"--show {options.show}: must end in {', '.join(PICTURES)}")
+    if options.show and not options.show.parent.is_dir():
+        parser.error(f"--show {options.show}: there is no folder {options.show.parent}")
     if options.show and len(options.images) > MOST_SHOWN:
         parser.error(f"--show {options.show}: {len(options.images)} images, at most {MOST_SHOWN}")
     answer(lambda: predicted(options))
