@@ -1,4 +1,4 @@
-"""torch.compile: the same figures, files and continuation, and failures of one line."""
+"""torch.compile: the same metrics, files and continuation, and failures of one line."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_compiler_that_fails_is_told_in_one_line(clone: Clone, tmp_path: Path)
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_run_gives_the_figures_of_an_eager_one_and_goes_on(clone: Clone) -> None:
+def test_a_compiled_run_gives_the_metrics_of_an_eager_one_and_goes_on(clone: Clone) -> None:
     settings = ("data=digits", "tracking=none", "trainer.device=cpu")
     compiled = (*settings, "trainer.compile=true")
     for arguments in (
@@ -89,15 +89,15 @@ def test_a_compiled_run_gives_the_figures_of_an_eager_one_and_goes_on(clone: Clo
         assert done.returncode == 0, done.stderr
     assert "compiled" in done.stdout.splitlines()[0]
 
-    weights, figures = [], []
+    weights, metrics = [], []
     for folder in clone.folders():
         weights.append(torch.load(folder / "mnist_model.pth", weights_only=True))
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        figures.append([{k: v for k, v in line.items() if "second" not in k} for line in lines])
-    assert len(figures) == 3
-    for eager, compiled_line in zip(figures[0], figures[1], strict=True):
+        metrics.append([{k: v for k, v in line.items() if "second" not in k} for line in lines])
+    assert len(metrics) == 3
+    for eager, compiled_line in zip(metrics[0], metrics[1], strict=True):
         assert compiled_line == pytest.approx(eager, rel=1e-4)
-    assert figures[1] == figures[2]
+    assert metrics[1] == metrics[2]
     assert weights[0].keys() == weights[1].keys()
     assert all(map(torch.equal, weights[1].values(), weights[2].values()))
 
@@ -138,7 +138,7 @@ def test_a_compiled_training_stopped_before_its_last_batch_goes_on_bit_for_bit(
     second = resumed(config, first.folder)
     second.tracker.start(second.record())
     second.train(lambda *agree: None)
-    figures = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
-    assert figures == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
+    metrics = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
+    assert metrics == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
     ours, theirs = second.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

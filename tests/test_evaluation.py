@@ -1,4 +1,4 @@
-"""Evaluating what was trained: the figures of the training to the last bit, tables, refusals."""
+"""Evaluating what was trained: the metrics of the training to the last bit, tables, refusals."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
     for split in ("test", "val"):
         found = evaluated(path, split)
         assert found.logged is not None
-        assert found.figures == found.logged
+        assert found.metrics == found.logged
         assert found.verdict() == "equal to what the run has logged, to the last bit"
         right = int(found.predictions.right.sum())
-        assert right / len(found.split) == found.figures.accuracy
+        assert right / len(found.split) == found.metrics.accuracy
     assert len(found.split) == (80 if "trainer=debug" in typed else 216)
 
 
@@ -74,7 +74,7 @@ def test_of_a_set_that_stays_on_disk_it_is_the_same_with_pictures(
 ) -> None:
     found = evaluated(trained("data.memory_limit=1e-6"), "test")
     assert isinstance(found.split, Streamed)
-    assert found.figures == found.logged == evaluated(checkpoint, "test").figures
+    assert found.metrics == found.logged == evaluated(checkpoint, "test").metrics
     folder, files = found.draw(tmp_path / "here")
     assert folder == tmp_path / "here"
     assert {name: [path.stem for path in paths] for name, paths in files.items()} == {
@@ -87,8 +87,8 @@ def test_json_has_everything_by_its_name(checkpoint: Path) -> None:
     evaluation = evaluated(checkpoint, "test")
     found = json.loads(evaluation.json())
     assert found["images"] == 359
-    assert (found["loss"], found["accuracy"]) == tuple(vars(evaluation.figures).values())
-    assert found["logged"] == vars(evaluation.figures)
+    assert (found["loss"], found["accuracy"]) == tuple(vars(evaluation.metrics).values())
+    assert found["logged"] == vars(evaluation.metrics)
     low, high = found["accuracy_interval"]
     assert low < found["accuracy"] < high
     assert sum(map(sum, found["confusion"])) == 359
@@ -121,12 +121,12 @@ def test_another_set_of_the_same_kind_is_prepared_as_the_runs_own(
         mine = found.predictions.probabilities[found.predictions.labels == digit]
         theirs = own.predictions.probabilities[labels == digit][:10]
         assert all(torch.isclose(theirs, one, atol=1e-6).all(1).any() for one in mine)
-    assert set(found.metrics()) >= {"photos/test/loss", "photos/test/accuracy"}
+    assert set(found.named_metrics()) >= {"photos/test/loss", "photos/test/accuracy"}
 
 
 def test_the_runs_own_set_by_its_name_is_its_own(checkpoint: Path, digits_cache: Path) -> None:
     found = evaluated(checkpoint, "val", ["data=digits", f"data.cache={digits_cache}"])
-    assert found.figures == found.logged
+    assert found.metrics == found.logged
     other = ["data=digits", f"data.cache={digits_cache}", "data.split_seed=1"]
     assert evaluated(checkpoint, "val", other).logged is None
 

@@ -92,7 +92,7 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
     ]
 
 
-def test_the_figures_returned_are_those_of_the_kept_weights(
+def test_the_metrics_returned_are_those_of_the_kept_weights(
     quick: list[str], tmp_path: Path
 ) -> None:
     result = run(config_of(*quick, "trainer.epochs=4", "trainer.keep=last"), tmp_path)
@@ -218,7 +218,7 @@ def begun(config: DictConfig, folder: Path) -> Experiment:
 
 
 def state_of(experiment: Experiment) -> object:
-    """All that the next step depends on, and the figures so far."""
+    """All that the next step depends on, and the metrics so far."""
     state = experiment.state_dict()
     epochs = [(epoch.train, epoch.val) for epoch in experiment.progress.epochs]
     names = ("model", "optimizer", "scheduler")

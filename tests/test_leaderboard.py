@@ -58,7 +58,7 @@ def test_a_seed_that_failed_is_left_out_of_the_mean_and_told() -> None:
     assert row.csv_fields(1)["n"] == 1
 
 
-def test_a_row_without_a_finished_job_has_no_figures(tmp_path: Path) -> None:
+def test_a_row_without_a_finished_job_has_no_metrics(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", ranked([job(0, 0.0, "KILLED", lr="1")]))
     (row,) = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
     assert [row[key] for key in ("val_accuracy", "val_loss", "seconds")] == ["", "", ""]

@@ -17,8 +17,8 @@ from mnist_exp.experiment import resume, run
 from mnist_exp.models import CNN, MLP, ResNet
 from mnist_exp.paths import CONF
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training, first_weights
+from mnist_exp.progress import Epoch, Metrics, Progress
 from mnist_exp.scores import Predictions
-from mnist_exp.training import Epoch, Figures, Progress
 
 NAMES = ("$cat$", "dog_with_a_long_name", "e")
 
@@ -68,9 +68,9 @@ def test_the_errors_are_shown_with_what_was_said_and_what_is_true(
 def test_curves_have_a_line_for_each_split_that_there_is(
     drawn: dict[str, Figure], tmp_path: Path
 ) -> None:
-    found = [Figures(0.5, 0.8), Figures(0.4, 0.9)]
+    found = [Metrics(0.5, 0.8), Metrics(0.4, 0.9)]
     epochs = [Epoch(n + 1, found[n], found[1 - n], 0.1, 1.0, 1.0, 0.0) for n in (0, 1)]
-    draw_training(tmp_path, epochs, epochs[0], Figures(0.3, 0.7))
+    draw_training(tmp_path, epochs, epochs[0], Metrics(0.3, 0.7))
     of_loss, of_accuracy = drawn["curves.png"].axes
     for axes, train, val, test in (
         (of_loss, [0.5, 0.4], [0.4, 0.5], 0.3),
@@ -156,7 +156,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     evaluate = experiment.evaluate
 
-    def spy(model: nn.Module, split: Split, *more: object, **options: object) -> Figures:
+    def spy(model: nn.Module, split: Split, *more: object, **options: object) -> Metrics:
         seen.append(len(split))
         return evaluate(model, split, *more, **options)
 

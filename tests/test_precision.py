@@ -1,4 +1,4 @@
-"""Formats of numbers: what a step computes in, how near the figures are, what a device lacks."""
+"""Formats of numbers: what a step computes in, how near the metrics are, what a device lacks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from mnist_exp.experiment import Experiment, resumed, run
 from mnist_exp.models import MLP
 from mnist_exp.paths import CONF, LAST
 from mnist_exp.precision import Precision
+from mnist_exp.progress import Epoch, Metrics, Progress
 from mnist_exp.signals import Interrupted
 from mnist_exp.trained import load
-from mnist_exp.training import Epoch, Figures, Options, Progress, evaluate, fit
+from mnist_exp.training import Options, evaluate, fit
 
 CPU = torch.device("cpu")
 
@@ -64,7 +65,7 @@ def trained(name: str, cache: Path) -> tuple[Epoch, Spied]:
         ("float16", torch.float32, torch.float16, 1e-3),
     ],
 )
-def test_the_figures_of_an_epoch_are_near_those_of_float32(
+def test_the_metrics_of_an_epoch_are_near_those_of_float32(
     name: str,
     stored: torch.dtype,
     computed: torch.dtype,
@@ -134,8 +135,8 @@ def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
     for part in ("model", "optimizer", "scaler"):
         ours, theirs = second.state_dict()[part], whole.state_dict()[part]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    figures = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
-    assert figures == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
+    metrics = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
+    assert metrics == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
 
 
 def test_float64_reaches_weights_images_and_the_file(digits_cache: Path, tmp_path: Path) -> None:
@@ -143,8 +144,8 @@ def test_float64_reaches_weights_images_and_the_file(digits_cache: Path, tmp_pat
     run(config, tmp_path)
     weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float64}
-    tested = checkpoint.load(tmp_path / LAST)["tested"]["figures"]
-    assert load(tmp_path / LAST).test() == Figures(**tested)
+    tested = checkpoint.load(tmp_path / LAST)["tested"]["metrics"]
+    assert load(tmp_path / LAST).test() == Metrics(**tested)
 
 
 # --- what a device lacks ---

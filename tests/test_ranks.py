@@ -23,7 +23,7 @@ TWO = (*TORCHRUN, "train.py", "data=digits")
 LONG = ("trainer.epochs=100", "trainer.precision=float64", "trainer.checkpoint_every_steps=3")
 
 
-def figures(folder: Path) -> list[dict[str, float]]:
+def metrics(folder: Path) -> list[dict[str, float]]:
     """What was found, without the times."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
@@ -105,7 +105,7 @@ def test_two_processes_find_what_one_finds(clone: Clone) -> None:
     assert run.info.status == "FINISHED"
     assert "2 processes" in run.data.tags["device"]
     assert clone.run("train.py", *settings, "batch_size=50").returncode == 0
-    one, two = (figures(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder))
+    one, two = (metrics(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder))
     assert two == close_to(one, 1e-6)
 
 
@@ -115,16 +115,16 @@ def test_float32_of_two_processes_is_within_a_hundredth_of_one(clone: Clone) -> 
     assert clone.run(*TORCHRUN, *settings).returncode == 0
     (folder,) = clone.folders()
     assert clone.run(*settings).returncode == 0
-    one, two = (figures(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder))
+    one, two = (metrics(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder))
     assert two == close_to(one, 0.01)
 
 
 @pytest.fixture(scope="module")
 def whole(new_clone: Callable[[], Clone]) -> list[dict[str, float]]:
-    """The figures of LONG in one process, not interrupted."""
+    """The metrics of LONG in one process, not interrupted."""
     clone = new_clone()
     assert clone.run("train.py", "data=digits", *LONG, "tracking=none").returncode == 0
-    return figures(*clone.folders())
+    return metrics(*clone.folders())
 
 
 def goes_on_alone(clone: Clone, whole: list[dict[str, float]]) -> None:
@@ -132,7 +132,7 @@ def goes_on_alone(clone: Clone, whole: list[dict[str, float]]) -> None:
     done = clone.run("train.py", "resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert only_run(clone).info.status == "FINISHED"
-    assert figures(*clone.folders()) == close_to(whole, 1e-6)
+    assert metrics(*clone.folders()) == close_to(whole, 1e-6)
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_a_run_of_one_process_goes_on_in_two(clone: Clone, whole: list[dict[str,
     done = clone.run(*TORCHRUN, "train.py", f"resume={folder}", timeout=250)
     assert done.returncode == 0, done.stderr
     assert only_run(clone).info.status == "FINISHED"
-    assert figures(folder) == close_to(whole, 1e-6)
+    assert metrics(folder) == close_to(whole, 1e-6)
 
 
 @pytest.mark.slow
@@ -202,4 +202,4 @@ def test_torchrun_restarts_and_the_run_goes_on_by_itself(
     assert torchrun.returncode == 0, err
     assert clone.folders() == [folder]
     assert only_run(clone).info.status == "FINISHED"
-    assert figures(folder) == close_to(whole, 1e-6)
+    assert metrics(folder) == close_to(whole, 1e-6)

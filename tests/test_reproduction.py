@@ -1,4 +1,4 @@
-"""A run again from its id: equal, or the first figure that is not."""
+"""A run again from its id: equal, or the first metric that is not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
     typed = ("trainer.checkpoint_every_steps=7", "tracking.experiment=again")
     done = clone.run("train.py", f"reproduce={run_id}", *typed)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("reproduced: every figure is the same, bit for bit\n")
+    assert done.stdout.endswith("reproduced: every metric is the same, bit for bit\n")
     assert done.stdout.count(" equal\n") == 4  # three epochs and the test
     (again,) = client.search_runs([client.get_experiment_by_name("again").experiment_id])
     assert again.info.status == "FINISHED"

@@ -26,8 +26,8 @@ HERE = {"began": "2026-01-02 03:04 UTC", "commit": "abc1234", "machine": "CPU", 
 
 def made(accuracies: list[float], seconds: list[float], share: int = 99, **more: object) -> Row:
     """share: runs of a round."""
-    figures = enumerate(zip(accuracies, seconds, strict=True))
-    runs = [Run(n // share, n + 1, accuracy, took) for n, (accuracy, took) in figures]
+    metrics = enumerate(zip(accuracies, seconds, strict=True))
+    runs = [Run(n // share, n + 1, accuracy, took) for n, (accuracy, took) in metrics]
     return Row(**HERE, runs=runs, **more)
 
 

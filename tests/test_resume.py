@@ -571,7 +571,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_best_leaves_no_stale_best(
     assert journal(desk.folder) == journal(whole.folder)
 
 
-def test_a_kill_while_resuming_leaves_the_figures_that_were_there(
+def test_a_kill_while_resuming_leaves_the_metrics_that_were_there(
     new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = new_desk()

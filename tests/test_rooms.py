@@ -46,12 +46,13 @@ ROOMS = {
     "tracking.store": "mlflow filelock errors paths tracking",
     "tracking.mlflow": "mlflow tracking tracking.store | tracking.models",
     "tracking.tensorboard": "tensorboard tracking",
-    "training": "torch augmentation data.splits errors precision ranks",
-    "screen": "torch rich training",
-    "journal": "training",
+    "progress": "torch errors",
+    "training": "torch augmentation data.splits precision progress ranks",
+    "screen": "torch rich progress",
+    "journal": "progress",
     "figures": "matplotlib numpy files",
     "scores": "torch",
-    "pictures": "torch data scores training | figures",
+    "pictures": "torch data progress scores | figures",
     "building": (
         "torch hydra omegaconf checkpoint data environment errors models.layout models.summary "
         "precision"
@@ -59,14 +60,14 @@ ROOMS = {
     "resuming": "hydra omegaconf config errors paths | tracking.store",
     "trained": (
         "torch omegaconf building checkpoint config data environment errors journal models.summary "
-        "paths precision resuming training | tracking.store"
+        "paths precision progress resuming training | tracking.store"
     ),
     "demo": "errors preparing trained",
     "exporting": "torch data errors files training | onnxruntime",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
-        "environment errors exporting files journal paths pictures precision ranks resuming scores "
-        "screen signals tracking tracking.beside training"
+        "environment errors exporting files journal paths pictures precision progress ranks "
+        "resuming scores screen signals tracking tracking.beside training"
     ),
     "reproduction": (
         "omegaconf config environment errors experiment paths resuming screen tracking.store"
@@ -74,12 +75,12 @@ ROOMS = {
     "leaderboard": "files",
     "search": "optuna hydra",
     "sweeps": (
-        "omegaconf commands errors experiment files leaderboard paths planning screen signals "
-        "tracking tracking.beside trained training | figures search"
+        "omegaconf commands errors experiment files leaderboard paths planning progress screen "
+        "signals tracking tracking.beside trained | figures search"
     ),
     "evaluation": (
-        "torch hydra omegaconf building commands data errors journal paths pictures resuming "
-        "scores screen trained training | tracking.store"
+        "torch hydra omegaconf building commands data errors journal paths pictures progress "
+        "resuming scores screen trained training | tracking.store"
     ),
     "cli": (
         "hydra omegaconf command_line commands config errors help paths planning process resuming "

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mnist_exp import screen
 from mnist_exp.models import MLP
-from mnist_exp.training import Epoch, Figures, Progress
+from mnist_exp.progress import Epoch, Metrics, Progress
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_bar_shows_epoch_loss_accuracy_and_speed(terminal: io.StringIO) -> N
     assert "images/s" in shown
 
 
-def test_the_running_figures_are_of_the_last_hundred_batches() -> None:
+def test_the_running_metrics_are_of_the_last_hundred_batches() -> None:
     training = Progress(MLP((1, 2, 2), 2))
     training.losses = [torch.tensor(36.0)] * 50 + [torch.tensor(4.0)] * 100
     training.correct = [torch.tensor(0)] * 50 + [torch.tensor(4)] * 100
@@ -49,8 +49,8 @@ def test_on_another_device_the_bar_shows_the_last_epoch_and_reads_nothing() -> N
     training = Progress(MLP((1, 2, 2), 2))
     training.losses = [torch.empty((), device="meta")]  # reading it would raise
     assert screen.running(training, batch_size=4) == ""
-    figures = Figures(loss=0.25, accuracy=0.5)
-    training.epochs = [Epoch(1, figures, figures, 0.1, 1.0, 1.0, 0.0)]
+    metrics = Metrics(loss=0.25, accuracy=0.5)
+    training.epochs = [Epoch(1, metrics, metrics, 0.1, 1.0, 1.0, 0.0)]
     assert screen.running(training, batch_size=4) == "loss 0.2500  accuracy 0.5000  "
 
 

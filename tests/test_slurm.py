@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Clone
-from test_sweeps import figures, folder_of, leaderboard, runs_of
+from test_sweeps import folder_of, leaderboard, metrics, runs_of
 
 from mnist_exp.paths import REPOSITORY
 
@@ -64,4 +64,4 @@ def test_a_grid_on_slurm_survives_a_preemption(
 
     in_turn = new_clone()
     assert in_turn.run("train.py", *work).returncode == 0
-    assert figures(clone) == figures(in_turn)
+    assert metrics(clone) == metrics(in_turn)

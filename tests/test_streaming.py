@@ -224,7 +224,7 @@ def test_what_the_thread_raises_is_raised_where_its_batch_is_due(
 # --- as a person sees it ---
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
+def metrics(folder: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl says, without times."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     names = ("epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss")
@@ -241,7 +241,7 @@ def test_a_run_below_the_limit_and_one_above_it_find_the_same_and_go_on_from_eac
     assert clone.run(*quick, *limited).returncode == 0
     typed = ("resume=latest", "trainer.epochs=2", "data.memory_limit=8")
     assert clone.run("train.py", *typed).returncode == 0
-    whole, streamed = map(figures, clone.folders())
+    whole, streamed = map(metrics, clone.folders())
     assert [line["epoch"] for line in whole] == [1, 2, 2]
     assert [line for line in streamed if line["epoch"] == 2] == whole[1:]
     assert streamed[0] == whole[0]
@@ -251,7 +251,7 @@ def test_a_run_below_the_limit_and_one_above_it_find_the_same_and_go_on_from_eac
 class Measured:
     resident: float  # GB, the most that the process had
     speed: float  # images per second, of its best epoch
-    figures: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
 
 
 def measured(clone: Any, *typed: str) -> Measured:
@@ -268,7 +268,7 @@ def measured(clone: Any, *typed: str) -> Measured:
     (folder,) = set(clone.folders()) - before
     epochs = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     speeds = [epoch["images_per_second"] for epoch in epochs if "images_per_second" in epoch]
-    return Measured(resident * 1024 / 1e9, max(speeds), figures(folder))
+    return Measured(resident * 1024 / 1e9, max(speeds), metrics(folder))
 
 
 @pytest.mark.slow
@@ -292,6 +292,6 @@ def test_a_set_four_times_the_limit_takes_little_more_memory_and_little_more_tim
 
     streamed = measured(clone, f"data.memory_limit={limit}")
     whole = measured(clone, "data.memory_limit=8")
-    assert streamed.figures == whole.figures
+    assert streamed.metrics == whole.metrics
     assert streamed.resident < limit + 0.4 < whole.resident
     assert streamed.speed > 0.7 * whole.speed

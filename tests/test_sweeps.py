@@ -43,7 +43,7 @@ def leaderboard(sweep: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def figures(clone: Clone) -> list[dict[str, float]]:
+def metrics(clone: Clone) -> list[dict[str, float]]:
     _, children = runs_of(clone)
     return [
         {key: value for key, value in run.data.metrics.items() if key not in TIMES}
@@ -132,14 +132,14 @@ def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
     grid: tuple[Clone, str],
 ) -> None:
     clone, printed = grid
-    before = figures(clone)
+    before = metrics(clone)
     done = clone.run("train.py", *GRID, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert "epoch 1/2" not in done.stdout
     assert (
         done.stdout[done.stdout.index("Leaderboard") :] == printed[printed.index("Leaderboard") :]
     )
-    assert figures(clone) == before
+    assert metrics(clone) == before
     other = clone.run("train.py", "-m", "data=digits", "batch_size=8,16", "sweep.resume=latest")
     assert other.returncode == 2
     assert "that sweep is another, python train.py -m data=digits trainer.epochs=2" in other.stderr
@@ -193,7 +193,7 @@ def test_a_killed_sweep_goes_on_where_it_was(clone: Clone, new_clone: Callable[[
     done = clone.run("train.py", *LONG, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("has already ended") == 1
-    assert figures(clone) == figures(whole)
+    assert metrics(clone) == metrics(whole)
     assert len(list(clone.root.glob("outputs/*/*/sweep.json"))) == 1
     columns = ("seed", "val_accuracy", "val_accuracy_sd", "n", "status", "outputs")
     ours, theirs = leaderboard(folder_of(clone)), leaderboard(folder_of(whole))
@@ -272,7 +272,7 @@ def test_jobs_side_by_side_find_what_jobs_in_turn_find(
     done = clone.run("train.py", *GRID, *parallel)
     assert (done.returncode, done.stderr) == (0, "")
     assert "on cpu, 1 thread," in done.stdout
-    assert figures(clone) == figures(in_turn)
+    assert metrics(clone) == metrics(in_turn)
     parent, _ = runs_of(clone)
     other, _ = runs_of(in_turn)
     for key in ("test/loss", "test/accuracy", "val/accuracy"):

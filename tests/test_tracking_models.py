@@ -64,7 +64,7 @@ def models_of(client: MlflowClient, run_id: str) -> list[LoggedModel]:
     return list(client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"))
 
 
-def test_a_model_is_logged_with_its_run_and_the_figures_of_its_epoch(
+def test_a_model_is_logged_with_its_run_and_the_metrics_of_its_epoch(
     client: MlflowClient, record: ModelRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = new_run(client)

@@ -124,7 +124,7 @@ def test_metrics_jsonl_has_a_line_per_epoch_and_one_of_the_test(folder: Path) ->
     assert set(test) == {"epoch", "test/loss", "test/accuracy"}
 
 
-def test_the_weights_are_a_plain_state_dict_that_gives_the_logged_test_figures(
+def test_the_weights_are_a_plain_state_dict_that_gives_the_logged_test_metrics(
     folder: Path, digits_cache: Path
 ) -> None:
     state_dict = torch.load(folder / "mnist_model.pth", weights_only=True)

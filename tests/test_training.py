@@ -1,4 +1,4 @@
-"""The loop: exact figures, exact repetition, exact continuation."""
+"""The loop: exact metrics, exact repetition, exact continuation."""
 
 from __future__ import annotations
 
@@ -19,19 +19,8 @@ from mnist_exp.building import averaged
 from mnist_exp.data import Split
 from mnist_exp.models import CNN, MLP
 from mnist_exp.precision import Precision
-from mnist_exp.training import (
-    Diverged,
-    Epoch,
-    Figures,
-    Options,
-    Progress,
-    drawn,
-    evaluate,
-    fit,
-    mean_per_sample,
-    predict,
-    shuffled,
-)
+from mnist_exp.progress import Diverged, Epoch, Metrics, Progress
+from mnist_exp.training import Options, drawn, evaluate, fit, mean_per_sample, predict, shuffled
 
 Parts = tuple[nn.Module, torch.optim.Optimizer, LRScheduler, Progress]
 
@@ -73,11 +62,11 @@ def in_precision(name: str) -> Precision:
     return precision
 
 
-def figures(epochs: list[Epoch]) -> list[tuple[Figures, Figures | None]]:
+def metrics(epochs: list[Epoch]) -> list[tuple[Metrics, Metrics | None]]:
     return [(epoch.train, epoch.val) for epoch in epochs]
 
 
-def test_the_figures_of_an_epoch_equal_a_loop_written_out_by_hand() -> None:
+def test_the_metrics_of_an_epoch_equal_a_loop_written_out_by_hand() -> None:
     model, *_ = parts = made_parts()
     reference = copy.deepcopy(model)
     optimizer = torch.optim.Adam(reference.parameters(), lr=0.01, fused=True)
@@ -106,7 +95,7 @@ def test_the_figures_of_an_epoch_equal_a_loop_written_out_by_hand() -> None:
 
 def test_the_last_short_batch_counts_at_its_true_size() -> None:
     losses, correct = [torch.tensor(3.0), torch.tensor(4.0)], [torch.tensor(3), torch.tensor(0)]
-    assert mean_per_sample(losses, correct, 4) == Figures(loss=1.75, accuracy=0.75)
+    assert mean_per_sample(losses, correct, 4) == Metrics(loss=1.75, accuracy=0.75)
 
 
 def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
@@ -160,9 +149,9 @@ def test_the_order_is_the_same_on_every_machine_and_version() -> None:
 def test_the_same_seed_gives_the_same_bits() -> None:
     first, second = made_parts(dropout=0.5), made_parts(dropout=0.5)
     torch.manual_seed(1)
-    one = figures(list(fitted(first)))
+    one = metrics(list(fitted(first)))
     torch.manual_seed(1)
-    two = figures(list(fitted(second)))
+    two = metrics(list(fitted(second)))
     assert one == two
     assert all(map(torch.equal, first[3].kept.values(), second[3].kept.values()))
 
@@ -229,7 +218,7 @@ def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(
 
     whole = made_parts(dropout=0.3)
     torch.manual_seed(5)
-    expected = figures(list(fitted(whole, precision=in_precision(precision))))
+    expected = metrics(list(fitted(whole, precision=in_precision(precision))))
 
     first, its_precision = made_parts(dropout=0.3), in_precision(precision)
     torch.manual_seed(5)
@@ -249,7 +238,7 @@ def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(
     its_precision.scaler.load_state_dict(scaler_state)
     list(fitted(second, precision=its_precision))
 
-    assert figures(second[3].epochs) == expected
+    assert metrics(second[3].epochs) == expected
     assert all(map(torch.equal, second[0].state_dict().values(), whole[0].state_dict().values()))
     assert all(map(torch.equal, second[3].kept.values(), whole[3].kept.values()))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
 from mnist_exp.errors import Failure, first_line
 from mnist_exp.files import replacing
@@ -113,6 +114,23 @@ def check_like(found: Any, expected: Any, where: str) -> None:
 
 def kind(value: Any) -> type:
     return float if isinstance(value, int | float) else type(value)
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take up what a checkpoint has. It moves the parameters, which are to be loaded afterwards.
+
+    Raises ValueError for a state of other shapes, which no optimizer looks at itself. What shapes
+    there should be a step shows, of those parameters that have a state: an unused or frozen one has
+    none.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number in state["state"]:  # none before the first step
+        parameters[number].grad = torch.zeros_like(parameters[number])
+    if state["state"]:
+        optimizer.step()
+        optimizer.zero_grad()
+    check_like(state, optimizer.state_dict(), "optimizer")
+    optimizer.load_state_dict(state)
 
 
 def random_states() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained model on a whole split: its figures, as tables, JSON and pictures, and to its run."""
+"""A trained model on a whole split: its metrics, as tables, JSON and pictures, and to its run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from mnist_exp.errors import BadInput
 from mnist_exp.journal import named
 from mnist_exp.paths import CONF, FIGURES
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
+from mnist_exp.progress import Metrics
 from mnist_exp.resuming import FREE
 from mnist_exp.scores import Predictions, interval
 from mnist_exp.trained import Trained, load
-from mnist_exp.training import Figures, evaluate
+from mnist_exp.training import evaluate
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ class Evaluation:
     kind: Kind  # of the images
     name: str  # of the split; of another set than the run's with that one's
     split: Split  # raw images
-    figures: Figures
+    metrics: Metrics
     predictions: Predictions
 
     @property
-    def logged(self) -> Figures | None:
+    def logged(self) -> Metrics | None:
         """What training has found on this split with these weights."""
         best = self.trained.progress.best
         return {"test": self.trained.tested, "val": best.val if best else None}.get(self.name)
@@ -52,7 +53,7 @@ class Evaluation:
         """Beside what training has logged, where it has."""
         if self.logged is None:
             return "the run has logged nothing of this split"
-        if self.logged == self.figures:
+        if self.logged == self.metrics:
             return "equal to what the run has logged, to the last bit"
         return (
             f"the run has logged loss {self.logged.loss}, accuracy {self.logged.accuracy}; "
@@ -63,14 +64,14 @@ class Evaluation:
         """Tables on the screen, or aligned lines in a pipe."""
         logging.basicConfig(level=logging.INFO, handlers=[screen.ScreenHandler()], force=True)
         count, names = len(self.split), self.kind.class_names
-        low, high = interval(self.figures.accuracy, count)
+        low, high = interval(self.metrics.accuracy, count)
         rows = [
             ("images", f"{count:,}"),
-            ("loss", f"{self.figures.loss:.4f}"),
-            ("accuracy", f"{self.figures.accuracy:.4f}  (95 %: {low:.4f} to {high:.4f})"),
+            ("loss", f"{self.metrics.loss:.4f}"),
+            ("accuracy", f"{self.metrics.accuracy:.4f}  (95 %: {low:.4f} to {high:.4f})"),
             ("calibration error", f"{self.predictions.calibration_error():.4f}"),
         ]
-        screen.show_table(f"{self.kind.name}, {self.name}", ("figure", "value"), rows)
+        screen.show_table(f"{self.kind.name}, {self.name}", ("metric", "value"), rows)
         of_classes = [
             (name, f"{images:,}", *("–" if value is None else f"{value:.4f}" for value in values))
             for name, (images, *values) in zip(names, self.predictions.by_class(), strict=True)
@@ -95,9 +96,9 @@ class Evaluation:
             "data": self.kind.name,
             "split": self.name,
             "images": len(self.split),
-            "loss": self.figures.loss,
-            "accuracy": self.figures.accuracy,
-            "accuracy_interval": interval(self.figures.accuracy, len(self.split)),
+            "loss": self.metrics.loss,
+            "accuracy": self.metrics.accuracy,
+            "accuracy_interval": interval(self.metrics.accuracy, len(self.split)),
             "calibration_error": self.predictions.calibration_error(),
             "classes": {name: values._asdict() for name, values in scores},
             "confusion": self.predictions.confusion().tolist(),
@@ -123,7 +124,7 @@ class Evaluation:
         return folder, {name: sorted(path.glob("*.png")) for name, path in found.items()}
 
     def log(self, uri: str | None, files: dict[str, list[Path]]) -> str:
-        """Figures and pictures to the run in MLflow; telling them twice changes nothing.
+        """Metrics and pictures to the run in MLflow; telling them twice changes nothing.
 
         Returns the run's id. Raises BadInput where MLflow has no such run, TrackerError.
         """
@@ -131,21 +132,21 @@ class Evaluation:
 
         best = self.trained.progress.best
         step, at = (best.number, best.ended) if best else (0, 0.0)
-        return log_to_run(self.trained.key, uri, self.metrics(), step, at, files)
+        return log_to_run(self.trained.key, uri, self.named_metrics(), step, at, files)
 
-    def metrics(self) -> dict[str, float]:
+    def named_metrics(self) -> dict[str, float]:
         """By their names in the tracker, without those that training has told it."""
-        low, high = interval(self.figures.accuracy, len(self.split))
+        low, high = interval(self.metrics.accuracy, len(self.split))
         found = {
-            **(named(self.name, self.figures) if self.logged is None else {}),
+            **(named(self.name, self.metrics) if self.logged is None else {}),
             f"{self.name}/accuracy_low": low,
             f"{self.name}/accuracy_high": high,
             f"{self.name}/calibration_error": self.predictions.calibration_error(),
         }
         for name, scores in zip(self.kind.class_names, self.predictions.by_class(), strict=True):
-            for figure in ("precision", "recall", "f1"):
-                if (value := getattr(scores, figure)) is not None:
-                    found[f"{self.name}/{figure}/{name.replace('/', ' ')}"] = value
+            for score in ("precision", "recall", "f1"):
+                if (value := getattr(scores, score)) is not None:
+                    found[f"{self.name}/{score}/{name.replace('/', ' ')}"] = value
         return found
 
 
@@ -172,10 +173,10 @@ def evaluated(
     normalised = replace(dataset, kind=trained.kind)  # as the model was trained, whatever the set
     prepared = normalised.prepare(raw, *trained.form)
     logits: list[Tensor] = []
-    figures = evaluate(trained.model, prepared, trained.precision, on_logits=logits.append)
+    metrics = evaluate(trained.model, prepared, trained.precision, on_logits=logits.append)
     name = split if own else f"{dataset.kind.name}/{split}"
     predictions = Predictions.of(logits, prepared.labels)
-    return Evaluation(trained, dataset.kind, name, raw, figures, predictions)
+    return Evaluation(trained, dataset.kind, name, raw, metrics, predictions)
 
 
 def other_dataset(trained: Trained, data: Sequence[str]) -> Dataset:

@@ -33,6 +33,7 @@ from mnist_exp.files import alone, replacing
 from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry, tested_of
 from mnist_exp.paths import BEST, FIGURES, LAST, SERVED
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
+from mnist_exp.progress import Diverged, Epoch, Metrics, Progress
 from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config, trusted
 from mnist_exp.scores import Predictions
@@ -45,7 +46,7 @@ from mnist_exp.tracking import (
     TrackerError,
 )
 from mnist_exp.tracking.beside import Beside
-from mnist_exp.training import Diverged, Epoch, Figures, Options, Progress, evaluate, fit
+from mnist_exp.training import Options, evaluate, fit
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Result:
     """What a finished run found, of the weights that it kept."""
 
     epoch: Epoch
-    test: Figures | None  # None with trainer.test=false
+    test: Metrics | None  # None with trainer.test=false
     seconds: float  # of all epochs, training and validation
 
 
@@ -186,7 +187,7 @@ class Experiment:
         return result
 
     def describe(self) -> None:
-        """Leave in the folder all that is known, and tell all figures so far, to a run anew."""
+        """Leave in the folder all that is known, and tell all metrics so far, to a run anew."""
         OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
         (self.folder / "requirements.txt").write_text(environment.installed_versions())
         (self.folder / "model.txt").write_text(self.summary.table(), "utf-8")
@@ -203,7 +204,7 @@ class Experiment:
             self.tracker.log(entry.metrics, entry.epoch, entry.at)
 
     def train(self, check_signals: Callable[..., None]) -> None:
-        """Train; after each epoch first a checkpoint, then its figures: none is told twice."""
+        """Train; after each epoch first a checkpoint, then its metrics: none is told twice."""
         config = self.config
         every = config.trainer.checkpoint_every_steps
         images = len(self.prepared()[0])
@@ -292,11 +293,11 @@ class Experiment:
         if self.tested is None or self.tested.epoch != best.number:
             split = self.dataset.prepare(self.dataset.test, *self.form)
             logits: list[Tensor] = []
-            figures = evaluate(model, split, self.precision, on_logits=logits.append)
+            metrics = evaluate(model, split, self.precision, on_logits=logits.append)
             if self.config.tracking.figures:  # first: what is known to be tested has them
                 predictions = Predictions.of(logits, split.labels)
                 draw_predictions(self.folder / TESTS, predictions, self.dataset.test, self.kind)
-            self.tested = Tested(best.number, figures, time.time())
+            self.tested = Tested(best.number, metrics, time.time())
             self.save(LAST)
         self.tell(test_entry(self.tested))
 
@@ -304,7 +305,7 @@ class Experiment:
         best = self.progress.best
         assert best is not None, "fit ended without an epoch"
         seconds = sum(epoch.seconds for epoch in self.progress.epochs)
-        return Result(best, self.tested.figures if self.tested else None, seconds)
+        return Result(best, self.tested.metrics if self.tested else None, seconds)
 
     def close(self, status: Status) -> None:
         """Hand the files over, and say how it ended and how to go on."""
@@ -352,8 +353,8 @@ class Experiment:
 
     def show(self, result: Result) -> None:
         """The closing table, and where the outputs lie."""
-        figures = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
-        rows = [(split, f"{f.loss:.4f}", f"{f.accuracy:.4f}") for split, f in figures.items() if f]
+        metrics = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
+        rows = [(split, f"{m.loss:.4f}", f"{m.accuracy:.4f}") for split, m in metrics.items() if m]
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
         log.info("outputs  %s", shown(self.folder))
@@ -379,7 +380,7 @@ class Experiment:
         )
 
     def entries(self) -> list[Entry]:
-        """All figures of a run that has ended."""
+        """All metrics of a run that has ended."""
         tested = [] if self.tested is None else [test_entry(self.tested)]
         return [*map(epoch_entry, self.progress.epochs), *tested]
 
@@ -442,7 +443,7 @@ class Experiment:
         for name in ("model", "average", "scheduler", "scaler"):
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
-        self.load_optimizer(state["optimizer"])
+        checkpoint.load_optimizer(self.optimizer, state["optimizer"])
         self.key = state["key"]
         self.model.load_state_dict(state["model"])
         if self.average is not None:
@@ -451,23 +452,9 @@ class Experiment:
         self.precision.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], self.device)
         self.tested = tested_of(state["tested"])
-        self.ended = state["ended"] and self.progress.over(self.options)
+        over = self.progress.over(self.options.epochs, self.options.patience)
+        self.ended = state["ended"] and over
         checkpoint.set_random_states(state["random"])
-
-    def load_optimizer(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError for a state of other shapes, which no optimizer looks at itself.
-
-        What shapes there should be a step shows; it leaves nothing behind, all being loaded. An
-        unused or a frozen parameter has no state.
-        """
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for number in state["state"]:  # none before the first step
-            parameters[number].grad = torch.zeros_like(parameters[number])
-        if state["state"]:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        checkpoint.check_like(state, self.optimizer.state_dict(), "optimizer")
-        self.optimizer.load_state_dict(dict(state))
 
 
 def run_name(config: DictConfig, overrides: Sequence[str]) -> str:

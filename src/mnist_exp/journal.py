@@ -1,4 +1,4 @@
-"""The figures of a run by the names that they have in metrics.jsonl and in the tracker."""
+"""The metrics of a run by the names that they have in metrics.jsonl and in the tracker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mnist_exp.training import Epoch, Figures
+from mnist_exp.progress import Epoch, Metrics
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Tested:
     """What the test set, opened once, said of the kept weights."""
 
     epoch: int  # that they are of
-    figures: Figures
+    metrics: Metrics
     at: float  # Unix time, seconds
 
 
 def tested_of(state: Mapping[str, Any] | None) -> Tested | None:
     """What a checkpoint has of a test; raises LookupError or TypeError for what is none."""
-    return Tested(**{**state, "figures": Figures(**state["figures"])}) if state else None
+    return Tested(**{**state, "metrics": Metrics(**state["metrics"])}) if state else None
 
 
 def epoch_entry(epoch: Epoch) -> Entry:
-    """An epoch by the names that its figures have in metrics.jsonl and in the tracker."""
+    """An epoch by the names that its metrics have in metrics.jsonl and in the tracker."""
     metrics = {
         **named("train", epoch.train),
         **named("val", epoch.val),
@@ -46,14 +46,14 @@ def epoch_entry(epoch: Epoch) -> Entry:
 
 
 def test_entry(tested: Tested) -> Entry:
-    return Entry(tested.epoch, tested.at, named("test", tested.figures))
+    return Entry(tested.epoch, tested.at, named("test", tested.metrics))
 
 
-def named(split: str, figures: Figures | None) -> dict[str, float]:
-    """A split's figures by their names; none of a split without images."""
-    if figures is None:
+def named(split: str, metrics: Metrics | None) -> dict[str, float]:
+    """A split's metrics by their names; none of a split without images."""
+    if metrics is None:
         return {}
-    return {f"{split}/loss": figures.loss, f"{split}/accuracy": figures.accuracy}
+    return {f"{split}/loss": metrics.loss, f"{split}/accuracy": metrics.accuracy}
 
 
 def json_line(entry: Entry) -> str:

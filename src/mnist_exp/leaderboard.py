@@ -48,7 +48,7 @@ def read_outcome(folder: Path) -> Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """Jobs that differ in nothing but the seed. Figures are means over those that finished."""
+    """Jobs that differ in nothing but the seed. Metrics are means over those that finished."""
 
     chosen: Mapping[str, str]  # swept key → value, without the seed
     jobs: Sequence[Outcome]
@@ -88,9 +88,9 @@ class Row:
         return "; ".join(bad) or "FINISHED"
 
     def csv_fields(self, rank: int) -> dict[str, object]:
-        """Figures are empty where no job finished."""
+        """Metrics are empty where no job finished."""
         done = self.finished
-        figures: dict[str, object] = dict.fromkeys(FIGURES, "")
+        metrics: dict[str, object] = dict.fromkeys(METRICS, "")
         if done:
             values = (
                 self.accuracy,
@@ -99,10 +99,10 @@ class Row:
                 fmean(job.epoch for job in done),
                 fmean(job.seconds for job in done),
             )
-            figures = dict(zip(FIGURES, values, strict=True))
+            metrics = dict(zip(METRICS, values, strict=True))
         folders = " ".join(job.folder.name for job in self.jobs)
         ends = {"n": len(done), "status": self.status, "outputs": folders}
-        return {"rank": rank, **self.chosen, **figures, **ends}
+        return {"rank": rank, **self.chosen, **metrics, **ends}
 
     def screen_cells(self, rank: int) -> list[str]:
         fields = self.csv_fields(rank)
@@ -114,17 +114,17 @@ class Row:
                     accuracy += f" ± {self.accuracy_sd:.4f} (n={len(self.finished)})"
             epoch = f"{fields['best_epoch']:g}"
             seconds = f"{fields['seconds']:.1f}"
-        figures = [accuracy, loss, epoch, seconds]
+        metrics = [accuracy, loss, epoch, seconds]
         return [
             str(rank),
             *map(brief, self.chosen.values()),
-            *figures,
+            *metrics,
             self.status,
             str(fields["outputs"]),
         ]
 
 
-FIGURES = ("val_accuracy", "val_accuracy_sd", "val_loss", "best_epoch", "seconds")
+METRICS = ("val_accuracy", "val_accuracy_sd", "val_loss", "best_epoch", "seconds")
 
 
 def spread(values: Sequence[float]) -> float:
@@ -177,8 +177,8 @@ def screen_table(
     rows: Sequence[Row], names: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]]]:
     """Header and cells. names: what each swept key is called there."""
-    figures = ["val accuracy", "val loss", "best epoch", "seconds", "status", "outputs"]
-    header = ["rank", *(names[key] for key in rows[0].chosen), *figures]
+    metrics = ["val accuracy", "val loss", "best epoch", "seconds", "status", "outputs"]
+    header = ["rank", *(names[key] for key in rows[0].chosen), *metrics]
     return header, [row.screen_cells(rank) for rank, row in enumerate(rows, start=1)]
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mnist_exp.data import Kind, Split
+from mnist_exp.progress import Epoch, Metrics
 from mnist_exp.scores import Predictions
-from mnist_exp.training import Epoch, Figures
 
 WORST = 18  # errors
 FILTERS = 48  # of the first layer
 
 
 def draw_training(
-    folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Figures | None
+    folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metrics | None
 ) -> None:
     """Loss and accuracy of all epochs."""
     from mnist_exp import figures

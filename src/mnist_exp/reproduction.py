@@ -16,10 +16,10 @@ from mnist_exp.tracking.store import RecordedRun, recorded_run
 
 log = logging.getLogger(__name__)
 
-Figures = dict[str, dict[int, float]]  # by name and epoch
+History = dict[str, dict[int, float]]  # by name and epoch
 
-EPOCH_FIGURES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
-TEST_FIGURES = ("test/loss", "test/accuracy")
+EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
+TEST_METRICS = ("test/loss", "test/accuracy")
 
 # Where this machine keeps things, which is not the first run's to say.
 LOCAL = ("tracking", "data.cache")
@@ -31,16 +31,16 @@ class NotReproduced(Failure):
 
 
 def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
-    """Train the run `composed.reproduce` again, in a new run, and compare all of its figures.
+    """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
     composed: the defaults with `overrides`, of which only what was typed counts. Raises
-    NotReproduced when a figure differs in any bit, BadInput when there is none, when the config is
+    NotReproduced when a metric differs in any bit, BadInput when there is none, when the config is
     not to be trusted or is to change, and what a run raises.
     """
     first = recorded_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
     source = f"reproduce={composed.reproduce}"
     if not first.metrics:
-        raise BadInput(f"{source}: the run has no figures to compare with")
+        raise BadInput(f"{source}: the run has no metrics to compare with")
     config = resumed_config(trusted(first.config, source), composed, overrides, further=False)
     same_set = composed.data._target_ == config.data._target_
     for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
@@ -54,13 +54,13 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
         log.info("differs  %s", line)
     experiment.run()
 
-    again: Figures = {}
+    again: History = {}
     for entry in experiment.entries():
         for key, value in entry.metrics.items():
             again.setdefault(key, {})[entry.epoch] = value
     if differing := compare(of_last_test(first.metrics), again):
         raise NotReproduced(f"not reproduced; the first that differs is {differing[0]}")
-    log.info("reproduced: every figure is the same, bit for bit")
+    log.info("reproduced: every metric is the same, bit for bit")
 
 
 def differences(first: RecordedRun, experiment: Experiment) -> Iterator[str]:
@@ -78,18 +78,18 @@ def differences(first: RecordedRun, experiment: Experiment) -> Iterator[str]:
         yield f"{old} was installed, {new} is"
 
 
-def of_last_test(figures: Figures) -> Figures:
+def of_last_test(metrics: History) -> History:
     """Without the tests of weights that a run trained further has found better ones than."""
     return {
-        key: {max(found): found[max(found)]} if key in TEST_FIGURES else found
-        for key, found in figures.items()
+        key: {max(found): found[max(found)]} if key in TEST_METRICS else found
+        for key, found in metrics.items()
     }
 
 
-def compare(first: Figures, again: Figures) -> list[str]:
+def compare(first: History, again: History) -> list[str]:
     """Show both side by side, as far as the first went; returns what is not equal, in order."""
     rows, differing = [], []
-    for shown, keys in (("val/loss", EPOCH_FIGURES), ("test/loss", TEST_FIGURES)):
+    for shown, keys in (("val/loss", EPOCH_METRICS), ("test/loss", TEST_METRICS)):
         for epoch in sorted({e for key in keys for e in first.get(key, {})}):
             was, now = ({key: f.get(key, {}).get(epoch) for key in keys} for f in (first, again))
             unequal = [key for key in keys if was[key] != now[key]]
@@ -98,6 +98,6 @@ def compare(first: Figures, again: Figures) -> list[str]:
             ]
             verdict = ", ".join(unequal) or "equal"
             rows.append((f"{epoch}", shown, f"{was[shown]}", f"{now[shown]}", verdict))
-    header = ("epoch", "figure", "first", "again", "what differs")
+    header = ("epoch", "metric", "first", "again", "what differs")
     screen.show_table("Reproduction", header, rows)
     return differing

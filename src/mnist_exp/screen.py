@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mnist_exp.training import Epoch
-from mnist_exp.training import Progress as Training
+from mnist_exp.progress import Epoch
+from mnist_exp.progress import Progress as Training
 
 log = logging.getLogger(__name__)
 console = Console(highlight=False)
@@ -56,11 +56,11 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[metrics]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=epochs * images, figures="")
+        task = bar.add_task("", total=epochs * images, metrics="")
         drawn_at, drawn = time.perf_counter(), 0
 
         def step(training: Training) -> None:
@@ -74,7 +74,7 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
                 task,
                 completed=done,
                 description=f"epoch {len(training.epochs) + 1}/{epochs}",
-                figures=f"{running(training, batch_size)}{speed:,.0f} images/s",
+                metrics=f"{running(training, batch_size)}{speed:,.0f} images/s",
                 refresh=True,
             )
             drawn_at, drawn = now, done
@@ -101,11 +101,11 @@ def running(training: Training, batch_size: int) -> str:
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:
     """One finished epoch in one line."""
-    figures = {"train": epoch.train, "val": epoch.val}
+    metrics = {"train": epoch.train, "val": epoch.val}
     said = [
-        f"  {split} loss {f.loss:.4f} accuracy {f.accuracy:.4f}"
-        for split, f in figures.items()
-        if f
+        f"  {split} loss {m.loss:.4f} accuracy {m.accuracy:.4f}"
+        for split, m in metrics.items()
+        if m
     ]
     return (
         f"epoch {epoch.number}/{epochs}{''.join(said)}"

@@ -30,11 +30,11 @@ from mnist_exp.files import replacing
 from mnist_exp.leaderboard import OUTCOME, Outcome, Row, read_outcome
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.planning import Plan
+from mnist_exp.progress import Epoch
 from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import RunRecord, Status
 from mnist_exp.tracking.beside import Beside
 from mnist_exp.trained import load
-from mnist_exp.training import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
     replace(sweep, tested={**sweep.tested, **tested}).write(folder)
     metrics, said = {}, []
     for name in ("accuracy", "loss"):
-        values = [figures[name] for figures in tested.values()]
+        values = [found[name] for found in tested.values()]
         metrics[f"test/{name}"] = fmean(values)
         said.append(f"{name} {fmean(values):.4f}")
         if len(values) > 1:

@@ -18,8 +18,9 @@ from mnist_exp.journal import tested_of
 from mnist_exp.models.summary import summarize
 from mnist_exp.paths import LAST
 from mnist_exp.precision import Precision
+from mnist_exp.progress import Metrics, Progress
 from mnist_exp.resuming import find_run, folder_named, is_run_id, trusted
-from mnist_exp.training import Figures, Progress, evaluate
+from mnist_exp.training import evaluate
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Trained:
     model: nn.Module
     form: Form
     progress: Progress  # of its training
-    tested: Figures | None  # on the test set, where it has been opened for these weights
+    tested: Metrics | None  # on the test set, where it has been opened for these weights
     key: str  # by which the tracker finds the run
 
     @torch.inference_mode()
@@ -54,7 +55,7 @@ class Trained:
         dataset = self.dataset()
         return dataset.prepare(dataset.test, *self.form)
 
-    def test(self) -> Figures:
+    def test(self) -> Metrics:
         """What the run found with the test set, or would have, to the last bit."""
         return evaluate(self.model, self.prepared_test(), self.precision)
 
@@ -99,7 +100,7 @@ def load(path: Path, device: str | None = None) -> Trained:
         progress = Progress(parts.model)
         progress.load_state_dict(saved["progress"], parts.form[0])
         best, tested, key = progress.best, tested_of(saved["tested"]), str(saved["key"])
-        of_kept = tested.figures if tested and best and tested.epoch == best.number else None
+        of_kept = tested.metrics if tested and best and tested.epoch == best.number else None
     with parts.precision.autocast:
         flops = summarize(parts.model, kind.image_shape).flops
     environment.set_threads(config.trainer.threads, 3 * flops * config.batch_size)

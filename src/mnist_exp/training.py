@@ -13,8 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp.augmentation import DRAWS, Augmentation, unchanged
 from mnist_exp.data.splits import Split
-from mnist_exp.errors import Failure
 from mnist_exp.precision import FLOAT32, Precision
+from mnist_exp.progress import Epoch, Metrics, Progress
 from mnist_exp.ranks import ALONE, Ranks
 
 # Change the speed and the memory of an evaluation, not its meaning.
@@ -75,7 +74,7 @@ def fit(
     loss_function = nn.CrossEntropyLoss(reduction="sum", label_smoothing=options.label_smoothing)
     joined, scaler = ranks.joined(model), precision.scaler
     evaluated = model if average is None else average.module
-    while not progress.over(options):
+    while not progress.over(options.epochs, options.patience):
         if not progress.losses:
             progress.begin_epoch(lr=optimizer.param_groups[0]["lr"])
         model.train()
@@ -129,7 +128,7 @@ def evaluate(
     precision: Precision = FLOAT32,
     ranks: Ranks = ALONE,
     on_logits: Callable[[Tensor], None] = lambda logits: None,
-) -> Figures:
+) -> Metrics:
     """Loss and accuracy of the model as it is, on a split that lies on its device.
 
     on_logits: is told those of each batch, in the images' order where there is one rank.
@@ -165,14 +164,14 @@ def in_order(split: Split, ranks: Ranks = ALONE) -> Iterator[Split]:
     return split.batches(slice(n + ranks.rank, n + size, ranks.count) for n in starts)
 
 
-def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> Figures:
+def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> Metrics:
     """Means over so many samples, from each batch's sum of losses and count of correct answers.
 
     The one place that reads the device, so that nothing waits for it inside an epoch.
     """
     loss = torch.stack(losses).cpu().double().sum() / count
     accuracy = torch.stack(correct).sum().cpu().double() / count
-    return Figures(loss.item(), accuracy.item())
+    return Metrics(loss.item(), accuracy.item())
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:
@@ -187,133 +186,3 @@ def drawn(count: int, seed: int, epoch: int) -> Tensor:
 
 def generator(seed: str) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(seed).getrandbits(32))
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's state_dict that training does not move."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-class Diverged(Failure):
-    """The loss is no longer finite."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What a pass over a split found, per sample."""
-
-    loss: float  # mean cross-entropy, nats
-    accuracy: float  # 0..1
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch. Its training figures are of the weights as they were at each step."""
-
-    number: int  # from 1
-    train: Figures
-    val: Figures | None  # None where there are no images to validate with
-    lr: float  # of its first step
-    seconds: float  # training and validation
-    images_per_second: float  # in training
-    ended: float  # Unix time, seconds
-
-
-class Progress:
-    """Where a training stands: what `fit` moves on, and what it goes on from.
-
-    The results of single batches stay on the device until their epoch ends.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.epochs: list[Epoch] = []  # finished
-        self.losses: list[Tensor] = []  # of the running epoch: each batch's sum
-        self.correct: list[Tensor] = []  # of the running epoch: each batch's count
-        self.lr = 0.0  # of the running epoch's first step
-        self.started = 0.0  # of the running epoch, on the clock of time.perf_counter
-        self.best: Epoch | None = None  # whose weights are kept
-        self.kept = snapshot(model)
-
-    @property
-    def number(self) -> int:
-        """Of the running epoch, from 1."""
-        return len(self.epochs) + 1
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """Finished epochs, and steps of the running one."""
-        return len(self.epochs), len(self.losses)
-
-    @property
-    def accuracies(self) -> list[float]:
-        """On validation, of each finished epoch; none where there is no validation."""
-        return [epoch.val.accuracy for epoch in self.epochs if epoch.val]
-
-    def over(self, options: Options) -> bool:
-        """Whether all epochs are done, or too many without a better validation accuracy."""
-        found = self.accuracies
-        stale = len(found) - 1 - found.index(max(found)) if found else 0
-        lost_patience = options.patience is not None and stale >= options.patience
-        return lost_patience or len(self.epochs) >= options.epochs
-
-    def begin_epoch(self, lr: float) -> None:
-        self.lr, self.started = lr, time.perf_counter()
-
-    def note(self, loss: Tensor, correct: Tensor) -> None:
-        """A batch's sum of losses and count of correct answers."""
-        self.losses.append(loss)
-        self.correct.append(correct)
-
-    def end_epoch(
-        self,
-        train: Figures,
-        val: Figures | None,
-        images_per_second: float,
-        model: nn.Module,
-        keep: str,
-    ) -> Epoch:
-        """Close the running epoch, and keep its weights if they are to be kept."""
-        losses = {"train": train.loss} | ({"val": val.loss} if val else {})
-        if not all(map(math.isfinite, losses.values())):
-            said = ", ".join(f"{split} {loss}" for split, loss in losses.items())
-            raise Diverged(
-                f"the loss is no longer finite in epoch {self.number} "
-                f"({said}) at learning rate {self.lr:g}"
-            )
-        seconds = time.perf_counter() - self.started
-        epoch = Epoch(self.number, train, val, self.lr, seconds, images_per_second, time.time())
-        best = max(self.accuracies, default=-1.0)
-        self.epochs.append(epoch)
-        self.losses, self.correct = [], []
-        if keep == "last" or val is None or val.accuracy > best:
-            self.best, self.kept = epoch, snapshot(model)
-        return epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as numbers and tensors."""
-        return {
-            "epochs": [asdict(epoch) for epoch in self.epochs],
-            "losses": self.losses,
-            "correct": self.correct,
-            "lr": self.lr,
-            "seconds": time.perf_counter() - self.started,
-            "best": self.best and self.best.number,
-            "kept": self.kept,
-        }
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.epochs = [
-            Epoch(
-                **{
-                    **epoch,
-                    "train": Figures(**epoch["train"]),
-                    "val": epoch["val"] and Figures(**epoch["val"]),
-                }
-            )
-            for epoch in state["epochs"]
-        ]
-        self.losses = [loss.to(device) for loss in state["losses"]]
-        self.correct = [correct.to(device) for correct in state["correct"]]
-        self.lr, self.started = state["lr"], time.perf_counter() - state["seconds"]
-        self.best = self.epochs[state["best"] - 1] if state["best"] else None
-        self.kept = {name: tensor.to(device) for name, tensor in state["kept"].items()}

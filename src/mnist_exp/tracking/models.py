@@ -39,7 +39,7 @@ def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedM
             write(folder, record, Model(run_id=run_id, model_id=model.model_id))
             client.log_model_artifacts(model.model_id, str(folder))
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=record.epoch)])
-        client.log_batch(run_id, figures(client, run_id, model.model_id, record.epoch))
+        client.log_batch(run_id, metrics_of(client, run_id, model.model_id, record.epoch))
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model
 
@@ -71,8 +71,8 @@ def write(folder: Path, record: ModelRecord, model: Model) -> None:
     )
 
 
-def figures(client: MlflowClient, run_id: str, model_id: str, epoch: int) -> list[Metric]:
-    """The run's figures of that epoch as the model's, too: the UI shows them beside it."""
+def metrics_of(client: MlflowClient, run_id: str, model_id: str, epoch: int) -> list[Metric]:
+    """The run's metrics of that epoch as the model's, too: the UI shows them beside it."""
     return [
         Metric(past.key, past.value, past.timestamp, past.step, model_id, run_id=run_id)
         for key in client.get_run(run_id).data.metrics
