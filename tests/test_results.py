@@ -57,7 +57,7 @@ def test_a_preset_and_the_readme_say_what_was_measured(name: str) -> None:
     assert head[2] == f"#   python train.py experiment={name}"
     assert head[4] == f"# Test accuracy {page.headline(row)}."
     readme = (REPOSITORY / "README.md").read_text("utf-8")
-    assert f"- `{name}`: {page.headline(row)}" in readme
+    assert f"| `{name}` | {page.headline(row)} |" in readme
     assert ("JPEG re-encoding" in "\n".join(head[5:7])) == ("JPEG re-encoding" in row.note)
 
 
