@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
@@ -281,26 +282,23 @@ def no_such_key(key: str, job: Job) -> str:
     if group in job.choices:
         names = [k.removeprefix(f"{group}.") for k in job.defaults if k.startswith(f"{group}.")]
         there_are = f"{group}={job.choices[group]} has {', '.join(names) or 'none'}"
-        if others := other_options_with(key, group, job.choices[group]):
-            there_are += f"; {key} is there with {group}={' | '.join(others)}"
     else:
         name, names = key, [*job.defaults, *job.choices]
         there_are = f"there are {', '.join(sorted({k.partition('.')[0] for k in names}))}"
     elsewhere = [k for k in job.defaults if f".{k}".endswith(f".{key.rpartition('.')[2]}")]
     near = did_you_mean(key, elsewhere, cutoff=0) or did_you_mean(name, names)
-    return f"no such key; {there_are}{near}"
+    return f"no such key; {there_are}{near or in_other_options(key, group)}"
 
 
-def other_options_with(key: str, group: str, chosen: str) -> list[str]:
-    """The group's options but for the chosen one that have the key."""
+def in_other_options(key: str, group: str) -> str:
+    """Which options of the group have the key, or nothing where none has."""
     having = []
-    options = GlobalHydra.instance().config_loader().get_group_options(group)
-    for option in sorted({*options} - {chosen}):
-        with suppress(Exception):  # YAML files can make Hydra raise anything; such a file has none
-            config, _ = composed([f"{group}={option}"])
-            if key in dict(settable(config)):
+    for option in GlobalHydra.instance().config_loader().get_group_options(group):
+        with catch_warnings(), suppress(Exception):
+            simplefilter("ignore")  # Hydra's, of a file out of its place
+            if key in dict(settable(compose(f"{group}/{option}"))):
                 having.append(option)
-    return having
+    return f"; {key} is there with {group}={' | '.join(having)}" if having else ""
 
 
 def compose_job(options: Sequence[str]) -> Job:
