@@ -13,12 +13,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Clone
 from PIL import Image, ImageDraw
+
+from mnist_exp.scripts.demo import called
 
 
 @contextmanager
@@ -62,7 +65,9 @@ def test_the_page_offers_the_runs_and_says_what_was_drawn(trained: Clone) -> Non
         assert status == 200
         chosen, best = runs
         assert chosen == "latest"
-        assert re.fullmatch(r"mlp-adam-lr0.01-.*, 9\d\.\d\d% in validation", best)
+        assert re.fullmatch(
+            r"mlp-adam-lr0.01-.*, 9\d\.\d\d% in validation, [-\d]{10} \d\d:\d\d", best
+        )
         for number in (0, 1):
             status, answer = asked(f"{url}/classify?run={number}", one())
             assert status == 200
@@ -84,6 +89,12 @@ def test_the_page_offers_the_runs_and_says_what_was_drawn(trained: Clone) -> Non
         server.endheaders()  # the answer does not wait for a gigabyte
         assert server.getresponse().status == 413
         server.close()
+
+
+def test_a_run_is_called_by_its_name_what_it_is_worth_and_when_it_began() -> None:
+    began = datetime(2026, 11, 25, 9, 5).timestamp()
+    assert called("resnet", began, 0.98765) == "resnet, 98.77% in validation, 2026-11-25 09:05"
+    assert called("resnet", began, None) == "resnet, not validated, 2026-11-25 09:05"
 
 
 def test_a_port_in_use_and_a_wrong_one_are_told_in_a_line(trained: Clone) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mlflow import MlflowClient
 
 from mnist_exp import resuming
 from mnist_exp.errors import BadInput
+from mnist_exp.tracking.store import ranked_runs
 from mnist_exp.trained import find
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
@@ -64,6 +66,8 @@ def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validat
     client.log_metric(sweep.info.run_id, "val/accuracy", 0.98)  # its winner's, told again
     client.set_terminated(sweep.info.run_id)
     assert find("best", store, "mixed") == best
+    ranked = [(run.accuracy, time.time() - run.began < 60) for run in ranked_runs("mixed", store)]
+    assert ranked == [(accuracy, True) for accuracy in (0.95, 0.95, 0.9, 0.6, None)]
 
 
 def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(

@@ -72,9 +72,9 @@ def find(word: str, uri: str | None = None, experiment: str = "mnist_exp") -> Pa
         return Path(word)
     named = folder_named(word)
     if word == "best" or (is_run_id(word) and not named):
-        from mnist_exp.tracking.store import output_file, ranked_runs  # two seconds to import
+        from mnist_exp.tracking.store import best_run, output_file  # two seconds to import
 
-        run_id = ranked_runs(experiment, uri)[0].run_id if word == "best" else word
+        run_id = best_run(experiment, uri) if word == "best" else word
         return output_file(run_id, LAST, uri)
     if word != "latest" and not named:
         near = did_you_mean(word, ["best", "latest"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from datetime import datetime
 
 from mnist_exp.errors import Failure
 from mnist_exp.scripts import Parser, answer, chosen, tracking_uri
@@ -51,11 +52,17 @@ def served(options: Namespace) -> int:
 
 
 def finished(experiment: str) -> list[tuple[str, str]]:
-    """The names and ids of the runs to choose from, the best first; none where MLflow has none."""
+    """What to call the runs to choose from, and their ids, the best first; none without MLflow."""
     from mnist_exp.tracking.store import ranked_runs
 
     try:
         runs = ranked_runs(experiment, tracking_uri())
     except Failure:
         return []
-    return [(f"{r.name}, {r.accuracy:.2%} in validation", r.run_id) for r in runs[:MOST_RUNS]]
+    return [(called(r.name, r.began, r.accuracy), r.run_id) for r in runs[:MOST_RUNS]]
+
+
+def called(name: str, began: float, accuracy: float | None) -> str:
+    """A run by its name, which others may have, too, what it is worth, and when it began."""
+    worth = "not validated" if accuracy is None else f"{accuracy:.2%} in validation"
+    return f"{name}, {worth}, {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}"

@@ -134,17 +134,18 @@ def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
 
 
 class RankedRun(NamedTuple):
-    """A finished run, and the validation accuracy 0..1 of the weights that it kept."""
+    """A finished run."""
 
     run_id: str
     name: str
-    accuracy: float
+    began: float  # Unix time, seconds
+    accuracy: float | None  # 0..1 in validation, of the weights that it kept, if there was one
 
 
 def ranked_runs(experiment: str, uri: str | None) -> list[RankedRun]:
-    """All finished runs that were validated, the best first, of equals the earliest.
+    """All finished runs, the best in validation first, of equals the earliest; then the others.
 
-    Raises BadInput where there is none, TrackerError.
+    Raises BadInput where there is no such experiment, TrackerError.
     """
     client = existing_store(uri, f"no best run of {experiment}")
     found = client.get_experiment_by_name(experiment)
@@ -157,20 +158,32 @@ def ranked_runs(experiment: str, uri: str | None) -> list[RankedRun]:
         max_results=50_000,  # MLflow admits no more
         order_by=["attributes.start_time ASC"],
     )
-    validated = [
-        RankedRun(run.info.run_id, run.info.run_name, kept_accuracy(client, run))
+    ranked = [
+        RankedRun(
+            run.info.run_id,
+            run.info.run_name,
+            run.info.start_time / 1000,
+            kept_accuracy(client, run),
+        )
         for run in runs
-        if "val/accuracy" in run.data.metrics and "parameters" in run.data.params  # no parent's
+        if "parameters" in run.data.params  # no parent's
     ]
-    if not validated:
+    return sorted(ranked, key=lambda run: 1 if run.accuracy is None else -run.accuracy)
+
+
+def best_run(experiment: str, uri: str | None) -> str:
+    """The id of the first of `ranked_runs`. Raises BadInput where none was validated, and as it."""
+    runs = ranked_runs(experiment, uri)
+    if not runs or runs[0].accuracy is None:
         raise BadInput(f"no run of {experiment} is finished and has been validated")
-    return sorted(validated, key=lambda run: -run.accuracy)
+    return runs[0].run_id
 
 
-def kept_accuracy(client: MlflowClient, run: Run) -> float:
+def kept_accuracy(client: MlflowClient, run: Run) -> float | None:
     """In validation. MLflow itself knows the last epoch's, and asks the store for the others."""
-    if run.data.params.get("trainer.keep") == "last":
-        return run.data.metrics["val/accuracy"]
+    last = run.data.metrics.get("val/accuracy")
+    if last is None or run.data.params.get("trainer.keep") == "last":
+        return last
     history = client.get_metric_history(run.info.run_id, "val/accuracy")
     return max(metric.value for metric in history)
 
