@@ -16,6 +16,7 @@ from bare import read
 from torch import Tensor, nn
 
 BATCH = 256
+THREADS = torch.get_num_threads()  # every core; a model that was loaded since may have set one
 Images = tuple[Tensor, Tensor]  # float32 [n, 1, 28, 28], normalised, and int64 [n]
 
 
@@ -66,6 +67,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def run(seed: int, folder: str) -> tuple[float, float]:
     """The loop's seconds, and the accuracy 0..1 on the test images."""
+    torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
     model = network()
     seconds = train(model, *load(folder, "train"))

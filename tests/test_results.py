@@ -338,3 +338,16 @@ def test_a_run_of_the_recipe_has_its_seeds_weights_and_is_tested_on_the_test_ima
     assert not torch.equal(weights[0], weights[2])
     labels = (tmp_path / "idx" / "t10k-labels-idx1-ubyte").read_bytes()[8:]
     assert runs == [(1.25, labels.count(9) / 1200)] * 3
+
+
+def test_the_recipe_has_every_core_whatever_was_done_in_the_process_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_idx(tmp_path / "idx")
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(recipe, "THREADS", 2)
+    monkeypatch.setattr(recipe, "train", lambda *arguments: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(1)  # as a small model does when its weights are looked at
+    recipe.run(1, str(tmp_path / "idx"))
+    torch.set_num_threads(before)
+    assert seen == [2]
