@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads on cores with other work wait
 
-from mnist_exp.paths import REPOSITORY
+from mnist_exp.paths import REPOSITORY, add_config_dir, config_dirs
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ class Clone:
     def folders(self) -> list[Path]:
         """The output folders of runs, oldest first."""
         return sorted(path.parent for path in self.root.glob("outputs/*/*/config.yaml"))
+
+
+@pytest.fixture
+def own_options(tmp_path: Path) -> Iterator[Path]:
+    """The folder of --config-dir in this process, with a folder for models."""
+    folder = tmp_path / "own_options"
+    (folder / "model").mkdir(parents=True)
+    add_config_dir(str(folder))
+    yield folder
+    del config_dirs[1:]
 
 
 @pytest.fixture(scope="session")

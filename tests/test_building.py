@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Clone
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YA
 from mnist_exp.building import build_parts, fitting_dataset, tried
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import Experiment
-from mnist_exp.paths import CONF
+from mnist_exp.targets import initialize_hydra
 
 CPU = torch.device("cpu")
 
@@ -77,7 +77,7 @@ def quick(digits_cache: Path) -> list[str]:
 
 
 def config_of(overrides: list[str], model: type[nn.Module] | None = None) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         config = compose("config", overrides)
     if model:
         config.model = {"_target_": f"{__name__}.{model.__name__}"}

@@ -6,17 +6,18 @@ import re
 import resource
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Clone
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from mnist_exp import cli, command_line, environment
 from mnist_exp.command_line import problems
-from mnist_exp.paths import CONF, REPOSITORY
+from mnist_exp.paths import CONF, REPOSITORY, config_dirs
+from mnist_exp.targets import initialize_hydra
 
 
 def said(command: str) -> list[str]:
@@ -147,7 +148,8 @@ NOT_EVEN_READ = {
     "data@elsewhere=mnist": "groups cannot be added or removed; write data=<option>",
     "hydra.rund.dir=x": "Key 'rund' not in 'HydraConf'; did you mean hydra.run.dir?",
     "hydra.job.num=abc": "Value 'abc' of type 'str' could not be converted to Integer",
-    "hydra.searchpath=3": "hydra.searchpath must be a list of strings. Got: 3",
+    "hydra.searchpath=[file:///x]": "not supported; --config-dir FOLDER adds a folder of options",
+    "hydra.launcher._target_=os.system": "a _target_ cannot be typed; name it in a YAML file",
 }
 
 
@@ -347,16 +349,17 @@ Write = Callable[[str, str], None]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+def write(tmp_path: Path) -> Iterator[Write]:
     """Writes a YAML file into a copy of conf/, which `problems` then reads."""
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)
-    monkeypatch.setattr("mnist_exp.command_line.CONF", conf)
+    config_dirs[0] = conf
 
     def to(name: str, text: str) -> None:
         (conf / name).write_text(text)
 
-    return to
+    yield to
+    config_dirs[0] = CONF
 
 
 PRESET = "# @package _global_\n"
@@ -638,7 +641,7 @@ def test_help_lists_every_group_with_every_option(help_text: str) -> None:
 def test_help_shows_common_keys_with_the_defaults_that_they_have(help_text: str) -> None:
     shown = dict(re.findall(r"^  ([\w.]+)=(\S+)  ", help_text, re.MULTILINE))
     assert {"optimizer.lr", "batch_size", "seed", "trainer.epochs"} <= shown.keys()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         config = compose("config")
     defaults = {}
     for key in shown:

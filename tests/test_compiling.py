@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Clone
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig
 
 import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
@@ -18,8 +18,8 @@ from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.environment import cxx_compiler
 from mnist_exp.experiment import Experiment, resumed
 from mnist_exp.models import MLP
-from mnist_exp.paths import CONF
 from mnist_exp.signals import Interrupted
+from mnist_exp.targets import initialize_hydra
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(cxx_compiler()) is None, reason="torch.compile needs a C++ compiler"
@@ -104,7 +104,7 @@ def test_a_compiled_run_gives_the_metrics_of_an_eager_one_and_goes_on(clone: Clo
 
 def config_of(cache: Path, *overrides: str) -> DictConfig:
     settings = ["data=digits", f"data.cache={cache}", "tracking=none", "trainer.device=cpu"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         return compose("config", [*settings, "trainer.compile=true", *overrides])
 
 

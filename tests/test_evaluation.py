@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Clone
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -18,8 +18,9 @@ from mnist_exp.data import Streamed, digits
 from mnist_exp.errors import BadInput
 from mnist_exp.evaluation import evaluated
 from mnist_exp.experiment import run
-from mnist_exp.paths import CONF, LAST
+from mnist_exp.paths import LAST
 from mnist_exp.scripts.evaluate import overrides
+from mnist_exp.targets import initialize_hydra
 from mnist_exp.tracking.store import allowed
 
 
@@ -30,7 +31,7 @@ def trained(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     def train(*typed: str) -> Path:
         folder = tmp_path_factory.mktemp("run")
         quick = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=2"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_hydra():
             config = compose("config", [*quick, *typed])
         run(config, folder)
         return folder / LAST

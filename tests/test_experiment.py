@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig
 
-from mnist_exp import building, resuming
+from mnist_exp import building
 from mnist_exp.building import build, prepared
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import Experiment, resumed, run, run_name
 from mnist_exp.models import MLP
-from mnist_exp.paths import CONF
 from mnist_exp.signals import Interrupted
+from mnist_exp.targets import initialize_hydra
 from mnist_exp.tracking import NoTracker
 
 
 def config_of(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         return compose("config", list(overrides))
 
 
@@ -270,9 +270,9 @@ class PartlyUsed(MLP):
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
-    optimizer: str, short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, short: list[str], tmp_path: Path, own_options: Path
 ) -> None:
-    monkeypatch.setattr(resuming, "TRUSTED", (*resuming.TRUSTED, f"{__name__}."))
+    (own_options / "model" / "mine.yaml").write_text(f"_target_: {__name__}.PartlyUsed\n")
     config = config_of(*short, f"optimizer={optimizer}")
     config.model = {"_target_": f"{__name__}.PartlyUsed"}
     assert len(check_resumes(config, tmp_path).optimizer.state) == 4

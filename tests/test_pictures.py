@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import nn
@@ -15,10 +15,10 @@ from mnist_exp import experiment, figures, pictures
 from mnist_exp.data import Kind, Split
 from mnist_exp.experiment import resume, run
 from mnist_exp.models import CNN, MLP, ResNet
-from mnist_exp.paths import CONF
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training, first_weights
 from mnist_exp.progress import Epoch, Metrics, Progress
 from mnist_exp.scores import Predictions
+from mnist_exp.targets import initialize_hydra
 
 NAMES = ("$cat$", "dog_with_a_long_name", "e")
 
@@ -142,7 +142,7 @@ TEST = [f"figures/test/{name}.png" for name in ("confusion", "most_wrong", "reli
 
 def config_of(digits_cache: Path, *overrides: str) -> DictConfig:
     quick = ["data=digits", f"data.cache={digits_cache}", "trainer.epochs=1", "batch_size=256"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         return compose("config", [*quick, "tracking=none", *overrides])
 
 

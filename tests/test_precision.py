@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,10 +19,11 @@ from mnist_exp.data import digits
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import Experiment, resumed, run
 from mnist_exp.models import MLP
-from mnist_exp.paths import CONF, LAST
+from mnist_exp.paths import LAST
 from mnist_exp.precision import Precision
 from mnist_exp.progress import Epoch, Metrics, Progress
 from mnist_exp.signals import Interrupted
+from mnist_exp.targets import initialize_hydra
 from mnist_exp.trained import load
 from mnist_exp.training import Options, evaluate, fit
 
@@ -96,7 +97,7 @@ def test_an_evaluation_is_in_the_precision_asked_for(digits_cache: Path) -> None
 
 def config_of(cache: Path, *overrides: str) -> DictConfig:
     settings = ["data=digits", f"data.cache={cache}", "tracking=none", "batch_size=16"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         return compose("config", [*settings, *overrides])
 
 

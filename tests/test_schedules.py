@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Clone
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp import schedules
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import resume, run
 from mnist_exp.paths import CONF
+from mnist_exp.targets import initialize_hydra
 
 
 def learning_rates(schedule: Callable[..., LRScheduler], **options: object) -> list[float]:
@@ -51,7 +52,7 @@ def test_each_option_is_stepped_at_each_step_and_goes_on_where_it_was(
 ) -> None:
     typed = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=4"]
     typed += [f"scheduler={name}", "optimizer=sgd", "trainer.max_batches=10"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         config, again = compose("config", typed), compose("config", ["resume=latest"])
         more = compose("config", ["trainer.epochs=5"])
     run(config, tmp_path)

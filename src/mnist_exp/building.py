@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -20,6 +18,7 @@ from mnist_exp.errors import BadInput, first_line
 from mnist_exp.models.layout import memory_format
 from mnist_exp.models.summary import Summary, summarize
 from mnist_exp.precision import Precision
+from mnist_exp.targets import TARGET, find_target
 
 Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
 
@@ -129,12 +128,14 @@ def prepared(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Sp
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
     """What the group's `_target_` makes of its other values and of these arguments.
 
-    Raises BadInput when it refuses them.
+    Values are passed as they are: a mapping among them is never called itself, whatever it names.
+    Raises BadInput where the target is not there, or refuses its arguments.
     """
+    options: Any = OmegaConf.to_container(config[group], resolve=True)
     try:
-        target = instantiate(config[group], _partial_=True, _convert_="all")
-        return target(*arguments, **more)
-    except (InstantiationException, RuntimeError, TypeError, ValueError) as error:
+        target = find_target(options.pop(TARGET))
+        return target(*arguments, **options, **more)
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise BadInput(f"{called(config, group)}: {error}") from error
 
 

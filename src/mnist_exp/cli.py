@@ -25,7 +25,7 @@ from mnist_exp.command_line import LAUNCHED, problems
 from mnist_exp.commands import quoted
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.help import help_text
-from mnist_exp.paths import CONF
+from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.planning import plan_folder, plan_sweep, preset_axes
 from mnist_exp.process import exit_code, leave
 from mnist_exp.resuming import find_run
@@ -34,6 +34,12 @@ from mnist_exp.tracking.beside import process_for
 
 log = logging.getLogger(__name__)
 
+# Flags of Hydra's that the check of the command line does not see, or that unpickle a file.
+UNSUPPORTED = {
+    "config_path": "--config-dir FOLDER adds options of your own to those of conf/",
+    "config_name": "resume= and reproduce= take the config of a run; conf/experiment/ has presets",
+    "experimental_rerun": "reproduce= trains a run again",
+}
 FIRST = not LAUNCHED or os.environ["RANK"] == "0"  # it alone checks, writes and tells
 
 
@@ -43,6 +49,15 @@ def train() -> None:
     Exits with 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
     """
     arguments = get_args_parser().parse_args()
+    for flag, instead in UNSUPPORTED.items():
+        if getattr(arguments, flag) is not None:
+            name = flag.replace("_", "-")
+            leave(f"error: --{name} is not supported; {instead}", BadInput.exit_code)
+    if arguments.config_dir is not None:
+        try:
+            add_config_dir(arguments.config_dir)
+        except BadInput as error:
+            leave(f"error: {error}", error.exit_code)
     if arguments.help:
         print(help_text())
         return
@@ -124,6 +139,9 @@ def run_with_hydra(config: DictConfig) -> object:
     Returns a job's outcome, for the sweeper.
     """
     hydras = HydraConfig.get()
+    for source in hydras.runtime.config_sources:  # a job can be in a process of its own
+        if source.provider == "--config-dir":
+            add_config_dir(source.path)
     folder, overrides = Path(hydras.runtime.output_dir), list(hydras.overrides.task)
     with open_dict(config):
         del config["sweep"]  # how a run came about is no part of it

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
 from mnist_exp.errors import one_line
-from mnist_exp.paths import CONF
+from mnist_exp.targets import SEVERAL, TARGET, initialize_hydra, target_problems
 
 
 class Plugin(NamedTuple):
@@ -49,7 +49,6 @@ EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (
 if LAUNCHED:  # it is shared out
     EVERYWHERE["batch_size"] = ()
 PRESETS = "experiment"  # the group whose options are laid over all others
-SEVERAL = "tracking"  # the group of which a list of options can be had
 
 
 class Setting(NamedTuple):
@@ -78,8 +77,7 @@ def problems(arguments: Sequence[str], multirun: bool = False) -> list[str]:
     found: list[tuple[str, str | None]] = []
     choices: dict[str, list[str]] = {}  # group → its valid overrides, several in a sweep
     settings: list[Setting] = []  # of keys
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
+    with initialize_hydra() as loader:
         for argument in arguments:
             try:
                 override, singles = parse(argument, loader)
@@ -169,7 +167,7 @@ def wrong_sweep(override: Override, singles: Sequence[Setting], multirun: bool) 
 def wrong_option(setting: Setting, options: Sequence[str]) -> str | None:
     if not setting.changes:
         return f"groups cannot be added or removed; write {setting.key}=<option>"
-    several = isinstance(setting.value, list) and setting.key == SEVERAL
+    several = isinstance(setting.value, list) and setting.key in SEVERAL
     chosen = setting.value if several else [setting.value]
     if several and len(set(map(str, chosen))) != max(1, len(chosen)):
         return "has an option more than once, or none"
@@ -187,6 +185,10 @@ def is_hydras(setting: Setting) -> bool:
 
 def wrong_hydra_key(setting: Setting, options: Sequence[str]) -> str | None:
     """What Hydra says of a key of its own. Asked about one at a time, it tells of all."""
+    if setting.key == "hydra.searchpath":
+        return "not supported; --config-dir FOLDER adds a folder of options"
+    if TARGET in setting.line:
+        return f"a {TARGET} cannot be typed; name it in a YAML file"
     try:
         compose("config", [*options, setting.line])
     except Exception as error:  # of more kinds than Hydra's own
@@ -232,6 +234,7 @@ def wrong_in_job(
         yield setting.line, wrong_setting(setting, job)
     for setting in [*typed, *in_force.values()]:  # on the device that is now known
         yield setting.line, lacking(setting, job.config)
+    yield from target_problems(OmegaConf.to_container(job.config))
 
 
 def wrong_setting(setting: Setting, job: Job) -> str | None:

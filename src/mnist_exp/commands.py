@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from mnist_exp.paths import REPOSITORY
+from mnist_exp.paths import REPOSITORY, config_dirs
 
 
 def shown(folder: Path) -> str:
@@ -28,7 +28,8 @@ def typed_as(folder: Path) -> str:
 
 def command(*arguments: str) -> str:
     """What runs train.py with these arguments, to be pasted into a shell."""
-    return shlex.join(["python", shown(REPOSITORY / "train.py"), *arguments])
+    own = [word for folder in config_dirs[1:] for word in ("--config-dir", shown(folder))]
+    return shlex.join(["python", shown(REPOSITORY / "train.py"), *own, *arguments])
 
 
 def quoted(value: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -18,11 +18,12 @@ from mnist_exp.commands import shown
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.journal import named
-from mnist_exp.paths import CONF, FIGURES
+from mnist_exp.paths import FIGURES
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
 from mnist_exp.progress import Metrics
 from mnist_exp.resuming import FREE
 from mnist_exp.scores import Predictions, interval
+from mnist_exp.targets import initialize_hydra
 from mnist_exp.trained import Trained, load
 from mnist_exp.training import evaluate
 
@@ -184,7 +185,7 @@ def other_dataset(trained: Trained, data: Sequence[str]) -> Dataset:
 
     Raises BadInput where its images or classes are other than the run's.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         config = compose("config", list(data)).data
     typed = {word.partition("=")[0] for word in data}
     if config._target_ == trained.config.data._target_:

@@ -35,9 +35,10 @@ from mnist_exp.paths import BEST, FIGURES, LAST, SERVED
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
 from mnist_exp.progress import Diverged, Epoch, Metrics, Progress
 from mnist_exp.ranks import launched
-from mnist_exp.resuming import resumed_config, trusted
+from mnist_exp.resuming import resumed_config
 from mnist_exp.scores import Predictions
 from mnist_exp.signals import Interrupted, deferred
+from mnist_exp.targets import check_saved_config
 from mnist_exp.tracking import (
     DatasetRecord,
     ModelRecord,
@@ -104,7 +105,8 @@ def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -
     """
     saved = checkpoint.load(folder / LAST)
     with checkpoint.fitting(folder / LAST):
-        config = resumed_config(trusted(saved["config"], folder / LAST), composed, overrides)
+        config = check_saved_config(saved["config"], folder / LAST)
+        config = resumed_config(config, composed, overrides)
         experiment = Experiment(config, folder, saved["name"], saved["tags"], saved["parent"])
         experiment.load_state_dict(saved)
     return experiment

@@ -5,7 +5,7 @@ Hydra's own help composes the config and asks for every group's options twice: h
 
 from __future__ import annotations
 
-from mnist_exp.paths import CONF
+from mnist_exp.paths import config_dirs
 
 TEXT = """\
 Train a classifier of handwritten digits, log it to MLflow, keep its weights.
@@ -44,10 +44,11 @@ Hydra's own flags: python train.py --hydra-help
 
 
 def help_text() -> str:
-    """The text, with every group that has a folder in conf/ and its options."""
+    """The text, with every group and its options, those of --config-dir after those of conf/."""
     groups: dict[str, list[str]] = {}
-    for path in sorted(CONF.glob("*/*.yaml")):
-        groups.setdefault(path.parent.name, []).append(path.stem)
+    for folder in config_dirs:
+        for path in sorted(folder.glob("*/*.yaml")):
+            groups.setdefault(path.parent.name, []).append(path.stem)
     return TEXT.format(
         groups="\n".join(f"{group}: {', '.join(options)}" for group, options in groups.items())
     )

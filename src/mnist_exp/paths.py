@@ -2,8 +2,21 @@
 
 from pathlib import Path
 
+from mnist_exp.errors import BadInput
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONF = REPOSITORY / "conf"
+
+config_dirs = [CONF]  # where the groups and their options are looked for, in this order
+
+
+def add_config_dir(folder: str) -> None:
+    """Look for options in this folder, too, as --config-dir asks. Raises BadInput."""
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise BadInput(f"--config-dir {folder}: there is no such folder")
+    config_dirs[1:] = [path]
+
 
 # In a run's output folder.
 LAST = Path("checkpoints", "last.pt")

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 import mnist_exp.config  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.errors import BadInput
-from mnist_exp.paths import CONF
+from mnist_exp.targets import initialize_hydra
 
 
 class Plan(NamedTuple):
@@ -32,8 +31,8 @@ def plan_sweep(arguments: Sequence[str]) -> Plan:
 
     Raises BadInput for an interval without a search.
     """
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    with initialize_hydra() as loader:
+        parser = OverridesParser.create(loader)
         overrides = parser.parse_overrides(list(arguments))
         shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         config = compose("config", shared, return_hydra_config=True)
@@ -51,14 +50,14 @@ def plan_sweep(arguments: Sequence[str]) -> Plan:
 
 def plan_folder(arguments: Sequence[str]) -> Path:
     """Where a run with these arguments, which have no problems, is to write."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_hydra():
         return Path(compose("config", list(arguments), return_hydra_config=True).hydra.run.dir)
 
 
 def preset_axes(arguments: Sequence[str]) -> list[str]:
     """What the YAML files sweep over, but for the keys that are typed; none if in doubt."""
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_hydra():
             overrides = OverridesParser.create().parse_overrides(list(arguments))
             shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
             sweeper = compose("config", shared, return_hydra_config=True).hydra.sweeper

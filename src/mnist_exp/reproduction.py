@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_exp import environment, screen
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import Experiment
-from mnist_exp.resuming import resumed_config, trusted
+from mnist_exp.resuming import resumed_config
+from mnist_exp.targets import check_saved_config
 from mnist_exp.tracking.store import RecordedRun, recorded_run
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
     source = f"reproduce={composed.reproduce}"
     if not first.metrics:
         raise BadInput(f"{source}: the run has no metrics to compare with")
-    config = resumed_config(trusted(first.config, source), composed, overrides, further=False)
+    config = check_saved_config(first.config, source)
+    config = resumed_config(config, composed, overrides, further=False)
     same_set = composed.data._target_ == config.data._target_
     for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
         if (

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.config import leaves
-from mnist_exp.errors import BadInput, one_line
+from mnist_exp.errors import BadInput
 from mnist_exp.paths import LAST, REPOSITORY
 
 # What does not change the numbers that training finds.
@@ -26,21 +25,6 @@ FREE = (
     "data.mirrors",
     "data.memory_limit",
 )
-
-# What a saved config may name: what the YAML files name, and no function that starts a process or
-# writes where it is told to.
-TRUSTED = (
-    "mnist_exp.augmentation.",
-    "mnist_exp.data.",
-    "mnist_exp.models.",
-    "mnist_exp.optimizers.",
-    "mnist_exp.schedules.",
-    "mnist_exp.tracking.",
-    "torch.nn.",
-    "torch.optim.",
-    "torchvision.models.",
-)
-UNTRUSTED = ("mnist_exp.data.sources.", "mnist_exp.data.cache.")
 
 
 def find_run(word: str, tracking_uri: str | None, asked: str = "resume=") -> Path:
@@ -112,51 +96,3 @@ def typed_keys(overrides: Sequence[str], config: dict[str, Any]) -> Iterator[str
         for key in config:
             if name in (key, "experiment") or key.startswith(f"{name}."):
                 yield key
-
-
-def trusted(saved: Any, source: object) -> DictConfig:
-    """A saved config, YAML or plain, that is known to build nothing but what is TRUSTED.
-
-    Raises BadInput, which names the source.
-    """
-    try:
-        config = OmegaConf.create(saved)
-        plain = OmegaConf.to_container(config)
-    except Exception as error:  # YAML has its own kinds
-        raise BadInput(f"{source}: the saved config cannot be read ({one_line(error)})") from None
-    if plain is None or not isinstance(config, DictConfig):
-        raise BadInput(f"{source}: the saved config is no mapping")
-    try:
-        refuse_foreign_targets(plain)
-    except BadInput as error:
-        raise BadInput(f"{source}: {error}") from error
-    return config
-
-
-def refuse_foreign_targets(node: Any) -> None:
-    """Raise BadInput for a `_target_` anywhere in a saved config that is not from TRUSTED.
-
-    By its name, and by where the named thing really comes from: a trusted module's imports are
-    not part of it. A string that only becomes something when it is resolved is refused, too.
-    """
-    if isinstance(node, str) and "${" in node:
-        raise BadInput(f"the saved config has {node!r}; our runs save values")
-    if isinstance(node, dict):
-        if "_target_" in node and not is_trusted(node["_target_"]):
-            only = f"only {', '.join(TRUSTED)}* are trusted"
-            raise BadInput(f"the saved config asks for {node['_target_']}; {only}")
-        node = list(node.values())
-    if isinstance(node, list):
-        for item in node:
-            refuse_foreign_targets(item)
-
-
-def is_trusted(target: Any) -> bool:
-    """Raises BadInput for a name that would be trusted but names nothing."""
-    if not isinstance(target, str) or not target.startswith(TRUSTED):
-        return False
-    try:
-        origin = f"{getattr(get_object(target), '__module__', None)}."
-    except Exception as error:  # of whatever is imported on the way
-        raise BadInput(f"the saved config asks for {target}, which is not there") from error
-    return origin.startswith(TRUSTED) and not origin.startswith(UNTRUSTED)

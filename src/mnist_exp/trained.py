@@ -19,7 +19,8 @@ from mnist_exp.models.summary import summarize
 from mnist_exp.paths import LAST
 from mnist_exp.precision import Precision
 from mnist_exp.progress import Metrics, Progress
-from mnist_exp.resuming import find_run, folder_named, is_run_id, trusted
+from mnist_exp.resuming import find_run, folder_named, is_run_id
+from mnist_exp.targets import check_saved_config
 from mnist_exp.training import evaluate
 
 
@@ -90,7 +91,7 @@ def load(path: Path, device: str | None = None) -> Trained:
     """
     saved = checkpoint.load(path)
     with checkpoint.fitting(path):
-        config, kind = trusted(saved["config"], path), Kind(**saved["data"])
+        config, kind = check_saved_config(saved["config"], path), Kind(**saved["data"])
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
         parts = build_parts(

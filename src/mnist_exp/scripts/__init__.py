@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mnist_exp.errors import BadInput, Failure
+from mnist_exp.paths import add_config_dir
 from mnist_exp.process import exit_code, leave
 from mnist_exp.signals import raising
 
@@ -21,7 +22,8 @@ from mnist_exp.signals import raising
 class Parser(ArgumentParser):
     """Options, of which `--run`, `--checkpoint`, `--experiment` and `--device` choose a model.
 
-    device: whether there is a choice. A mistake ends the process with one line and the exit code 2.
+    device: whether there is a choice. `--config-dir` holds for the whole process. A mistake ends
+    it with one line and the exit code 2.
     """
 
     def __init__(self, description: str, device: bool = True) -> None:
@@ -39,10 +41,24 @@ class Parser(ArgumentParser):
         self.add_argument(
             "--experiment", default="mnist_exp", metavar="NAME", help="in MLflow, of --run best"
         )
+        self.add_argument(
+            "--config-dir",
+            metavar="FOLDER",
+            help="YAML files of your own, beside those of conf/, for a model that they name",
+        )
         if device:
             self.add_argument(
                 "--device", help="auto, cpu, cuda, cuda:<index> or mps; by default that of the run"
             )
+
+    def parse_args(self) -> Namespace:  # type: ignore[override]
+        options = super().parse_args()
+        try:
+            if options.config_dir:
+                add_config_dir(options.config_dir)
+        except BadInput as error:
+            leave(f"error: {error}", error.exit_code)
+        return options
 
     def error(self, message: str) -> NoReturn:
         leave(f"error: {message}; --help shows the options", BadInput.exit_code)

@@ -25,9 +25,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_exp.targets import TARGET, find_target
 from mnist_exp.tracking import (
     ModelRecord,
     Patient,
@@ -205,9 +205,10 @@ def _trackers(config: dict[str, Any]) -> list[Tracker]:
     made, options = [], {k: value for k, value in config.items() if not isinstance(value, dict)}
     for node in config.values():
         if isinstance(node, dict):
-            tracker = instantiate(node, _partial_=True, _convert_="all")
-            known = signature(tracker).parameters
-            made.append(tracker(**{k: value for k, value in options.items() if k in known}))
+            own = dict(node)
+            tracker = find_target(own.pop(TARGET))
+            shared = signature(tracker).parameters.keys() & options.keys() - own.keys()
+            made.append(tracker(**own, **{key: options[key] for key in shared}))
     return made
 
 
