@@ -63,7 +63,7 @@ ROOMS = {
         "torch omegaconf building checkpoint config data environment errors journal models.summary "
         "paths precision progress resuming targets training | tracking.store"
     ),
-    "demo": "errors preparing trained",
+    "demo": "fastapi starlette uvicorn errors preparing reading trained",
     "exporting": "torch data errors files training | onnxruntime",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
@@ -170,5 +170,5 @@ COMMAND_LINES = ["cli", *(name_of(path) for path in MODULES if path.parent.name 
 def test_a_command_line_is_read_without_anything_heavy(module: str) -> None:
     code = f"import sys, mnist_exp.{module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"torch", "torchvision", "mlflow", "rich", "sklearn", "numpy"}
+    heavy = {"torch", "torchvision", "mlflow", "rich", "sklearn", "numpy", "fastapi", "uvicorn"}
     assert set(done.stdout.split()) & heavy == set()

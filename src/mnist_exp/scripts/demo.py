@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
 
 from mnist_exp.errors import Failure
 from mnist_exp.scripts import Parser, answer, chosen, tracking_uri
@@ -15,14 +17,21 @@ runs. Needs no internet, and listens for this machine alone unless told otherwis
   python demo.py
   python demo.py --run latest --port 8000
   python demo.py --host 0.0.0.0            anybody in the network can draw
+  python demo.py --host 127.0.0.1 --host hub.example.org    behind a proxy of that name
 """
 MOST_RUNS = 50  # in the page's list
+MOST_MODELS = 4  # in memory
 
 
 def demo() -> None:
     """What `python demo.py` does, until it is interrupted."""
     parser = Parser(DESCRIPTION)
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument(
+        "--host",
+        action="append",
+        help="the address to listen on, 127.0.0.1 by default; given again, another name that opens "
+        "the page, such as a proxy's",
+    )
     parser.add_argument("--port", type=int, default=7860, help="0: a free one; default 7860")
     options = parser.parse_args()
     if not 0 <= options.port < 2**16:
@@ -35,19 +44,19 @@ def served(options: Namespace) -> int:
     from mnist_exp.demo import Demo
     from mnist_exp.trained import Trained, find, load
 
-    server, first = Demo(options.host, options.port), chosen(options)
+    server, first = Demo(options.host or ["127.0.0.1"], options.port), chosen(options)
     runs = [] if options.checkpoint else finished(options.experiment)
     if options.checkpoint or options.run != "best":
-        runs.insert(0, (options.checkpoint or options.run, ""))
+        runs.insert(0, (Path(options.checkpoint or options.run).resolve().name, ""))
 
+    @lru_cache(MOST_MODELS)
     def load_one(number: int) -> Trained:
         path = find(runs[number][1], tracking_uri()) if number else first
         return load(path, options.device)
 
-    server.offer([name for name, _ in runs], load_one)
-    server.loaded(0)  # what is wrong with it is told before anybody draws
-    print(f"http://{options.host}:{server.server_port}   Ctrl-C ends it", flush=True)
-    server.serve_forever()
+    load_one(0)  # what is wrong with it is said before anybody draws
+    print(*server.addresses, "Ctrl-C ends it", sep="   ", flush=True)
+    server.serve([name for name, _ in runs], load_one)
     return 0
 
 
