@@ -290,6 +290,24 @@ def test_files_that_are_no_whole_images_are_named(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").rglob("train")) == []
 
 
+def test_no_program_is_started_and_no_bomb_or_pipe_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, started = tmp_path / "pets", []
+    make(root)
+    (root / "cat" / "00.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    for name in ("01.png", "02.png"):
+        (root / "cat" / name).unlink()
+    os.mkfifo(root / "cat" / "01.png")
+    Image.new("1", (20_000, 20_000)).save(root / "cat" / "02.png")
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
+    with pytest.raises(DataError) as raised:
+        opened(root, tmp_path / "cache", size=8)
+    for reason in ("00.png (no image)", "01.png (a pipe, not a file)", "02.png (Image size "):
+        assert f"cat/{reason}" in str(raised.value)
+    assert started == []
+
+
 def test_with_skip_bad_they_are_left_out_and_each_start_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -91,6 +91,29 @@ def test_images_are_classified_drawn_and_what_is_none_does_not_keep_back_the_oth
     assert sum(shares) == pytest.approx(100, abs=0.5)
 
 
+def test_only_files_are_read_and_no_program_is_started(trained: Clone, tmp_path: Path) -> None:
+    gs, mark, pipe = tmp_path / "bin" / "gs", tmp_path / "mark", tmp_path / "pipe.png"
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    gs.chmod(0o755)
+    postscript = tmp_path / "postscript.png"
+    postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    os.mkfifo(pipe)
+    problems = {
+        str(postscript): "no image",
+        str(pipe): "a pipe, not a file",
+        str(tmp_path): "a folder, not a file",
+        "/dev/zero": "a device, not a file",
+    }
+    path = f"{gs.parent}{os.pathsep}{os.environ['PATH']}"
+    done = trained.run("predict.py", "--run", "latest", *problems, env={"PATH": path})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[1:] == [
+        f"error: {name}: {problem}" for name, problem in problems.items()
+    ]
+    assert not mark.exists()
+
+
 class Harmful:
     """Makes a file where it is read by pickle."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import subprocess
 import zlib
 from collections.abc import Callable
 from itertools import product
@@ -172,11 +173,44 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + said + crc + b"\0\0\0\x09IDAT"
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+
+
+def test_no_program_is_started_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
+    with pytest.raises(NoImage, match=r"^no image$"):  # as the page of demo.py reads it
+        prepare(io.BytesIO(POSTSCRIPT), MNIST)
+    assert started == []
+
+
+def test_a_format_that_this_pillow_lacks_keeps_no_other_from_being_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    assert seen(drawn("white", "black"), "TIFF").any()
+    with pytest.raises(NoImage, match=r"^no image$"):
+        prepare(io.BytesIO(b"not an image at all"), MNIST)
+
+
+@pytest.mark.parametrize(
+    "form", ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"]
+)
+def test_the_formats_that_people_have_are_read(form: str) -> None:
+    Image.init()
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {form}")
+    second = [drawn("white", "black")] if form == "MPO" else []
+    assert seen(drawn("white", "black"), form, append_images=second, save_all=bool(second)).any()
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         (b"", "an empty file"),
         (b"not an image at all", "no image"),
+        (POSTSCRIPT, "no image"),
         (saved(drawn("white", "black")).getvalue()[:600], "no image that can be read ("),
         (png_header(10_000, 5_001), "more than 50 megapixels; at most 50 are read"),
         (png_header(100_000, 100_000), "more than 179 megapixels; at most 50 are read"),
@@ -192,5 +226,5 @@ def test_what_is_no_image_is_told_in_a_line(content: bytes, problem: str, tmp_pa
 def test_what_is_not_there_or_a_folder_is_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(NoImage, match=r"^there is no such file$"):
         prepare(tmp_path / "none.png", MNIST)
-    with pytest.raises(NoImage, match=r"^a folder, not an image$"):
+    with pytest.raises(NoImage, match=r"^a folder, not a file$"):
         prepare(tmp_path, MNIST)

@@ -1,8 +1,9 @@
-"""Files that are whole or not there, and folders that one process works in."""
+"""Files that are whole or absent, files that end, and folders that one process works in."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,28 @@ from filelock import FileLock, Timeout
 from mnist_exp.errors import Failure
 
 TEMPORARY = ".new."
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class Occupied(Failure):
     """Another process works there."""
+
+
+class NotAFile(OSError):
+    """Something else has the path, and reading it may never end."""
+
+
+def check_file(path: Path) -> None:
+    """Raise NotAFile for a folder, a pipe, a socket or a device; other OSErrors as `stat` does."""
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise NotAFile(f"{KINDS.get(kind, 'something else')}, not a file")
 
 
 @contextmanager

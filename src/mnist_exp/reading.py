@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_exp.errors import BadInput, one_line
+from mnist_exp.files import NotAFile
+from mnist_exp.images import open_image
 
 Floats = NDArray[np.float32]
 
@@ -29,20 +31,20 @@ def read(source: Path | BinaryIO) -> Floats:
     Turned as its EXIF data say, averaged down where it is large, of an animation the first picture,
     transparent parts filled with what the rest is most likely meant to lie on.
 
-    Raises NoImage for a file that is absent, empty, no image, cut, or of more than MOST_PIXELS,
-    which are counted before any of them is decoded.
+    Raises NoImage for a file that is absent, empty, not an image, cut, or of more than MOST_PIXELS,
+    which are counted before any of them is decoded; for a folder, a pipe, a socket or a device.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, of large images and of odd files
-            with Image.open(source) as image:
+            with open_image(source) as image:
                 return decoded(image)
     except NoImage:
         raise
     except FileNotFoundError:
         raise NoImage("there is no such file") from None
-    except IsADirectoryError:
-        raise NoImage("a folder, not an image") from None
+    except NotAFile as error:
+        raise NoImage(str(error)) from None
     except UnidentifiedImageError:
         empty = isinstance(source, Path) and source.stat().st_size == 0
         raise NoImage("an empty file" if empty else "no image") from None

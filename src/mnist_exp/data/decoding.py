@@ -131,9 +131,9 @@ def _each(
 
 def _header(path: Path) -> Form:
     """What the file says of its image; nothing is decoded."""
-    from PIL import Image
+    from mnist_exp.images import open_image
 
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.mode[0] in "IF":
             raise ValueError("more than 8 bits a pixel")
         return Form(image.mode, image.size)
@@ -143,7 +143,9 @@ def _pixels(path: Path, form: Form) -> NDArray[np.uint8]:
     """The image in this form, uint8 [channels, height, width]."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    from mnist_exp.images import open_image
+
+    with open_image(path) as image:
         if image.mode[0] in "IF":
             raise ValueError("more than 8 bits a pixel")
         converted = image.convert(form.mode)
