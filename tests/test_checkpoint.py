@@ -6,14 +6,18 @@ import errno
 import os
 import pickle
 import random
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Clone
 
 from mnist_exp import checkpoint
 from mnist_exp.checkpoint import CheckpointError
+from mnist_exp.paths import BEST, LAST
 
 STATE = {"weights": {"w": torch.arange(3.0)}, "step": 7, "name": "a", "none": None, "list": [1, 2]}
 
@@ -63,38 +67,125 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
     assert refusal(path) == f"{path}: there is no checkpoint"
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 1000])
+def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe") == f"{tmp_path / 'pipe'}: a pipe, not a file"
+    assert refusal(tmp_path) == f"{tmp_path}: a folder, not a file"
+
+
+FOREIGN = "not a checkpoint of this project; a run's are in its folder checkpoints/"
+DAMAGED = "the checkpoint is damaged ("
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"epochs: 5\n"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    assert refusal(path) == f"{path}: {FOREIGN}"
+
+
+@pytest.mark.parametrize("content", [{"w": torch.zeros(2)}, [1, 2], {"format": "7"}])
+def test_a_torch_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "last.pt"
+    torch.save(content, path)
+    assert refusal(path) == f"{path}: {FOREIGN}"
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("size", [4, 100, 1000])
 def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, STATE)
     path.write_bytes(path.read_bytes()[:size])
-    assert refusal(path).startswith(f"{path}: not a checkpoint that can be read (")
+    assert refusal(path).startswith(f"{path}: {DAMAGED}")
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (
-            b"\x89PNG\r\n\x1a\n" + bytes(100),
-            "it holds other things than numbers, strings and tensors",
-        ),
-        (b"epochs: 5\n", "no file that torch.save has written"),
-        (b"PK\x03\x04", "PytorchStreamReader failed reading zip archive: not a ZIP archive"),
-    ],
-)
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
-    path = tmp_path / "last.pt"
+def flip(content: bytes, bit: int) -> bytes:
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
+
+
+def plain(value: object) -> object:
+    """A state in which tensors are bytes, so that two can be compared."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def loaded_otherwise(path: Path, bits: Iterator[int] | range) -> tuple[int, list[int]]:
+    """How many of these bits, flipped one at a time, are refused; and which change the state."""
+    content, whole = path.read_bytes(), plain(checkpoint.load(path))
+    refused, changed = 0, []
+    for bit in bits:
+        path.write_bytes(flip(content, bit))
+        try:
+            if plain(checkpoint.load(path)) != whole:
+                changed.append(bit)
+        except CheckpointError:
+            refused += 1
     path.write_bytes(content)
-    assert refusal(path) == f"{path}: not a checkpoint that can be read ({reason})"
+    return refused, changed
 
 
-@pytest.mark.parametrize("foreign", [{"w": torch.zeros(2)}, [1, 2], {"format": "7"}])
-def test_a_torch_file_that_is_no_checkpoint_is_refused(tmp_path: Path, foreign: object) -> None:
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_of_a_runs_checkpoint_with_a_flipped_bit_no_other_weights_are_loaded(
+    trained: Clone, tmp_path: Path, name: Path
+) -> None:
+    path = tmp_path / "flipped.pt"
+    path.write_bytes((trained.folders()[0] / name).read_bytes())
+    draw = random.Random(0)
+    bits = (draw.randrange(8 * path.stat().st_size) for _ in range(200))
+    refused, changed = loaded_otherwise(path, bits)
+    assert changed == []
+    assert refused > 160  # the others lie in padding between the records
+
+
+def test_no_bit_of_a_tensors_entry_in_the_directory_changes_what_is_loaded(tmp_path: Path) -> None:
+    path, name = tmp_path / "last.pt", b"/data/0"
+    checkpoint.save(path, {"w": torch.ones(2)})
+    end = path.read_bytes().rindex(name) + len(name)
+    start = path.read_bytes().rindex(b"PK\1\2", 0, end)
+    assert 40 < end - start < 80
+    _, changed = loaded_otherwise(path, range(8 * start, 8 * end))
+    assert changed == []
+
+
+def test_commands_refuse_a_damaged_checkpoint_in_one_line(trained: Clone, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / LAST).parent.mkdir(parents=True)
+    for name in (LAST, BEST):
+        content = (trained.folders()[0] / name).read_bytes()
+        (run / name).write_bytes(flip(content, 4 * len(content)))  # in the middle
+    for command, name in (
+        (("evaluate.py", "--checkpoint", str(run / LAST)), LAST),
+        (("evaluate.py", "--checkpoint", str(run / BEST)), BEST),
+        (("train.py", f"resume={run}", "trainer.epochs=9"), LAST),
+    ):
+        done = trained.run(*command)
+        assert done.returncode == 1
+        (line,) = (done.stdout + done.stderr).splitlines()
+        assert line.startswith(f"error: {run / name}: {DAMAGED}Bad CRC-32 for file ")
+
+
+def test_an_archive_that_torch_save_did_not_write_is_refused_before_it_is_unpacked(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "last.pt"
-    torch.save(foreign, path)
-    assert refusal(path) == (
-        f"{path}: not a checkpoint of this project; a run's lie in its folder checkpoints/"
-    )
+    np.savez(tmp_path / "arrays.npz", np.zeros(3))
+    assert refusal(tmp_path / "arrays.npz") == f"{tmp_path / 'arrays.npz'}: {FOREIGN}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    assert refusal(path) == f"{path}: {FOREIGN}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"1")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("archive/data.pkl", b"2")
+    assert "one name" in refusal(path)
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
@@ -121,9 +212,9 @@ def test_a_crafted_checkpoint_runs_nothing_and_is_refused_with_its_path(
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
-    message = refusal(path)
     reason = "it holds other things than numbers, strings and tensors"
-    assert message == f"{path}: not a checkpoint that can be read ({reason})"
+    unreadable = f"not a checkpoint that can be read ({reason})"
+    assert refusal(path) == f"{path}: {FOREIGN if legacy else unreadable}"
     assert not target.exists()
 
 

@@ -112,6 +112,8 @@ def test_only_files_are_read_and_no_program_is_started(trained: Clone, tmp_path:
         f"error: {name}: {problem}" for name, problem in problems.items()
     ]
     assert not mark.exists()
+    done = trained.run("predict.py", "--checkpoint", str(pipe), "five.png", timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"error: {pipe}: a pipe, not a file\n")
 
 
 class Harmful:

@@ -686,26 +686,29 @@ def replaced(state: State, value: object, *keys: Any) -> State:
     return {**state, first: replaced(state[first], value, *more) if more else value}
 
 
-UNREADABLE = "not a checkpoint that can be read ("
-FOREIGN = f"{UNREADABLE}it holds other things than numbers, strings and tensors)"
+UNKNOWN = "not a checkpoint of this project; "
+DAMAGED = "the checkpoint is damaged ("
+FOREIGN = (
+    "not a checkpoint that can be read (it holds other things than numbers, strings and tensors)"
+)
 MISFIT = "does not fit this code ("
 RANDOM = random.Random(5)
 CUTS = [*(RANDOM.random() for _ in range(4)), 0.999]
 
 # What is done to a good checkpoint of two epochs, and how it is then refused.
 CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
-    "a pickle that runs a command": (lambda state: pickle.dumps(Bomb()), FOREIGN),
+    "a pickle that runs a command": (lambda state: pickle.dumps(Bomb()), UNKNOWN),
     "a command among the tensors": (lambda state: {**state, "model": Bomb()}, FOREIGN),
     "a command in the config": (
         lambda state: replaced(state, [128, (HARMFUL,)], "config", "model", "hidden_sizes"),
         "the saved config has model.hidden_sizes.1.0._target_: ",
     ),
     **{
-        f"cut at {cut:.3f} of it": (partial(lambda cut, state: (cut, state), cut), UNREADABLE)
+        f"cut at {cut:.3f} of it": (partial(lambda cut, state: (cut, state), cut), DAMAGED)
         for cut in CUTS
     },
     "of a newer format": (lambda state: {**state, "format": 99}, "of format 99, newer than "),
-    "weights alone": (lambda state: state["model"], "not a checkpoint of this project; "),
+    "weights alone": (lambda state: state["model"], UNKNOWN),
     "no config": (lambda state: without(state, "config"), f"{MISFIT}KeyError: 'config')"),
     "no trainer": (
         lambda state: without(state, "config", "trainer"),

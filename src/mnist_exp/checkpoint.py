@@ -6,18 +6,19 @@ import io
 import pickle
 import random
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from mnist_exp.errors import Failure, first_line
-from mnist_exp.files import replacing
-from mnist_exp.paths import LAST
+from mnist_exp.errors import Failure, first_line, one_line
+from mnist_exp.files import check_file, replacing
+from mnist_exp.paths import BEST, LAST
 
 FORMAT = 1  # raised when an older reader would misread a newer file
 
@@ -49,32 +50,83 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """What `save` wrote, its tensors on the CPU. Nothing in the file can run code.
 
-    Raises CheckpointError for a file that is absent, truncated, foreign, of a newer format, or
-    that asks for anything but numbers, strings and tensors.
+    Raises CheckpointError for a file that is absent, damaged, foreign, of a newer format, or that
+    asks for anything but numbers, strings and tensors.
     """
+    records = read_checked(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of what it then refuses
-            state = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no checkpoint") from None
+            state = torch.load(records, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError:  # torch's message advises to let the file run its code
         reason = "it holds other things than numbers, strings and tensors"
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
     except Exception as error:  # a foreign file can make the reader raise anything
-        reason = "no file that torch.save has written"
-        if isinstance(error, (OSError, RuntimeError)):
-            reason = first_line(error).partition(". ")[0]  # torch goes on with advice
+        reason = first_line(error).partition(". ")[0]  # torch adds advice
         raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-        raise CheckpointError(
-            f"{path}: not a checkpoint of this project; a run's lie in its folder {LAST.parent}/"
-        )
+        raise foreign(path)
     if state["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: of format {state['format']}, newer than this code, which reads {FORMAT}"
         )
     return state
+
+
+def read_checked(path: Path) -> io.BytesIO:
+    """The archive that torch.save wrote, with the CRC-32 of each record checked.
+
+    Raises CheckpointError for a file that is absent, damaged, or not such an archive.
+    """
+    try:
+        check_file(path)
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    with file:
+        if file.read(4) != b"PK\3\4":
+            raise foreign(path)
+        try:
+            copy = copy_checked(file)
+        except Exception as error:  # a damaged archive can make zipfile raise anything
+            raise CheckpointError(
+                f"{path}: the checkpoint is damaged ({one_line(error)}); restore it from a copy, "
+                f"or use {BEST.name} or {LAST.name} beside it"
+            ) from None
+    if copy is None:
+        raise foreign(path)
+    return copy
+
+
+def copy_checked(file: BinaryIO) -> io.BytesIO | None:
+    """A copy of the archive in `file`, in memory; None where torch.save did not write it.
+
+    torch checks no CRC-32, and can read other bytes than zipfile has checked: one flipped bit marks
+    a record as a folder, for which torch returns whatever the memory held. So it gets the checked
+    bytes. A copy of 200 MB costs a third of a second. Raises BadZipFile and others.
+    """
+    copy = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
+        entries, names = archive.infolist(), archive.namelist()
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or not any(name.endswith("/data.pkl") for name in names):
+            return None  # torch.save compresses nothing
+        if sum(entry.file_size for entry in entries) > file.seek(0, io.SEEK_END):
+            raise zipfile.BadZipFile("its records overlap")
+        if len(set(names)) < len(names):
+            raise zipfile.BadZipFile("two records have one name")
+        for entry in entries:
+            checked.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+    copy.seek(0)
+    return copy
+
+
+def foreign(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not a checkpoint of this project; a run's are in its folder {LAST.parent}/"
+    )
 
 
 @contextmanager
