@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -198,6 +199,46 @@ def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(DataError, match=rf"^{re.escape(str(kept))} is not what was cached "):
         opened(tmp_path / "pets", tmp_path / "cache")
+
+
+def test_a_damaged_record_of_the_cache_is_made_again(tmp_path: Path) -> None:
+    make(tmp_path / "pets")
+    before = opened(tmp_path / "pets", tmp_path / "cache").kind
+    (record,) = (tmp_path / "cache" / "image_folder").glob("pets-*/record.json")
+    whole = record.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 40).tolist():
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        record.write_bytes(flipped)
+        assert opened(tmp_path / "pets", tmp_path / "cache").kind == before
+    for content in (b"", b"[]", whole[:-20]):
+        record.write_bytes(content)
+        assert opened(tmp_path / "pets", tmp_path / "cache").kind == before
+        assert record.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["record.json", "train"])
+def test_a_pipe_in_the_cache_is_replaced(tmp_path: Path, name: str) -> None:
+    make(tmp_path / "pets")
+    before = opened(tmp_path / "pets", tmp_path / "cache").kind
+    (path,) = (tmp_path / "cache" / "image_folder").glob(f"pets-*/{name}")
+    path.unlink()
+    os.mkfifo(path)
+    assert opened(tmp_path / "pets", tmp_path / "cache").kind == before
+
+
+def test_a_record_without_a_sum_of_its_own_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "pets")
+    opened(tmp_path / "pets", tmp_path / "cache")
+    (path,) = (tmp_path / "cache" / "image_folder").glob("pets-*/record.json")
+    record = json.loads(path.read_bytes())
+    del record["sha256"]
+    path.write_text(json.dumps(record))
+    caplog.set_level(logging.INFO)
+    opened(tmp_path / "pets", tmp_path / "cache")
+    assert caplog.messages == []
 
 
 def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from mnist_exp.data.rows import Rows, rows_of
 from mnist_exp.errors import Failure
-from mnist_exp.files import replacing
+from mnist_exp.files import check_file, replacing
 
 RECORD = "record.json"
+OWN_SUM = "sha256"  # in a record: of all else in it
 
 Files = dict[str, bytes]  # file name → its uncompressed bytes
 Sums = Mapping[str, str]  # file name → SHA-256, or MD5 where that is what was published
@@ -126,7 +127,7 @@ def load_cached(
     """
 
     def complete() -> bool:
-        return all((folder / name).exists() for name in sums)
+        return all((folder / name).is_file() for name in sums)
 
     _once(folder, complete, lambda: _write(folder, make()))
     return load(folder, sums, memory_limit)
@@ -151,29 +152,36 @@ def load_recorded(
 def recorded(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
     """What `fill` has told of the files that it put into the folder for this key.
 
-    It is called where the folder lacks files, or has those of another key. Raises DataError for a
-    folder that cannot be written, and what `fill` raises.
+    It is called where the folder lacks files, has those of another key, or has a damaged record.
+    Raises DataError for a folder that cannot be written, and what `fill` raises.
     """
 
     def current() -> Record | None:
         try:
+            check_file(folder / RECORD)
             record = json.loads((folder / RECORD).read_text("utf-8"))
-            complete = all((folder / name).exists() for name in record["sums"])
-            return record if complete and record["key"] == key else None
-        except (OSError, ValueError, LookupError, TypeError):
+            whole = record.pop(OWN_SUM, None) in (None, record_sum(record))  # older ones have none
+            complete = all((folder / name).is_file() for name in record["sums"])
+            return record if whole and complete and record["key"] == key else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def fill_and_record() -> None:
         (folder / RECORD).unlink(missing_ok=True)
-        text = json.dumps({"key": key, **fill()})
+        record = {"key": key, **fill()}
         with replacing(folder / RECORD) as temporary:
-            temporary.write_text(text, "utf-8")
+            temporary.write_text(json.dumps({**record, OWN_SUM: record_sum(record)}), "utf-8")
 
     _once(folder, lambda: current() is not None, fill_and_record)
     record = current()
     if record is None:
         raise DataError(f"the cache {folder} was changed by another process; start again")
     return record
+
+
+def record_sum(record: Record) -> str:
+    """SHA-256 of a record's JSON, which is the same after reading it."""
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def load(
