@@ -77,6 +77,30 @@ def test_what_cannot_be_reproduced_is_bad_input_and_makes_no_run(
     assert clone.folders() == before
 
 
+def test_a_damaged_config_of_a_run_is_one_line_and_trains_nothing(
+    trained: tuple[Clone, str],
+) -> None:
+    clone, run_id = trained
+    before = clone.folders()
+    (artifact,) = clone.root.glob(f"mlruns/*/{run_id}/artifacts/config.yaml")
+    whole = artifact.read_bytes()
+    try:
+        for content, problem in (
+            (whole.replace(b"lr: 0.001", b"lr: 0.003"), "config.yaml in MLflow is damaged "),
+            (whole[: whole.index(b"optimizer:")], "does not fit this code "),
+            (whole.replace(b"deterministic: ", b"deterministic:\xa0"), "the saved config "),
+        ):
+            assert content != whole
+            artifact.write_bytes(content)
+            done = clone.run("train.py", f"reproduce={run_id}")
+            assert done.returncode in (1, 2)
+            (line,) = (done.stdout + done.stderr).splitlines()
+            assert line.startswith(f"error: reproduce={run_id}: {problem}")
+    finally:
+        artifact.write_bytes(whole)
+    assert clone.folders() == before
+
+
 FIRST = {"val/loss": {1: 0.5, 2: 0.25}, "test/loss": {1: 0.75, 2: 0.5}}
 
 

@@ -72,7 +72,7 @@ ROOMS = {
         "resuming scores screen signals targets tracking tracking.beside training"
     ),
     "reproduction": (
-        "omegaconf config environment errors experiment paths resuming screen targets "
+        "omegaconf checkpoint config environment errors experiment paths resuming screen targets "
         "tracking.store"
     ),
     "leaderboard": "files",

@@ -130,13 +130,15 @@ def foreign(path: Path) -> CheckpointError:
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """Raise CheckpointError for what taking up a state that this code did not write can raise."""
+def fitting(source: object) -> Iterator[None]:
+    """Raise CheckpointError, which names the source, for what a state or a config that this code
+    did not write can raise.
+    """
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: does not fit this code ({type(error).__name__}: {first_line(error)})"
+            f"{source}: does not fit this code ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

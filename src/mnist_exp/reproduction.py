@@ -8,10 +8,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp import environment, screen
+from mnist_exp import checkpoint, environment, screen
+from mnist_exp.config import leaves
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import Experiment
-from mnist_exp.resuming import resumed_config
+from mnist_exp.resuming import FREE, resumed_config
 from mnist_exp.targets import check_saved_config
 from mnist_exp.tracking.store import RecordedRun, recorded_run
 
@@ -43,15 +44,17 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
     if not first.metrics:
         raise BadInput(f"{source}: the run has no metrics to compare with")
     config = check_saved_config(first.config, source)
-    config = resumed_config(config, composed, overrides, further=False)
-    same_set = composed.data._target_ == config.data._target_
-    for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
-        if (
-            OmegaConf.select(composed, key) is not None
-            and OmegaConf.select(config, key) is not None
-        ):
-            OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
-    experiment = Experiment(config, folder, first.name, tags={"reproduces": composed.reproduce})
+    check_params(config, first, source)
+    with checkpoint.fitting(source):
+        config = resumed_config(config, composed, overrides, further=False)
+        same_set = composed.data._target_ == config.data._target_
+        for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
+            if (
+                OmegaConf.select(composed, key) is not None
+                and OmegaConf.select(config, key) is not None
+            ):
+                OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
+        experiment = Experiment(config, folder, first.name, tags={"reproduces": composed.reproduce})
     for line in differences(first, experiment):
         log.info("differs  %s", line)
     experiment.run()
@@ -63,6 +66,20 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
     if differing := compare(of_last_test(first.metrics), again):
         raise NotReproduced(f"not reproduced; the first that differs is {differing[0]}")
     log.info("reproduced: every metric is the same, bit for bit")
+
+
+def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
+    """Raise Failure where the run's config.yaml has other values than its params in MLflow.
+
+    Those keep their first value where `resume` may change it.
+    """
+    for key, value in leaves(config):
+        logged = first.params.get(key, str(value))  # MLflow cuts a long one
+        if not key.startswith((*FREE, "trainer.epochs")) and not str(value).startswith(logged):
+            raise Failure(
+                f"{source}: config.yaml in MLflow is damaged ({key} is {value}, logged as "
+                f"{logged}); copy it there again from the run's output folder"
+            )
 
 
 def differences(first: RecordedRun, experiment: Experiment) -> Iterator[str]:

@@ -109,6 +109,7 @@ class RecordedRun:
 
     name: str
     tags: dict[str, str]
+    params: dict[str, str]
     metrics: dict[str, dict[int, float]]  # by name and epoch
     config: str  # YAML
     versions: str  # name==version, a line each
@@ -223,12 +224,13 @@ def recorded_run(run_id: str, uri: str | None) -> RecordedRun:
     with tempfile.TemporaryDirectory() as folder:
         try:
             config, versions = (
-                Path(client.download_artifacts(run_id, name, folder)).read_text()
+                Path(client.download_artifacts(run_id, name, folder)).read_text("utf-8", "replace")
                 for name in ("config.yaml", "requirements.txt")
             )
         except (MlflowException, OSError) as error:
             raise TrackerError(f"{run_id}: its artifacts are gone ({root_cause(error)})") from None
-    return RecordedRun(run.info.run_name, run.data.tags, metrics, config, versions)
+    data = run.data
+    return RecordedRun(run.info.run_name, data.tags, data.params, metrics, config, versions)
 
 
 def log_to_run(
