@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mnist_exp.data import digits, mnist
+from mnist_exp.paths import LAST
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 
@@ -114,6 +115,26 @@ def test_only_files_are_read_and_no_program_is_started(trained: Clone, tmp_path:
     assert not mark.exists()
     done = trained.run("predict.py", "--checkpoint", str(pipe), "five.png", timeout=60)
     assert (done.returncode, done.stderr) == (1, f"error: {pipe}: a pipe, not a file\n")
+
+
+def test_a_run_without_a_finished_epoch_is_refused_wherever_a_model_is_loaded(
+    clone: Clone,
+) -> None:
+    done = clone.run("train.py", "data=digits", "optimizer=sgd", "optimizer.lr=1e20")
+    assert done.returncode == 1  # its loss is not finite in the first epoch
+    (folder,) = clone.folders()
+    assert not (folder / "mnist_model.pth").exists()
+    path = folder.relative_to(clone.root)
+    problem = "no epoch of this run has ended; resume it: python train.py"
+    for command in (
+        ["predict.py", "five.png", "--run", "latest"],
+        ["evaluate.py", "--checkpoint", str(path / LAST)],
+        ["export.py", "--format", "pt2", "--run", str(path)],
+        ["demo.py", "--port", "0", "--run", "latest"],
+    ):
+        done = clone.run(*command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(rf"error: \S*{path / LAST}: {problem} resume={path}\n", done.stderr)
 
 
 class Harmful:

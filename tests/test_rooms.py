@@ -61,8 +61,8 @@ ROOMS = {
     ),
     "resuming": "omegaconf config errors paths | tracking.store",
     "trained": (
-        "torch omegaconf building checkpoint config data environment errors journal models.summary "
-        "paths precision progress resuming targets training | tracking.store"
+        "torch omegaconf building checkpoint commands config data environment errors journal "
+        "models.summary paths precision progress resuming targets training | tracking.store"
     ),
     "demo": "fastapi starlette uvicorn errors preparing reading trained",
     "exporting": "torch data errors files training | onnxruntime",

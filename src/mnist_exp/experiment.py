@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import random
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -231,7 +232,8 @@ class Experiment:
                 self.save(LAST)
                 raise
             except Diverged:
-                self.save_model(self.kept_model())
+                if self.progress.best:
+                    self.save_model(self.kept_model())
                 raise
 
     def follow(self) -> Result:
@@ -360,6 +362,9 @@ class Experiment:
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
         log.info("outputs  %s", shown(self.folder))
+        if result.epoch.val is None:
+            text = "--run best chooses no run without validation; this one is --run %s"
+            log.info(text, shlex.quote(shown(self.folder)))
 
     # --- what is known, and where it is kept ---
 

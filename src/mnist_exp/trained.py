@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from mnist_exp import checkpoint, environment
 from mnist_exp.building import Form, build_parts, fitting_dataset
+from mnist_exp.commands import resume_command
 from mnist_exp.config import did_you_mean
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
@@ -91,6 +94,7 @@ def load(path: Path, device: str | None = None) -> Trained:
     """
     saved = checkpoint.load(path)
     with checkpoint.fitting(path):
+        refuse_initial_weights(path, saved)
         config, kind = check_saved_config(saved["config"], path), Kind(**saved["data"])
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
@@ -108,3 +112,12 @@ def load(path: Path, device: str | None = None) -> Trained:
     return Trained(
         path, config, kind, parts.precision, parts.model, parts.form, progress, of_kept, key
     )
+
+
+def refuse_initial_weights(path: Path, saved: Mapping[str, Any]) -> None:
+    """Raises BadInput for the checkpoint of a run that was interrupted in its first epoch."""
+    if not saved["progress"]["epochs"]:
+        folder = path.absolute().parent.parent
+        is_run = (folder / "config.yaml").is_file()
+        command = f": {resume_command(folder)}" if is_run else ""
+        raise BadInput(f"{path}: no epoch of this run has ended; resume it{command}")
