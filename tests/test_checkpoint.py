@@ -8,6 +8,7 @@ import pickle
 import random
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,10 @@ def refusal(path: Path) -> str:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "last.pt"
     checkpoint.save(path, STATE)
-    loaded = checkpoint.load(path)
+    loaded, peeked = checkpoint.load(path), checkpoint.peek(path)
     assert torch.equal(loaded.pop("weights")["w"], STATE["weights"]["w"])  # type: ignore[index]
     assert loaded == {"format": 1, "step": 7, "name": "a", "none": None, "list": [1, 2]}
+    assert {key: value for key, value in peeked.items() if key != "weights"} == loaded
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -99,6 +101,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, STATE)
     path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError):
+        checkpoint.peek(path)
     assert refusal(path).startswith(f"{path}: {DAMAGED}")
 
 
@@ -191,6 +195,8 @@ def test_an_archive_that_torch_save_did_not_write_is_refused_before_it_is_unpack
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     torch.save({"format": 2}, path)
+    with pytest.raises(CheckpointError):
+        checkpoint.peek(path)
     assert refusal(path) == f"{path}: of format 2, newer than this code, which reads 1"
 
 
@@ -212,6 +218,8 @@ def test_a_crafted_checkpoint_runs_nothing_and_is_refused_with_its_path(
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
+    with suppress(CheckpointError):
+        checkpoint.peek(path)
     reason = "it holds other things than numbers, strings and tensors"
     unreadable = f"not a checkpoint that can be read ({reason})"
     assert refusal(path) == f"{path}: {FOREIGN if legacy else unreadable}"

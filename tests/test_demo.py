@@ -26,7 +26,8 @@ import pytest
 from conftest import Clone
 from PIL import Image, ImageDraw
 
-from mnist_exp.scripts.demo import called
+from mnist_exp.scripts.demo import describe, list_runs
+from mnist_exp.tracking import FinishedRun
 
 
 @contextmanager
@@ -44,7 +45,8 @@ def serve(
         assert line.endswith("   Ctrl-C ends it\n"), process.communicate()
         yield line.removesuffix("   Ctrl-C ends it\n")
         process.send_signal(end)
-        assert process.communicate(timeout=10) == ("", "")
+        out, err = process.communicate(timeout=10)
+        assert (out, err.partition(", ")[2]) == ("", "trained on digits\n")
         assert process.returncode == 128 + end
     finally:
         process.kill()
@@ -99,8 +101,10 @@ def test_the_page_offers_the_runs_and_says_what_was_drawn(url: str) -> None:
     status, runs = ask(f"{url}/runs")
     assert status == 200
     chosen, best = runs
-    assert chosen == "latest"
-    assert re.fullmatch(r"mlp-adam-lr0.01-.*, 9\d\.\d\d% in validation, [-\d]{10} \d\d:\d\d", best)
+    assert chosen == "digits, latest"
+    assert re.fullmatch(
+        r"digits, mlp-adam-lr0.01-.*, 9\d\.\d\d% in validation, [-\d]{10} \d\d:\d\d", best
+    )
     for number in (0, 1):
         status, answer = ask(f"{url}/classify?run={number}", one())
         assert status == 200
@@ -245,7 +249,7 @@ def test_no_answer_has_a_path_of_the_machine(trained: Clone) -> None:
     try:
         url = process.stdout.readline().split()[0]
         file.write_bytes(b"nonsense")
-        assert ask(f"{url}/runs")[1][0] == folder.name
+        assert ask(f"{url}/runs")[1][0] == f"digits, {folder.name}"
         status, answer = ask(f"{url}/classify?run=1", one())
         assert (status, list(answer)) == (200, ["error"])
         assert str(trained.root) not in answer["error"]
@@ -253,7 +257,7 @@ def test_no_answer_has_a_path_of_the_machine(trained: Clone) -> None:
         file.write_bytes(whole)
         process.terminate()
         said = process.communicate(timeout=10)[1]
-    assert re.fullmatch(rf"error: {re.escape(str(file))}: .*\n", said)
+    assert re.fullmatch(rf".*, trained on digits\nerror: {re.escape(str(file))}: .*\n", said)
 
 
 def has_ipv6() -> bool:
@@ -303,10 +307,20 @@ def test_the_page_is_opened_by_the_names_it_was_given(
         assert own_host == (200 if "A.proxy" in hosts else 403)
 
 
-def test_a_run_is_called_by_its_name_what_it_is_worth_and_when_it_began() -> None:
-    began = datetime(2026, 11, 25, 9, 5).timestamp()
-    assert called("resnet", began, 0.98765) == "resnet, 98.77% in validation, 2026-11-25 09:05"
-    assert called("resnet", began, None) == "resnet, not validated, 2026-11-25 09:05"
+def test_a_run_is_described_by_data_set_name_accuracy_and_beginning() -> None:
+    run = FinishedRun("1", "resnet", "mnist", "", datetime(2026, 11, 25, 9, 5).timestamp(), 0.98765)
+    assert describe(run) == "mnist, resnet, 98.77% in validation, 2026-11-25 09:05"
+    blind = run._replace(accuracy=None)
+    assert describe(blind) == "mnist, resnet, not validated, 2026-11-25 09:05"
+
+
+def test_the_runs_on_the_data_set_of_the_chosen_one_are_listed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sets = ("kmnist", "digits", "cifar10", "digits")
+    ranked = [FinishedRun(str(n), "mlp", name, "", 0.0, 0.9) for n, name in enumerate(sets)]
+    monkeypatch.setattr("mnist_exp.ranking.rank_runs", lambda *arguments: ranked)
+    assert [word for _, word in list_runs("mnist_exp", "digits")] == ["1", "3", "2", "0"]
 
 
 def test_a_port_in_use_and_a_wrong_one_are_told_in_a_line(trained: Clone) -> None:

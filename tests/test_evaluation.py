@@ -188,9 +188,11 @@ def test_a_run_with_both_trackers_is_evaluated_and_told_once(clone: Clone) -> No
     client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
 
-    done = clone.run("evaluate.py", "--log")
+    done = clone.run("evaluate.py", "--log", "--run", "best:digits")
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = clone.folders()
+    path = (folder / LAST).relative_to(clone.root)
+    assert done.stdout.startswith(f"run      {path}, trained on digits\n")
     figures = folder / "figures"
     accuracy = run.data.metrics["test/accuracy"]
     assert re.search(

@@ -182,7 +182,7 @@ def test_a_trained_model_is_exported_and_runs_without_this_package(clone: Clone)
     done = clone.run("export.py", "--run", "latest", "--format", "pt2", "--preprocessing")
     assert (done.returncode, done.stderr) == (0, "")
     from_line, to_line, checked = done.stdout.splitlines()
-    assert from_line == f"from    {checkpoint}"
+    assert from_line == f"from    {checkpoint}, trained on digits"
     assert re.fullmatch(
         r"to      mnist_model\.pt2: 0\.\d\d MB, images \[n, 1, 8, 8\] uint8", to_line
     )

@@ -65,7 +65,8 @@ def test_images_are_classified_drawn_and_what_is_none_does_not_keep_back_the_oth
     bad = [tmp_path / name for name in ("words.txt", "blank.png", "none.png")]
     asked = [*map(str, paths[:5]), *map(str, bad), *map(str, paths[5:])]
 
-    done = trained.run("predict.py", "--json", "--show", f"{tmp_path}/seen.png", *asked)
+    options = ("--run", "best:digits", "--json", "--show", f"{tmp_path}/seen.png")
+    done = trained.run("predict.py", *options, *asked)
     assert done.returncode == 2
     said, *errors = done.stderr.splitlines()
     assert re.fullmatch(r".*/outputs/.*/checkpoints/last.pt, trained on digits", said)

@@ -60,9 +60,11 @@ ROOMS = {
         "targets"
     ),
     "resuming": "omegaconf config errors paths | tracking.store",
+    "ranking": "omegaconf checkpoint commands config errors paths tracking | tracking.store",
     "trained": (
         "torch omegaconf building checkpoint commands config data environment errors journal "
-        "models.summary paths precision progress resuming targets training | tracking.store"
+        "models.summary paths precision progress ranking resuming targets tracking training "
+        "| tracking.store"
     ),
     "demo": "fastapi starlette uvicorn errors preparing reading trained",
     "exporting": "torch data errors files training | onnxruntime",
@@ -89,10 +91,10 @@ ROOMS = {
         "hydra omegaconf command_line commands config errors help paths planning process resuming "
         "signals tracking.beside | experiment joblib ranks reproduction sweeps"
     ),
-    "scripts": "errors paths process signals | trained",
+    "scripts": "errors paths process signals tracking | trained",
     "scripts.predict": "errors scripts | figures preparing reading trained",
     "scripts.evaluate": "errors scripts | command_line evaluation",
-    "scripts.demo": "errors scripts | demo tracking.store trained",
+    "scripts.demo": "errors scripts tracking | demo ranking trained",
     "scripts.export": "config errors scripts | exporting trained",
 }
 

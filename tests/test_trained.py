@@ -7,11 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import Clone
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput
+from PIL import Image
 
-from mnist_exp import resuming
+from mnist_exp import checkpoint, ranking, resuming
 from mnist_exp.errors import BadInput
-from mnist_exp.tracking.store import ranked_runs
+from mnist_exp.paths import LAST
+from mnist_exp.ranking import rank_runs
 from mnist_exp.trained import find
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
@@ -22,26 +27,40 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a store that has the experiment "empty", and one in which runs can be made."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
     artifacts = tmp_path_factory.mktemp("artifacts").as_uri()
-    for name in ("empty", "mixed", "away"):
+    for name in ("empty", "mixed", "sets", "away", "both"):
         MlflowClient(uri).create_experiment(name, artifacts)
     return uri
 
 
+@pytest.fixture(autouse=True)
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder outputs/ of a repository in which nothing has been trained."""
+    for module in (ranking, resuming):
+        monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+    return tmp_path / "outputs"
+
+
 def recorded(
-    uri: str, experiment: str, folder: Path, accuracies: list[float], **more: str
+    uri: str,
+    experiment: str,
+    folder: Path,
+    accuracies: list[float],
+    data: str = "mnist",
+    digest: str = "1",
+    status: str = "FINISHED",
+    params: dict[str, str] | None = None,
 ) -> tuple[str, Path]:
     """A run of these validation accuracies, as a training leaves it: its id and its checkpoint."""
     client = MlflowClient(uri)
     run = client.create_run(client.get_experiment_by_name(experiment).experiment_id)
     run_id = run.info.run_id
     client.set_tag(run_id, "output_folder", str(folder))
-    params = {"trainer.keep": "best", "parameters": "10"}
-    for key, value in (params | {k.replace("_", "."): v for k, v in more.items()}).items():
-        if key != "status":
-            client.log_param(run_id, key, value)
+    client.log_inputs(run_id, [DatasetInput(Dataset(data, digest, "local", "{}"), [])])
+    for key, value in ({"trainer.keep": "best"} | (params or {})).items():
+        client.log_param(run_id, key, value)
     for epoch, accuracy in enumerate(accuracies, 1):
         client.log_metric(run_id, "val/accuracy", accuracy, step=epoch)
-    client.set_terminated(run_id, more.get("status", "FINISHED"))
+    client.set_terminated(run_id, status)
     return run_id, written(folder)
 
 
@@ -56,18 +75,98 @@ def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validat
     store: str, tmp_path: Path
 ) -> None:
     recorded(store, "mixed", tmp_path / "a", [0.9, 0.5])
-    recorded(store, "mixed", tmp_path / "last", [0.99, 0.6], trainer_keep="last")
+    recorded(store, "mixed", tmp_path / "last", [0.99, 0.6], params={"trainer.keep": "last"})
     _, best = recorded(store, "mixed", tmp_path / "b", [0.5, 0.95, 0.7])
     recorded(store, "mixed", tmp_path / "same", [0.95])
     recorded(store, "mixed", tmp_path / "killed", [0.97], status="KILLED")
     recorded(store, "mixed", tmp_path / "blind", [])
+    recorded(store, "mixed", tmp_path / "debug", [0.96], params={"trainer.max_batches": "5"})
+    deleted, _ = recorded(store, "mixed", tmp_path / "deleted", [0.99])
+    MlflowClient(store).delete_run(deleted)
     client = MlflowClient(store)
     sweep = client.create_run(client.get_experiment_by_name("mixed").experiment_id)
     client.log_metric(sweep.info.run_id, "val/accuracy", 0.98)  # its winner's, told again
     client.set_terminated(sweep.info.run_id)
     assert find("best", store, "mixed") == best
-    ranked = [(run.accuracy, time.time() - run.began < 60) for run in ranked_runs("mixed", store)]
+    ranked = [(run.accuracy, time.time() - run.began < 60) for run in rank_runs("mixed", store)]
     assert ranked == [(accuracy, True) for accuracy in (0.95, 0.95, 0.9, 0.6, None)]
+
+
+def test_the_best_is_of_one_data_set_and_of_the_images_that_it_had_last(
+    store: str, tmp_path: Path
+) -> None:
+    _, mnist = recorded(store, "sets", tmp_path / "mnist", [0.8])
+    _, digits = recorded(store, "sets", tmp_path / "digits", [0.9], "digits")
+    recorded(store, "sets", tmp_path / "before", [0.99], "photos", digest="2")
+    time.sleep(0.002)  # runs begin at a millisecond
+    _, photos = recorded(store, "sets", tmp_path / "photos", [0.7], "photos", digest="3")
+    words = ("best", "best:mnist", "best:digits", "best:photos")
+    assert [find(word, store, "sets") for word in words] == [mnist, mnist, digits, photos]
+    with pytest.raises(BadInput, match=r"digits, mnist, photos: .* did you mean best:mnist\?$"):
+        find("best:mnsit", store, "sets")
+
+
+def ended(
+    folder: Path, accuracy: float | None, keep: int = 1, began: float = 0, **more: object
+) -> Path:
+    """The last checkpoint of a run without MLflow, by default one that has ended."""
+    val = None if accuracy is None else {"accuracy": accuracy}
+    epochs = [{"val": val, "ended": began + 10, "seconds": 10.0}] * keep
+    state = {
+        "name": folder.name,
+        "config": {"trainer": {"max_batches": None}, "tracking": {}},
+        "key": folder.name,
+        "ended": True,
+        "data": {"name": "mnist", "digest": "1" * 64},
+        "model": torch.nn.Linear(2, 2).state_dict(),
+        "progress": {"epochs": epochs, "best": keep},
+    }
+    folder.mkdir(parents=True)
+    checkpoint.save(folder / LAST, {**state, **more})
+    return folder / LAST
+
+
+def test_runs_without_mlflow_are_ranked_by_their_checkpoints_in_outputs(outputs: Path) -> None:
+    ended(outputs / "2026-01-01" / "a", 0.9)
+    best = ended(outputs / "2026-01-01" / "sweep" / "7", 0.95, keep=2, began=5)
+    ended(outputs / "same", 0.95, began=6)
+    ended(outputs / "blind", None)
+    ended(outputs / "running", 0.99, ended=False)
+    config = {"trainer": {"max_batches": 5}, "tracking": {}}
+    ended(outputs / "debug", 0.99, config=config)
+    other = {"trainer": {"max_batches": None}, "tracking": {"experiment": "other"}}
+    ended(outputs / "other", 0.99, config=other)
+    digits = ended(outputs / "digits", 0.99, data={"name": "digits", "digest": "2" * 64})
+    ended(outputs / "foreign", 0.99, data={})
+    written(outputs / "damaged")
+    assert find("best") == best
+    assert find("best:digits") == digits
+    names = [run.name for run in rank_runs("mnist_exp", None)]
+    assert names == ["digits", "7", "same", "a", "blind"]
+
+
+def test_a_run_in_outputs_counts_once_and_not_if_it_is_deleted_in_mlflow(
+    store: str, outputs: Path, tmp_path: Path
+) -> None:
+    def config(experiment: str) -> dict[str, object]:
+        tracking = {"experiment": experiment}
+        return {"trainer": {"max_batches": None}, "tracking": tracking}
+
+    client = MlflowClient(store)
+    for number, folder in enumerate((outputs / "there", tmp_path / "moved", outputs / "gone")):
+        run_id, path = recorded(store, "both", folder, [0.5 + number / 10])
+        path.unlink()
+        path.parent.rmdir()
+        folder.rmdir()
+        client.set_tag(run_id, "key", folder.name)
+    client.delete_run(run_id)
+    ended(outputs / "there", 0.5, config=config("both"))
+    ended(outputs / "moved", 0.6, config=config("both"))
+    ended(outputs / "gone", 0.7, config=config("both"))
+    resumed, _ = recorded(store, "both", outputs / "elsewhere", [0.4], status="KILLED")
+    client.set_tag(resumed, "output_folder", str(outputs / "resumed"))
+    ended(outputs / "resumed", 0.4, config=config("both"))  # without MLflow
+    assert [run.accuracy for run in rank_runs("both", store)] == [0.6, 0.5, 0.4]
 
 
 def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
@@ -86,9 +185,8 @@ def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
         find(run_id, store)
 
 
-def test_a_path_and_latest_need_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resuming, "REPOSITORY", tmp_path)
-    latest = written(tmp_path / "outputs" / "2026-01-01" / "run")
+def test_a_path_and_latest_need_no_store(outputs: Path) -> None:
+    latest = written(outputs / "2026-01-01" / "run")
     assert find("latest") == latest
     assert find(str(latest)) == latest
     assert find(str(latest.parents[1])) == latest
@@ -99,8 +197,8 @@ def test_a_path_and_latest_need_no_store(tmp_path: Path, monkeypatch: pytest.Mon
     ("word", "experiment", "problem"),
     [
         (UNKNOWN, "mixed", f"no MLflow run {UNKNOWN} at sqlite:"),
-        ("best", "empty", "no run of empty is finished and has been validated"),
-        ("best", "emty", "no MLflow experiment emty; there are Default, away, empty, mixed"),
+        ("best", "empty", "--run best: empty has no finished run of mnist with validation"),
+        ("best", "emty", "no MLflow experiment emty; there are Default, away, both, empty, mixed"),
         ("bset", "mixed", "--run bset: no file, no folder, no MLflow run id; did you mean best?"),
     ],
 )
@@ -115,3 +213,33 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^no best run of mnist_exp: there is no .*none.db$"):
         find("best", f"sqlite:///{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- as a person types it ---
+
+
+def test_best_is_of_the_data_set_in_the_config_or_of_one_that_is_named(clone: Clone) -> None:
+    for number in range(20):
+        folder = clone.root / "photos" / ("cat" if number % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").rotate(9 * number).resize((8, 8)).save(folder / f"{number}.png")
+    image = "photos/cat/1.png"
+
+    def predict(*options: str) -> tuple[int, str]:
+        done = clone.run("predict.py", image, *options)
+        return done.returncode, done.stderr
+
+    nothing = "--run best: mnist_exp has no finished run of mnist with validation and without "
+    nothing += "trainer.max_batches"
+    assert predict() == (2, f"error: {nothing}; train one: python train.py\n")
+    for data in (["data=digits"], ["data=image_folder", "data.root=photos"]):
+        done = clone.run("train.py", *data, "model=linear", "trainer.epochs=1", "tracking=none")
+        assert (done.returncode, done.stderr) == (0, "")
+    there_are = "there are runs of digits, photos: --run best:digits"
+    assert predict() == (2, f"error: {nothing}; {there_are}\n")
+    digits, photos = (folder / LAST for folder in clone.folders())
+    assert predict("--run", "best:photos") == (0, f"{photos}, trained on photos\n")
+    config = clone.root / "conf" / "config.yaml"
+    config.write_text(config.read_text().replace("data: mnist ", "data: digits "))
+    assert predict() == (0, f"{digits}, trained on digits\n")
+    assert not (clone.root / "mlflow.db").exists()

@@ -64,6 +64,8 @@ class Evaluation:
     def show(self, folder: Path) -> None:
         """Tables on the screen, or aligned lines in a pipe."""
         logging.basicConfig(level=logging.INFO, handlers=[screen.ScreenHandler()], force=True)
+        source, trained_on = shown(self.trained.source), self.trained.kind.name
+        log.info("run      %s, trained on %s", source, trained_on)
         count, names = len(self.split), self.kind.class_names
         low, high = interval(self.metrics.accuracy, count)
         rows = [
@@ -85,7 +87,6 @@ class Evaluation:
                 for name, row in zip(names, self.predictions.confusion().tolist(), strict=True)
             ]
             screen.show_table("Confusion", ("true \\ predicted", *names), confusion)
-        log.info("run      %s", shown(self.trained.source))
         log.info("logged   %s", self.verdict())
         log.info("figures  %s", shown(folder))
 

@@ -362,9 +362,10 @@ class Experiment:
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
         log.info("outputs  %s", shown(self.folder))
-        if result.epoch.val is None:
-            text = "--run best chooses no run without validation; this one is --run %s"
-            log.info(text, shlex.quote(shown(self.folder)))
+        reason = "without validation" if result.epoch.val is None else "with trainer.max_batches"
+        if result.epoch.val is None or self.config.trainer.max_batches:
+            text = "--run best chooses no run %s; this one is --run %s"
+            log.info(text, reason, shlex.quote(shown(self.folder)))
 
     # --- what is known, and where it is kept ---
 

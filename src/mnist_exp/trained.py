@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from mnist_exp.models.summary import summarize
 from mnist_exp.paths import LAST
 from mnist_exp.precision import Precision
 from mnist_exp.progress import Metrics, Progress
+from mnist_exp.ranking import find_best_run
 from mnist_exp.resuming import find_run, folder_named, is_run_id
 from mnist_exp.targets import check_saved_config
+from mnist_exp.tracking import EXPERIMENT
 from mnist_exp.training import evaluate
 
 
@@ -64,22 +67,23 @@ class Trained:
         return evaluate(self.model, self.prepared_test(), self.precision)
 
 
-def find(word: str, uri: str | None = None, experiment: str = "mnist_exp") -> Path:
-    """The checkpoint that a word stands for: "best" or "latest", a checkpoint's path, an output
-    folder, or an MLflow run id.
+def find(word: str, uri: str | None = None, experiment: str = EXPERIMENT) -> Path:
+    """The checkpoint that a word stands for: "best", "best:NAME" or "latest", a checkpoint's path,
+    an output folder, or an MLflow run id.
 
-    "best" is of the MLflow experiment's finished runs the one whose kept weights are the best in
-    validation; "latest" has written a checkpoint last. uri: of MLflow, None for the repository's.
-    Raises BadInput for a word that stands for no checkpoint, TrackerError.
+    For "best" see `ranking.find_best_run`; "latest" has written a checkpoint last. uri: of MLflow,
+    None for the repository's. Raises BadInput for a word that stands for no checkpoint,
+    TrackerError.
     """
     if Path(word).is_file():
         return Path(word)
+    if re.fullmatch("best(:.+)?", word):
+        word = find_best_run(word, experiment, uri).word
     named = folder_named(word)
-    if word == "best" or (is_run_id(word) and not named):
-        from mnist_exp.tracking.store import best_run, output_file  # two seconds to import
+    if is_run_id(word) and not named:
+        from mnist_exp.tracking.store import output_file  # two seconds to import
 
-        run_id = best_run(experiment, uri) if word == "best" else word
-        return output_file(run_id, LAST, uri)
+        return output_file(word, LAST, uri)
     if word != "latest" and not named:
         near = did_you_mean(word, ["best", "latest"])
         raise BadInput(f"--run {word}: no file, no folder, no MLflow run id{near}")

@@ -17,6 +17,7 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import add_config_dir
 from mnist_exp.process import exit_code, leave
 from mnist_exp.signals import raising
+from mnist_exp.tracking import EXPERIMENT
 
 
 class Parser(ArgumentParser):
@@ -34,12 +35,13 @@ class Parser(ArgumentParser):
         chosen.add_argument(
             "--run",
             default="best",
-            help="best (by validation, of the MLflow experiment's finished runs; the default), "
-            "latest, an output folder, or an MLflow run id",
+            help="best (validation accuracy among the finished runs on the data set in "
+            "conf/config.yaml; the default), best:NAME (on the data set NAME), latest, an output "
+            "folder, or an MLflow run id",
         )
         chosen.add_argument("--checkpoint", metavar="PATH", help="a checkpoint's file instead")
         self.add_argument(
-            "--experiment", default="mnist_exp", metavar="NAME", help="in MLflow, of --run best"
+            "--experiment", default=EXPERIMENT, metavar="NAME", help="in MLflow, of --run best"
         )
         self.add_argument(
             "--config-dir",

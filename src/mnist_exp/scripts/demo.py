@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from datetime import datetime
 from functools import lru_cache
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from mnist_exp.errors import Failure
 from mnist_exp.scripts import Parser, answer, chosen, tracking_uri
+from mnist_exp.tracking import FinishedRun
 
 DESCRIPTION = """\
 Serve a page to draw a digit on: the probabilities, what the network sees, and a choice among the
@@ -44,34 +46,41 @@ def served(options: Namespace) -> int:
     from mnist_exp.demo import Demo
     from mnist_exp.trained import Trained, find, load
 
-    server, first = Demo(options.host or ["127.0.0.1"], options.port), chosen(options)
-    runs = [] if options.checkpoint else finished(options.experiment)
-    if options.checkpoint or options.run != "best":
-        runs.insert(0, (Path(options.checkpoint or options.run).resolve().name, ""))
+    server = Demo(options.host or ["127.0.0.1"], options.port)
+    first = load(chosen(options), options.device)
+    data = first.kind.name
+    print(f"{first.source}, trained on {data}", file=sys.stderr)
+    runs = [(f"{data}, {Path(options.checkpoint or options.run).resolve().name}", "")]
+    if not options.checkpoint:
+        runs += list_runs(options.experiment, data)
 
     @lru_cache(MOST_MODELS)
     def load_one(number: int) -> Trained:
-        path = find(runs[number][1], tracking_uri()) if number else first
-        return load(path, options.device)
+        return load(find(runs[number][1], tracking_uri()), options.device) if number else first
 
-    load_one(0)  # what is wrong with it is said before anybody draws
     print(*server.addresses, "Ctrl-C ends it", sep="   ", flush=True)
     server.serve([name for name, _ in runs], load_one)
     return 0
 
 
-def finished(experiment: str) -> list[tuple[str, str]]:
-    """What to call the runs to choose from, and their ids, the best first; none without MLflow."""
-    from mnist_exp.tracking.store import ranked_runs
+def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
+    """The runs to choose from: what to call each, and its word for `find`.
+
+    Those on this data set first, then set by set, the best of each first. None where MLflow does
+    not answer.
+    """
+    from mnist_exp.ranking import rank_runs
 
     try:
-        runs = ranked_runs(experiment, tracking_uri())
+        runs = rank_runs(experiment, tracking_uri())
     except Failure:
         return []
-    return [(called(r.name, r.began, r.accuracy), r.run_id) for r in runs[:MOST_RUNS]]
+    runs.sort(key=lambda run: (run.data != data, run.data))
+    return [(describe(run), run.word) for run in runs[:MOST_RUNS]]
 
 
-def called(name: str, began: float, accuracy: float | None) -> str:
-    """A run by its name, which others may have, too, what it is worth, and when it began."""
-    worth = "not validated" if accuracy is None else f"{accuracy:.2%} in validation"
-    return f"{name}, {worth}, {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}"
+def describe(run: FinishedRun) -> str:
+    """A run's data set, name, accuracy and beginning: its name alone others may have, too."""
+    worth = "not validated" if run.accuracy is None else f"{run.accuracy:.2%} in validation"
+    began = datetime.fromtimestamp(run.began)
+    return f"{run.data}, {run.name}, {worth}, {began:%Y-%m-%d %H:%M}"

@@ -79,7 +79,7 @@ def exported(options: Namespace) -> int:
         found = exporting.export(trained.model, trained.kind, *form, test)
     except OSError as error:
         raise BadInput(f"--output {path}: {error.strerror}") from error
-    print(f"from    {source}")
+    print(f"from    {source}, trained on {trained.kind.name}")
     kind = "uint8" if options.preprocessing else "float32, normalised"
     shape = ", ".join(map(str, trained.kind.image_shape))
     print(f"to      {path}: {path.stat().st_size / 1e6:.2f} MB, images [n, {shape}] {kind}")

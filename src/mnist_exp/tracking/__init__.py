@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from mnist_exp.errors import Failure, one_line
 
+EXPERIMENT = "mnist_exp"  # in MLflow, as in conf/tracking/mlflow.yaml
+DIGEST_LETTERS = 36  # of a data set's; MLflow admits no more
 PATIENCE = 10  # times as long as a try has failed, until the next; else what waits piles up
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -38,6 +40,17 @@ class RunRecord:
     tags: Mapping[str, str]
     dataset: DatasetRecord | None = None  # none for the parent run of a sweep
     parent: str | None = None  # key of the sweep that it is a job of
+
+
+class FinishedRun(NamedTuple):
+    """A finished run, to be ranked among others."""
+
+    word: str  # what --run takes: its MLflow run id or its output folder
+    name: str
+    data: str  # the data set's name
+    digest: str  # the first DIGEST_LETTERS of the data set's
+    began: float  # Unix time, seconds
+    accuracy: float | None  # 0..1, on validation, of the weights that it kept
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mnist_exp.tracking import (
+    DIGEST_LETTERS,
     DatasetRecord,
     ModelRecord,
     RunRecord,
@@ -74,7 +75,7 @@ class MLflowTracker:
     def _describe_dataset(self, record: DatasetRecord) -> None:
         dataset = Dataset(
             name=record.name,
-            digest=record.digest[:36],  # MLflow admits no more
+            digest=record.digest[:DIGEST_LETTERS],
             source_type="local",
             source=json.dumps({"name": record.name}),
             profile=json.dumps(dict(record.sizes)),

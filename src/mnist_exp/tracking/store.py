@@ -12,13 +12,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock
 
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import REPOSITORY
-from mnist_exp.tracking import TrackerError, root_cause
+from mnist_exp.tracking import EXPERIMENT, FinishedRun, TrackerError, root_cause
 
 # Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
 # server that does not answer is given up after seconds instead of minutes (`Patient` tries again,
@@ -29,7 +28,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
@@ -38,6 +37,7 @@ LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` 
 LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
 
 AT_ONCE = 1000  # metrics; MLflow admits no more
+MOST_RUNS = 50_000  # in an answer; MLflow admits no more
 KEY = "key"  # the tag by which a run is found again: its id is MLflow's to choose
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
 
@@ -134,50 +134,40 @@ def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
         raise BadInput(f"no MLflow run {run_id} at {at}: {root_cause(error)}") from None
 
 
-class RankedRun(NamedTuple):
-    """A finished run."""
+def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedRun], set[str]]:
+    """All finished runs but those with trainer.max_batches, and the keys and output folders of all
+    that are finished or deleted.
 
-    run_id: str
-    name: str
-    began: float  # Unix time, seconds
-    accuracy: float | None  # 0..1 in validation, of the weights that it kept, if there was one
-
-
-def ranked_runs(experiment: str, uri: str | None) -> list[RankedRun]:
-    """All finished runs, the best in validation first, of equals the earliest; then the others.
-
-    Raises BadInput where there is no such experiment, TrackerError.
+    Raises BadInput where there is no such experiment, unless it is the default, and TrackerError.
     """
     client = existing_store(uri, f"no best run of {experiment}")
     found = client.get_experiment_by_name(experiment)
     if found is None:
+        if experiment == EXPERIMENT:
+            return [], set()
         names = [other.name for other in client.search_experiments()]
         raise BadInput(f"no MLflow experiment {experiment}; there are {', '.join(sorted(names))}")
-    runs = client.search_runs(
-        [found.experiment_id],
-        "attributes.status = 'FINISHED'",
-        max_results=50_000,  # MLflow admits no more
-        order_by=["attributes.start_time ASC"],
-    )
-    ranked = [
-        RankedRun(
-            run.info.run_id,
-            run.info.run_name,
-            run.info.start_time / 1000,
-            kept_accuracy(client, run),
-        )
-        for run in runs
-        if "parameters" in run.data.params  # no parent's
-    ]
-    return sorted(ranked, key=lambda run: 1 if run.accuracy is None else -run.accuracy)
-
-
-def best_run(experiment: str, uri: str | None) -> str:
-    """The id of the first of `ranked_runs`. Raises BadInput where none was validated, and as it."""
-    runs = ranked_runs(experiment, uri)
-    if not runs or runs[0].accuracy is None:
-        raise BadInput(f"no run of {experiment} is finished and has been validated")
-    return runs[0].run_id
+    finished: list[FinishedRun] = []
+    known: set[str] = set()
+    for run in client.search_runs([found.experiment_id], "", ViewType.ALL, MOST_RUNS):
+        deleted = run.info.lifecycle_stage == "deleted"
+        if not deleted and run.info.status != "FINISHED":
+            continue
+        known |= {run.data.tags.get(tag, "") for tag in (KEY, "output_folder")}
+        inputs = run.inputs.dataset_inputs if run.inputs else []  # none of a sweep's parent
+        whole = run.data.params.get("trainer.max_batches", "None") == "None"
+        if inputs and whole and not deleted:
+            finished.append(
+                FinishedRun(
+                    run.info.run_id,
+                    run.info.run_name,
+                    inputs[0].dataset.name,
+                    inputs[0].dataset.digest,
+                    run.info.start_time / 1000,
+                    kept_accuracy(client, run),
+                )
+            )
+    return finished, known
 
 
 def kept_accuracy(client: MlflowClient, run: Run) -> float | None:
