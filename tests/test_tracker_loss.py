@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -13,16 +14,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from conftest import Clone
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from omegaconf import OmegaConf
 
 from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, beside
 from mnist_exp.tracking.beside import Beside, the_process
+from mnist_exp.tracking.store import explain_deletion
 
 
 class Flaky:
@@ -366,6 +369,77 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
         assert "has already ended" in done.stdout
         assert client.get_run(run_id).to_dictionary() == before
         check_whole(client, run_id, clone)
+
+
+QUICK = ("data=digits", "model=linear", "trainer.epochs=20")
+FIRST = "(SELECT min(start_time) FROM runs)"
+DELETE = f"UPDATE runs SET lifecycle_stage = 'deleted' WHERE start_time = {FIRST}"
+
+
+def delete_first_run(clone: Clone) -> None:
+    """Delete the first run as soon as a run has a metric: it, or a job of the sweep that it is."""
+    uri, ends = f"file:{clone.root}/mlflow.db?mode=rw", time.monotonic() + 60
+    while time.monotonic() < ends:
+        with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as database:
+            if database.execute("SELECT * FROM metrics").fetchone():
+                database.execute(DELETE)
+                database.commit()
+                return
+        time.sleep(0.01)
+    raise AssertionError("MLflow has no metric")
+
+
+def test_a_run_that_is_deleted_meanwhile_fails_and_is_logged_once_it_is_restored(
+    clone: Clone,
+) -> None:
+    process = clone.start("train.py", *QUICK)
+    delete_first_run(clone)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, ""), out
+    (folder,) = clone.folders()
+    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    experiments = [client.get_experiment_by_name("mnist_exp").experiment_id]
+    (run,) = client.search_runs(experiments, "", ViewType.DELETED_ONLY)
+    path = folder.relative_to(clone.root)
+    deleted = f"error: the MLflow run {run.info.run_id} is deleted; restore it in the UI"
+    resume = f"python train.py resume={path}"
+    said = f"{deleted}; to log everything: {resume}; the weights are kept in {path}"
+    assert out.splitlines()[-1] == said
+    assert (folder / "mnist_model.pth").exists()
+
+    done = clone.run("train.py", f"resume={path}")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == (
+        f"{deleted}, or log to another experiment with tracking.experiment=NAME"
+    )
+    assert len(client.search_runs(experiments, "", ViewType.ALL)) == 1
+    client.restore_run(run.info.run_id)
+    done = clone.run("train.py", f"resume={path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    check_whole(client, run.info.run_id, clone)
+
+
+def test_a_sweep_whose_run_is_deleted_meanwhile_fails(clone: Clone) -> None:
+    process = clone.start("train.py", "-m", *QUICK, "seed=1,2", "trainer.epochs=2")
+    delete_first_run(clone)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, ""), out
+    assert re.search("^error: the MLflow run .* is deleted; restore it in the UI$", out, re.M)
+    assert "sweep.resume=" in out.splitlines()[-1]
+
+
+def test_a_deletion_is_explained_by_what_was_deleted(tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("mine")
+    run_id = client.create_run(experiment).info.run_id
+    assert explain_deletion(client, run_id) is None
+    client.delete_experiment(experiment)
+    assert explain_deletion(client, run_id) == (
+        "the MLflow experiment mine is deleted; restore it with "
+        f"mlflow experiments restore -x {experiment}"
+    )
+    gone = "0123456789abcdef0123456789abcdef"
+    assert explain_deletion(client, gone) == f"the MLflow run {gone} is deleted for good"
 
 
 @pytest.mark.slow

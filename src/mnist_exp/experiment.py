@@ -322,7 +322,12 @@ class Experiment:
             self.log_model()
         whole = self.tracker.end(status)
         (self.folder / SERVED).unlink(missing_ok=True)
-        if not whole:
+        if not whole and (deletion := self.tracker.explain_deletion()):
+            text = f"{deletion}; to log everything: {resume_command(self.folder)}"
+            if status == "FINISHED":
+                raise TrackerError(f"{text}; the weights are kept in {shown(self.folder)}")
+            log.warning(text)
+        elif not whole:
             text = "the tracker has not got everything; once it answers:\n%s"
             log.warning(text, resume_command(self.folder))
             if status == "FINISHED":

@@ -161,6 +161,9 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
     files = [folder / name for name in ("leaderboard.csv", "leaderboard.png", "sweep.log")]
     tracker.upload([path for path in files if path.exists()])
     whole = tracker.end(status)
+    if not whole and (deletion := tracker.explain_deletion()):
+        log.error("error: %s", deletion)
+        status = "FAILED"
     log.info("outputs  %s", shown(folder))
     for where in tracker.where():
         log.info("compare  %s", where)

@@ -88,6 +88,9 @@ class Tracker(Protocol):
     def where(self) -> str | None:
         """What a person types or opens to look at the run, if there is something."""
 
+    def explain_deletion(self) -> str | None:
+        """That a person has deleted the run since its start, if so, and how to restore it."""
+
     def registered(self) -> str | None:
         """What has become of the model's registration, if there was one, in a line."""
 
@@ -106,6 +109,8 @@ class NoTracker:
     def end(self, status: Status) -> None: ...
 
     def where(self) -> None: ...
+
+    def explain_deletion(self) -> None: ...
 
     def registered(self) -> None: ...
 

@@ -83,6 +83,11 @@ class Beside:
         """What a person types or opens to look at the run, of each. Raises TrackerError."""
         return self.opened.result()
 
+    def explain_deletion(self) -> str | None:
+        """That a person has deleted the run since its start, if so, and how to restore it."""
+        said = self.process.submit(_explain_deletion, self.key)
+        return None if said.exception() else said.result()
+
     def registered(self) -> list[str]:
         """What has become of the model's registration, once the run has ended."""
         said = self.process.submit(_registered, self.key)
@@ -218,6 +223,11 @@ def _tell(key: str, what: str, *arguments: object) -> str | None:
         return "no run could be opened"
     reasons = [patient.tell(what, *arguments) for patient in _opened[key]]
     return next(filter(None, reasons), None)
+
+
+def _explain_deletion(key: str) -> str | None:
+    said = (patient.tracker.explain_deletion() for patient in _opened.get(key, []))
+    return next(filter(None, said), None)
 
 
 def _registered(key: str) -> list[str]:

@@ -47,6 +47,8 @@ class MLflowTracker:
             experiment_id = store.get_or_create(self.client, self.experiment, self.uri)
             run_id = store.find_key(self.client, experiment_id, record.key)
             if run_id:
+                if deletion := store.explain_deletion(self.client, run_id):
+                    raise TrackerError(f"{deletion}, or {store.ANOTHER_EXPERIMENT}")
                 self.client.update_run(run_id, status="RUNNING")
             else:
                 tags = {store.KEY: record.key}
@@ -106,6 +108,9 @@ class MLflowTracker:
 
     def where(self) -> str:
         return store.where(self.uri)
+
+    def explain_deletion(self) -> str | None:
+        return store.explain_deletion(self.client, self.run_id)
 
     def registered(self) -> str | None:
         return self.became

@@ -28,7 +28,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, ViewType
+from mlflow.entities import Experiment, Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
@@ -39,6 +39,7 @@ LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
 AT_ONCE = 1000  # metrics; MLflow admits no more
 MOST_RUNS = 50_000  # in an answer; MLflow admits no more
 KEY = "key"  # the tag by which a run is found again: its id is MLflow's to choose
+ANOTHER_EXPERIMENT = "log to another experiment with tracking.experiment=NAME"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
 
 
@@ -90,17 +91,38 @@ def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
             artifacts = (LOCAL_ARTIFACTS / experiment).as_uri() if uri == LOCAL_URI else None
             return client.create_experiment(experiment, artifacts, KIND)
     if found.lifecycle_stage == "deleted":
-        raise TrackerError(
-            f"the MLflow experiment {experiment} is deleted; restore it in the UI, "
-            "or choose another with tracking.experiment=NAME"
-        )
+        raise TrackerError(f"{explain_restoring(found)}, or {ANOTHER_EXPERIMENT}")
     return found.experiment_id
 
 
 def find_key(client: MlflowClient, experiment_id: str, key: str) -> str | None:
-    """The id of the run whose record has this key."""
-    found = client.search_runs([experiment_id], f"tags.{KEY} = '{key}'", max_results=1)
+    """The id of the run whose record has this key, also of a deleted one."""
+    found = client.search_runs([experiment_id], f"tags.{KEY} = '{key}'", ViewType.ALL, 1)
     return found[0].info.run_id if found else None
+
+
+def explain_deletion(client: MlflowClient, run_id: str) -> str | None:
+    """That the run or its experiment is deleted, if it is, and how to restore it."""
+    try:
+        run = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return f"the MLflow run {run_id} is deleted for good"
+    if run.lifecycle_stage != "deleted":
+        return None
+    experiment = client.get_experiment(run.experiment_id)
+    if experiment.lifecycle_stage == "deleted":  # and with it its runs
+        return explain_restoring(experiment)
+    return f"the MLflow run {run_id} is deleted; restore it in the UI"
+
+
+def explain_restoring(experiment: Experiment) -> str:
+    """For a deleted experiment, which the UI does not show."""
+    return (
+        f"the MLflow experiment {experiment.name} is deleted; restore it with "
+        f"mlflow experiments restore -x {experiment.experiment_id}"
+    )
 
 
 @dataclass(frozen=True)
@@ -243,6 +265,8 @@ def log_to_run(
                 break
         else:
             raise BadInput(f"--log: MLflow at {uri or LOCAL_URI} does not have this run")
+        if deletion := explain_deletion(client, run_id):
+            raise BadInput(f"--log: {deletion}")
         batch = [
             Metric(allowed(name), value, int(at * 1000), step) for name, value in metrics.items()
         ]

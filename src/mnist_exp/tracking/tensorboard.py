@@ -98,4 +98,6 @@ class TensorBoardTracker:
     def where(self) -> str:
         return f"tensorboard --logdir {shlex.quote(os.path.relpath(self.logdir))}"
 
+    def explain_deletion(self) -> None: ...
+
     def registered(self) -> None: ...
