@@ -78,7 +78,7 @@ WRONG = {
     "optimizer.betas={a:1}": BETAS,
     "model.hidden_sizes=128": "must be a list, each an integer >= 1",
     "model.hidden_sizes=[128,x]": "must be a list, each an integer >= 1",
-    "tracking.experiment=5": "must be text that is not empty",
+    "tracking.experiment=5": "must be a name without / and \\, not . or ..",
     "data.root=": "must be text that is not empty",
     # ranges
     "batch_size=0": POSITIVE,
@@ -373,7 +373,8 @@ PRESET = "# @package _global_\n"
             f"{PRESET}batch_size: 0\ntracking:\n  experiment: 5\n",
             [
                 f"batch_size=0 (conf/experiment/mine.yaml): {POSITIVE}",
-                "tracking.experiment=5 (conf/experiment/mine.yaml): must be text that is not empty",
+                "tracking.experiment=5 (conf/experiment/mine.yaml): must be a name without / and "
+                "\\, not . or ..",
             ],
         ),
         (

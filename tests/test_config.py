@@ -88,12 +88,18 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "scheduler.pct_start": ([0, 0.3], [1]),
     "scheduler.div_factor": ([25], [0]),
     "scheduler.final_div_factor": ([1e4], [0]),
-    "tracking.experiment": (["mnist_exp", "Zähler"], ["", 3, None]),
+    "tracking.experiment": (
+        ["mnist_exp", "Zähler", "v1.0", ".hidden", "my runs"],
+        ["", " ", 3, None, "a/b", "../../x", "a\\b", ".", "..", "a\n", "\x1b[31m", "a\0", "\u202e"],
+    ),
     "tracking.logdir": (["runs", "/a/b"], ["", None, 3]),
     "tracking.uri": ([None, "http://127.0.0.1:5000"], ["", 3]),
     "tracking.log_checkpoints": ([True, False], [0, "true", None]),
     "tracking.log_model": ([True, False], [1, "false", None]),
-    "tracking.register": ([None, "digits", "my model"], ["", " ", "a/b", "a:b", 3, True]),
+    "tracking.register": (
+        [None, "digits", "my model"],
+        ["", " ", "a/b", "a:b", "a\\b", "..", "a\n", 3, True],
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -21,12 +21,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from mnist_exp.addresses import tracking_uri
 from mnist_exp.command_line import LAUNCHED, problems
 from mnist_exp.commands import quoted
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.help import help_text
 from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.planning import plan_folder, plan_sweep, preset_axes
+from mnist_exp.printing import printable
 from mnist_exp.process import exit_code, leave
 from mnist_exp.resuming import find_run
 from mnist_exp.signals import end_at_once, raising
@@ -48,7 +50,9 @@ def train() -> None:
 
     Exits with 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
     """
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    arguments = parser.parse_args()
     for flag, instead in UNSUPPORTED.items():
         if getattr(arguments, flag) is not None:
             name = flag.replace("_", "-")
@@ -92,6 +96,11 @@ def train() -> None:
     except HydraException as error:  # about its own flags; its keys have been checked
         leave(f"error: {error}", code=BadInput.exit_code)
     leave("", code=0)
+
+
+def refuse(message: str) -> NoReturn:
+    """Answer a flag that there is not as any other mistake; argparse repeats what was typed raw."""
+    leave(printable(f"error: {message}; --help shows the options"), BadInput.exit_code)
 
 
 def met(folder: Path | None) -> list[str]:
@@ -181,5 +190,5 @@ def folder_of_run(arguments: list[str]) -> Path | None:
         raise BadInput(
             "resume goes on with a run, reproduce starts one anew; leave out one of them"
         )
-    uri = typed.get("tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
+    uri = typed.get("tracking.uri", tracking_uri())
     return find_run(str(typed["resume"]), uri)

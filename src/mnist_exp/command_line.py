@@ -23,8 +23,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for
+from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for, wrong_secret
 from mnist_exp.errors import one_line
+from mnist_exp.printing import printable
 from mnist_exp.targets import SEVERAL, TARGET, initialize_hydra, target_problems
 
 
@@ -99,7 +100,7 @@ def problems(arguments: Sequence[str], multirun: bool = False) -> list[str]:
         unsure = [group for group, lines in choices.items() if not lines]
         for options in jobs(choices):
             found += wrong_in_job(options, ours, unsure)
-    lines = [f"{line}: {problem}" for line, problem in found if problem]
+    lines = [printable(f"{line}: {problem}") for line, problem in found if problem]
     return list(dict.fromkeys(lines))  # several jobs can have the same problem
 
 
@@ -189,6 +190,8 @@ def wrong_hydra_key(setting: Setting, options: Sequence[str]) -> str | None:
         return "not supported; --config-dir FOLDER adds a folder of options"
     if TARGET in setting.line:
         return f"a {TARGET} cannot be typed; name it in a YAML file"
+    if problem := wrong_secret(setting.key, setting.value):
+        return problem
     try:
         compose("config", [*options, setting.line])
     except Exception as error:  # of more kinds than Hydra's own
@@ -253,7 +256,7 @@ def wrong_setting(setting: Setting, job: Job) -> str | None:
         return f"has no default; write {key}=<value>"
     except OmegaConfBaseException as error:
         return reason(error)
-    problem = rule_for(key, job.defaults[key]).wrong(found)
+    problem = wrong_secret(key, found) or rule_for(key, job.defaults[key]).wrong(found)
     if problem is None and key == "trainer.device" and found not in ("auto", "cpu"):
         return absent_device(found)
     return problem

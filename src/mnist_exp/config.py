@@ -17,10 +17,12 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from mnist_exp.paths import REPOSITORY
+from mnist_exp.addresses import redact, tracking_uri
+from mnist_exp.paths import REPOSITORY, is_name
 
 OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
 OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+OmegaConf.register_new_resolver("tracking_uri", tracking_uri)
 
 Test = Callable[[Any], bool]
 
@@ -184,15 +186,15 @@ OPTION_RULES = {
     "scheduler.pct_start": fraction,
     "scheduler.div_factor": positive,
     "scheduler.final_div_factor": positive,
-    "tracking.experiment": text,
+    "tracking.experiment": Rule("a name without / and \\, not . or ..", (str,), is_name),
     "tracking.uri": optional(text),
     "tracking.logdir": text,
     "tracking.log_checkpoints": flag,
     "tracking.log_model": flag,
     "tracking.register": Rule(
-        "null or a name without / and :",
+        "null or a name without /, \\ and :, not . or ..",
         (NoneType, str),
-        lambda value: value is None or (value.strip() != "" and not set(value) & set("/:")),
+        lambda value: value is None or (is_name(value) and ":" not in value),
     ),
 }
 
@@ -232,6 +234,22 @@ def same_type(default: Any) -> Rule:
             return Rule("a list", (list,))
         case _:
             return Rule("anything")
+
+
+# What to do instead of writing a password into these keys.
+REMEDIES = {
+    "tracking.uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN, or put the whole address into MLFLOW_TRACKING_URI",
+    "data.mirrors": "put the files into data.root",
+}
+
+
+def wrong_secret(key: str, value: Any) -> str | None:
+    """What is wrong with a value that has a password in an address: runs save their configs."""
+    values = value if isinstance(value, list) else [value]
+    if all(redact(text) == text for text in map(str, values)):
+        return None
+    return f"has a password in it, which would be saved; {REMEDIES.get(key, 'leave it out')}"
 
 
 def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from mnist_exp.printing import printable
+
 
 class Failure(Exception):
-    """Something outside this code failed; the message says what, where and what to do."""
+    """Something outside this code failed; its lines say what, where and what to do."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class BadInput(Failure):
@@ -17,9 +22,9 @@ class BadInput(Failure):
 
 def one_line(error: BaseException) -> str:
     """All that it says, or its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what it says: torch goes on with advice."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -106,7 +106,7 @@ class Evaluation:
             "confusion": self.predictions.confusion().tolist(),
             "logged": self.logged and asdict(self.logged),
         }
-        return json.dumps(found, indent=2, ensure_ascii=False)
+        return json.dumps(found, indent=2)
 
     def draw(self, folder: Path | None = None) -> tuple[Path, dict[str, list[Path]]]:
         """All pictures; returns their folder, and the files by their folder in the tracker.

@@ -23,3 +23,8 @@ LAST = Path("checkpoints", "last.pt")
 BEST = Path("checkpoints", "best.pt")
 FIGURES = Path("figures")
 SERVED = Path("served_model.pt")  # exported, for the tracker
+
+
+def is_name(text: str) -> bool:
+    """Whether it can name a folder: on one line, without a slash or backslash, not . or .."""
+    return text.isprintable() and not set(text) & set("/\\") and text.strip() not in ("", ".", "..")

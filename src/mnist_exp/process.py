@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
-from typing import NoReturn
+from traceback import format_exception
+from typing import Any, NoReturn
 
 from mnist_exp.errors import Failure
+from mnist_exp.printing import Formatter, printable_lines
 from mnist_exp.signals import end_at_once
 
 # Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
 # they are imported, none of it garbage: a quarter of the time.
 gc.set_threshold(100_000)
+
+
+def show_traceback(*error: Any) -> None:
+    """As Python shows an error that nobody expected, made printable."""
+    print(printable_lines("".join(format_exception(*error))), end="", file=sys.stderr)
+
+
+sys.excepthook = show_traceback
+if logging.lastResort:  # says warnings where nothing else has been set up
+    logging.lastResort.setFormatter(Formatter())
 
 
 def exit_code(error: Exception) -> int:
@@ -27,7 +40,7 @@ def leave(message: str, code: int) -> NoReturn:
     """
     end_at_once()
     if message:
-        print(message, file=sys.stderr)
+        print(printable_lines(message), file=sys.stderr)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

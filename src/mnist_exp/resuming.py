@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_exp.addresses import redact
 from mnist_exp.config import leaves
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import LAST, REPOSITORY
@@ -70,7 +71,8 @@ def resumed_config(
 
     Raises BadInput for a changed value that would make it another training.
     """
-    config = saved.copy()
+    config = OmegaConf.create(redact(OmegaConf.to_yaml(saved)))  # older ones hold passwords
+    assert isinstance(config, DictConfig)
     was, now = dict(leaves(config)), dict(leaves(composed))
     typed = set(typed_keys(overrides, now))
     scheduled = not str(config.scheduler._target_).endswith(".constant")  # over all epochs
@@ -81,7 +83,7 @@ def resumed_config(
             verdict = "can only be raised" if growing else "cannot change"
             problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")
     if problems:
-        raise BadInput("\n".join(problems))
+        raise BadInput(*problems)
     if any(key.startswith("tracking.") and key.endswith("._target_") for key in typed):
         config.tracking = {}  # other trackers have other keys
     for key in typed - {"resume", "reproduce"}:

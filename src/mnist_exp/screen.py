@@ -16,7 +16,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from mnist_exp.printing import Formatter, message, printable
 from mnist_exp.progress import Epoch
 from mnist_exp.progress import Progress as Training
 
@@ -37,13 +39,13 @@ class ScreenHandler(logging.Handler):
         else:
             style = "red" if record.levelno >= logging.ERROR else None
             # Its message alone: a traceback is for the log file.
-            console.print(record.getMessage(), markup=False, soft_wrap=True, style=style)
+            console.print(Text(message(record)), soft_wrap=True, style=style)
 
 
 def log_to(path: Path) -> None:
     """Send all records to the screen and to this file, as Hydra does for a run."""
     file = logging.FileHandler(path)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[ScreenHandler(), file], force=True)
 
 
@@ -115,9 +117,14 @@ def epoch_line(epoch: Epoch, epochs: int) -> str:
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table that stays: drawn on a terminal, aligned lines in a pipe and in the log file."""
-    table = Table(*header, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
-    log.info("%s", "\n".join([title, *lines]), extra={"table": table})
+    title = printable(title)
+    lines = [[*map(printable, row)] for row in (header, *rows)]
+    head, *body = ([*map(Text, line)] for line in lines)  # a name is no markup
+    table = Table(title=Text(title, "table.title"), title_justify="left")
+    for cell in head:
+        table.add_column(cell)
+    for row_of_cells in body:
+        table.add_row(*row_of_cells)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    log.info("\n".join([title, *aligned]), extra={"table": table})

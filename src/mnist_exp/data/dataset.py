@@ -14,6 +14,7 @@ from torch import Tensor
 from mnist_exp.data.rows import Rows
 from mnist_exp.data.splits import Split, Streamed, split_off
 from mnist_exp.errors import BadInput
+from mnist_exp.printing import printable
 
 Channels = float | Sequence[float] | None  # for all channels, for each; or still to be found
 
@@ -28,6 +29,11 @@ class Kind:
     mean: tuple[float, ...]  # of the training pixels, scaled to 0..1, by channel
     std: tuple[float, ...]
     digest: str  # SHA-256 over the raw data's own sums
+
+    def __post_init__(self) -> None:
+        """Folders may be called anything: pictures and MLflow get names that can be printed."""
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
 
     @property
     def classes(self) -> int:

@@ -90,10 +90,10 @@ def fetch(raw_set: RawSet, root: Path, mirrors: Sequence[str] | None) -> Files:
     packable = not all(name.endswith(".gz") for name in raw_set.sums)
     same = f" (or {raw_set.archive.name})" if raw_set.archive else " (or the same with .gz)"
     raise DataError(
-        f"{raw_set.name} is nowhere to be had. Tried:\n"
-        + "\n".join(reasons)
-        + f"\nPut {', '.join(raw_set.sums)}{same if packable else ''} into {root}; "
-        "or train with data=digits, which needs no download."
+        f"{raw_set.name} is nowhere to be had. Tried:",
+        *reasons,
+        f"Put {', '.join(raw_set.sums)}{same if packable else ''} into {root}; "
+        "or train with data=digits, which needs no download.",
     )
 
 

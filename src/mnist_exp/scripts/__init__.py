@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from mnist_exp.addresses import tracking_uri
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import add_config_dir
+from mnist_exp.printing import printable
 from mnist_exp.process import exit_code, leave
 from mnist_exp.signals import raising
 from mnist_exp.tracking import EXPERIMENT
@@ -63,6 +65,7 @@ class Parser(ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
+        message = printable(message)
         leave(f"error: {message}; --help shows the options", BadInput.exit_code)
 
 
@@ -73,11 +76,6 @@ def chosen(options: Namespace) -> Path:
     from mnist_exp.trained import find
 
     return find(options.run, tracking_uri(), options.experiment)
-
-
-def tracking_uri() -> str | None:
-    """That of MLflow; None is the repository's."""
-    return os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def answer(act: Callable[[], int]) -> NoReturn:

@@ -8,8 +8,9 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+from mnist_exp.addresses import tracking_uri
 from mnist_exp.errors import Failure
-from mnist_exp.scripts import Parser, answer, chosen, tracking_uri
+from mnist_exp.scripts import Parser, answer, chosen
 from mnist_exp.tracking import FinishedRun
 
 DESCRIPTION = """\

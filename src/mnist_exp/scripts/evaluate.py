@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from mnist_exp.addresses import tracking_uri
 from mnist_exp.errors import BadInput
-from mnist_exp.scripts import Parser, answer, chosen, tracking_uri
+from mnist_exp.scripts import Parser, answer, chosen
 
 DESCRIPTION = """\
 What a trained model is worth on a whole split: loss, accuracy with its 95 % interval, precision,
@@ -72,5 +73,5 @@ def overrides(typed: list[str]) -> list[str]:
 
     found = [f"data={dataset}", *more]
     if lines := problems(found):
-        raise BadInput("--data " + "\n--data ".join(lines))
+        raise BadInput(*(f"--data {line}" for line in lines))
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mnist_exp.config import did_you_mean
 from mnist_exp.errors import BadInput, Failure
+from mnist_exp.printing import print_line
 from mnist_exp.scripts import Parser, answer, chosen
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
@@ -73,16 +74,17 @@ def exported(options: Namespace) -> int:
         try:
             test = trained.dataset().test
         except Failure as error:
-            raise type(error)(f"{error}; --unchecked exports without a comparison") from error
+            remedy = "--unchecked exports without a comparison"
+            raise type(error)(*error.args[:-1], f"{error.args[-1]}; {remedy}") from error
     form = (options.format, path, options.preprocessing)
     try:
         found = exporting.export(trained.model, trained.kind, *form, test)
     except OSError as error:
         raise BadInput(f"--output {path}: {error.strerror}") from error
-    print(f"from    {source}, trained on {trained.kind.name}")
+    print_line(f"from    {source}, trained on {trained.kind.name}")
     kind = "uint8" if options.preprocessing else "float32, normalised"
     shape = ", ".join(map(str, trained.kind.image_shape))
-    print(f"to      {path}: {path.stat().st_size / 1e6:.2f} MB, images [n, {shape}] {kind}")
+    print_line(f"to      {path}: {path.stat().st_size / 1e6:.2f} MB, images [n, {shape}] {kind}")
     if trained.precision.name != "float32":
         print(f"        float32, where the run computed in {trained.precision.name}")
     print(f"checked {found or 'no'}")

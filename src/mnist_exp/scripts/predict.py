@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from mnist_exp.errors import BadInput
+from mnist_exp.printing import print_line, printable
 from mnist_exp.scripts import Parser, answer, chosen
 
 DESCRIPTION = """\
@@ -54,13 +55,13 @@ def predicted(options: Namespace) -> int:
     trained = load(chosen(options), options.device)
     names, code = trained.kind.class_names, 0
     shown = []
-    print(f"{trained.source}, trained on {trained.kind.name}", file=sys.stderr)
-    width = max(len(str(path)) for path in options.images)
+    print_line(f"{trained.source}, trained on {trained.kind.name}", sys.stderr)
+    width = max(len(printable(str(path))) for path in options.images)
     for path in options.images:
         try:
             image = prepare(path, trained.kind)
         except NoImage as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
+            print_line(f"error: {path}: {error}", sys.stderr)
             code = BadInput.exit_code
             continue
         probabilities = trained.logits(image[None]).softmax(dim=1)[0].tolist()
@@ -72,8 +73,8 @@ def predicted(options: Namespace) -> int:
             print(json.dumps(answered), flush=True)
         else:
             said = [f"{name} {100 * probability:5.1f} %" for name, probability in told.items()]
-            print(f"{path!s:{width}}  {'   '.join(said)}", flush=True)
-        shown.append((path.name, image.permute(1, 2, 0).tolist(), probabilities))
+            print_line(f"{printable(str(path)):{width}}  {'   '.join(said)}")
+        shown.append((printable(path.name), image.permute(1, 2, 0).tolist(), probabilities))
     if options.show and shown:
         from mnist_exp import figures
 

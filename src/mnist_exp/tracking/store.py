@@ -15,8 +15,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from mnist_exp.addresses import whole
 from mnist_exp.errors import BadInput
-from mnist_exp.paths import REPOSITORY
+from mnist_exp.paths import REPOSITORY, is_name
+from mnist_exp.printing import Formatter
 from mnist_exp.tracking import EXPERIMENT, FinishedRun, TrackerError, root_cause
 
 # Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
@@ -31,7 +33,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set INFO
+mlflows = logging.getLogger("mlflow")
+mlflows.setLevel(logging.WARNING)  # its import has set INFO
+for handler in mlflows.handlers:
+    handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
 
 LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
 LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
@@ -47,16 +52,24 @@ def open_store(uri: str) -> MlflowClient:
     """A client whose store has answered.
 
     A database is opened under a lock, because several processes that open a fresh SQLite store at
-    once can break it for good. Raises TrackerError.
+    once can break it for good. A secret that `uri` shows as *** comes from the environment. Raises
+    TrackerError.
     """
+    address = whole(uri)
+    if address is None:
+        raise TrackerError(
+            f"MLflow at {uri}: its password is not saved; set MLFLOW_TRACKING_URI to the whole "
+            "address, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
+        )
     try:
         if uri.startswith("http"):
-            return answering_client(uri)
+            return answering_client(address)
         from mlflow.store.db import utils  # half a second to import
 
         utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
         with FileLock(REPOSITORY / "mlflow.db.lock"):
-            return answering_client(uri)
+            return answering_client(address)
     except Exception as error:  # whatever a database or a network can think of
         raise no_answer(uri, error) from error
 
@@ -82,7 +95,9 @@ def no_answer(uri: str, error: Exception) -> TrackerError:
 
 
 def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
-    """The experiment's id."""
+    """The experiment's id. Raises TrackerError for a name that leads out of LOCAL_ARTIFACTS."""
+    if not is_name(experiment):
+        raise TrackerError(f"tracking.experiment={experiment}: not a name; leave out / and \\")
     with FileLock(REPOSITORY / "mlflow.db.lock"):
         found = client.get_experiment_by_name(experiment)
         if found is None:
