@@ -65,6 +65,18 @@ def test_a_table_is_drawn_on_a_terminal_and_aligned_lines_elsewhere(
     assert "│ train │ 0.1" in terminal.getvalue()
 
 
+def test_a_name_in_a_table_is_neither_markup_nor_obeyed(
+    terminal: io.StringIO, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        screen.show_table("100 %", ("class",), [("[/b]:cat:",), ("\x1b]0;title\x07\n",)])
+    (table,) = caplog.records
+    assert table.getMessage() == "100 %\nclass\n[/b]:cat:\n\\x1b]0;title\\x07\\n"
+    screen.ScreenHandler().emit(table)
+    assert "│ [/b]:cat: " in terminal.getvalue()
+    assert "│ \\x1b]0;title\\x07\\n │" in terminal.getvalue()
+
+
 def test_lines_in_a_pipe_are_neither_wrapped_nor_marked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = io.StringIO()
     monkeypatch.setattr(screen, "console", Console(file=pipe, highlight=False))
