@@ -18,7 +18,7 @@ from conftest import Clone
 from omegaconf import OmegaConf
 from test_tracker_loss import closed_port, mlflow_server
 
-from mnist_exp.addresses import redact, tracking_uri, whole
+from mnist_exp.addresses import redact, restore_secret, tracking_uri
 from mnist_exp.command_line import problems
 from mnist_exp.resuming import resumed_config
 from mnist_exp.tracking import TrackerError, store
@@ -64,17 +64,17 @@ def test_the_secret_comes_back_from_the_environment(monkeypatch: pytest.MonkeyPa
     for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
     assert tracking_uri() is None
-    assert whole("http://***@host") is None
-    assert whole("http://host") == "http://host"
+    assert restore_secret("http://***@host") is None
+    assert restore_secret("http://host") == "http://host"
     full = f"http://ann:{PASSWORD}@host"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", full)
     assert tracking_uri() == "http://***@host"
-    assert whole("http://***@host") == whole("http://host") == full
-    assert whole("http://***@other") is None
-    assert whole("http://other") == "http://other"
+    assert restore_secret("http://***@host") == restore_secret("http://host") == full
+    assert restore_secret("http://***@other") is None
+    assert restore_secret("http://other") == "http://other"
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", PASSWORD)
-    assert whole("http://***@other") == "http://other"
-    assert whole("postgresql://other/db?password=***") is None
+    assert restore_secret("http://***@other") == "http://other"
+    assert restore_secret("postgresql://other/db?password=***") is None
 
 
 # --- typed, or in a YAML file ---

@@ -12,7 +12,7 @@ from conftest import Clone
 from PIL import Image
 
 from mnist_exp.errors import BadInput, one_line
-from mnist_exp.printing import Formatter, message, printable, printable_lines
+from mnist_exp.printing import Formatter, format_message, sanitize, sanitize_lines
 
 HARMFUL = "\x1b[31m\x9b5m\u202e\r\n\x07\udce9"
 ESCAPED = r"\x1b[31m\x9b5m\u202e\r\n\x07\udce9"
@@ -20,9 +20,9 @@ ESCAPED = r"\x1b[31m\x9b5m\u202e\r\n\x07\udce9"
 
 def test_what_a_terminal_obeys_is_escaped_and_the_rest_is_as_it_was() -> None:
     for text in ("Zähler 0–9 × 数字", "a b", ESCAPED):
-        assert printable(text) == text
-    assert printable(f"a{HARMFUL}b\t") == rf"a{ESCAPED}b\t"
-    assert printable_lines("a\n\tb\x1b\r") == "a\n\tb\\x1b\\r"
+        assert sanitize(text) == text
+    assert sanitize(f"a{HARMFUL}b\t") == rf"a{ESCAPED}b\t"
+    assert sanitize_lines("a\n\tb\x1b\r") == "a\n\tb\\x1b\\r"
 
 
 def test_a_failure_says_one_line_for_each_of_its_arguments() -> None:
@@ -35,10 +35,10 @@ def record(text: str, *arguments: object) -> logging.LogRecord:
 
 
 def test_a_records_argument_is_on_one_line_and_its_format_may_have_several() -> None:
-    assert message(record("to go on:\n%s, %d %%", f"a{HARMFUL}", 3)) == (
+    assert format_message(record("to go on:\n%s, %d %%", f"a{HARMFUL}", 3)) == (
         f"to go on:\na{ESCAPED}, 3 %"
     )
-    assert message(record("100 %")) == "100 %"
+    assert format_message(record("100 %")) == "100 %"
 
 
 def test_a_traceback_in_a_log_file_is_escaped() -> None:

@@ -1,7 +1,7 @@
-"""Addresses with a password in them: shown and stored without it.
+"""Addresses with a password in them: shown and saved without it.
 
 MLFLOW_TRACKING_URI may have one. Configs, checkpoints, logs and messages have the address that
-`tracking_uri` returns; `whole` puts the secret back where MLflow's client is made.
+`tracking_uri` returns; `restore_secret` puts the secret back where MLflow's client is made.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import os
 import re
 
 HIDDEN = "***"
+REMEDY = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or put "
+    "the whole address into MLFLOW_TRACKING_URI"
+)
 
 # What stays, in parentheses, and a secret. A password may contain a slash and an @.
 PASSWORD = r"[^\n@]*(?:@[^\s/?#@]*)*(?=@)"
@@ -35,21 +39,21 @@ def tracking_uri() -> str | None:
     return redact(os.environ.get("MLFLOW_TRACKING_URI", "")) or None
 
 
-def whole(address: str) -> str | None:
-    """The address with the secret that `redact` took out, or None where that is nowhere.
+def restore_secret(address: str) -> str | None:
+    """The address with the secret that `redact` took out, or None where there is none.
 
     MLFLOW_TRACKING_URI, if it is the same place; else the address itself, whose password MLflow's
     client takes from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from
     MLFLOW_TRACKING_TOKEN.
     """
-    place, today = without_user(address), os.environ.get("MLFLOW_TRACKING_URI", "")
-    if without_user(today) == place:
+    place, today = strip_user(address), os.environ.get("MLFLOW_TRACKING_URI", "")
+    if strip_user(today) == place:
         return today
     if HIDDEN not in address:
         return address
-    by_itself = os.environ.keys() & {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
-    return place if by_itself and HIDDEN not in place else None
+    by_client = os.environ.keys() & {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
+    return place if by_client and HIDDEN not in place else None
 
 
-def without_user(address: str) -> str:
+def strip_user(address: str) -> str:
     return redact(address).replace(f"{HIDDEN}@", "")

@@ -28,7 +28,7 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.help import help_text
 from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.planning import plan_folder, plan_sweep, preset_axes
-from mnist_exp.printing import printable
+from mnist_exp.printing import sanitize
 from mnist_exp.process import exit_code, leave
 from mnist_exp.resuming import find_run
 from mnist_exp.signals import end_at_once, raising
@@ -99,8 +99,8 @@ def train() -> None:
 
 
 def refuse(message: str) -> NoReturn:
-    """Answer a flag that there is not as any other mistake; argparse repeats what was typed raw."""
-    leave(printable(f"error: {message}; --help shows the options"), BadInput.exit_code)
+    """Report an unknown flag in one line; argparse would repeat what was typed unescaped."""
+    leave(sanitize(f"error: {message}; --help shows the options"), BadInput.exit_code)
 
 
 def met(folder: Path | None) -> list[str]:

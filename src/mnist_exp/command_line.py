@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.config import RULES, did_you_mean, leaves, one_of, rule_for, wrong_secret
 from mnist_exp.errors import one_line
-from mnist_exp.printing import printable
+from mnist_exp.printing import sanitize
 from mnist_exp.targets import SEVERAL, TARGET, initialize_hydra, target_problems
 
 
@@ -100,7 +100,7 @@ def problems(arguments: Sequence[str], multirun: bool = False) -> list[str]:
         unsure = [group for group, lines in choices.items() if not lines]
         for options in jobs(choices):
             found += wrong_in_job(options, ours, unsure)
-    lines = [printable(f"{line}: {problem}") for line, problem in found if problem]
+    lines = [sanitize(f"{line}: {problem}") for line, problem in found if problem]
     return list(dict.fromkeys(lines))  # several jobs can have the same problem
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from mnist_exp.addresses import redact, tracking_uri
+from mnist_exp.addresses import REMEDY, redact, tracking_uri
 from mnist_exp.paths import REPOSITORY, is_name
 
 OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
@@ -238,8 +238,7 @@ def same_type(default: Any) -> Rule:
 
 # What to do instead of writing a password into these keys.
 REMEDIES = {
-    "tracking.uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-    "MLFLOW_TRACKING_TOKEN, or put the whole address into MLFLOW_TRACKING_URI",
+    "tracking.uri": REMEDY,
     "data.mirrors": "put the files into data.root",
 }
 

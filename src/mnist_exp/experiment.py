@@ -34,7 +34,7 @@ from mnist_exp.files import alone, replacing
 from mnist_exp.journal import Entry, Tested, epoch_entry, json_line, test_entry, tested_of
 from mnist_exp.paths import BEST, FIGURES, LAST, SERVED
 from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
-from mnist_exp.printing import printable
+from mnist_exp.printing import sanitize
 from mnist_exp.progress import Diverged, Epoch, Metrics, Progress
 from mnist_exp.ranks import launched
 from mnist_exp.resuming import resumed_config
@@ -376,13 +376,13 @@ class Experiment:
     # --- what is known, and where it is kept ---
 
     def record(self) -> RunRecord:
-        """What trackers get: the values of the config as text that every database takes."""
+        """What trackers get. Every database takes sanitized text, not every byte of a path."""
         values = leaves(self.config)
         return RunRecord(
             key=self.key,
-            name=printable(self.name),
+            name=sanitize(self.name),
             params={
-                **{key: printable(v) if isinstance(v, str) else v for key, v in values},
+                **{key: sanitize(v) if isinstance(v, str) else v for key, v in values},
                 "parameters": self.summary.parameters,
                 "flops_per_image": self.summary.flops,
             },

@@ -11,7 +11,7 @@ from traceback import format_exception
 from typing import Any, NoReturn
 
 from mnist_exp.errors import Failure
-from mnist_exp.printing import Formatter, printable_lines
+from mnist_exp.printing import Formatter, sanitize_lines
 from mnist_exp.signals import end_at_once
 
 # Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
@@ -20,8 +20,8 @@ gc.set_threshold(100_000)
 
 
 def show_traceback(*error: Any) -> None:
-    """As Python shows an error that nobody expected, made printable."""
-    print(printable_lines("".join(format_exception(*error))), end="", file=sys.stderr)
+    """Print the traceback of an uncaught error, sanitized."""
+    print(sanitize_lines("".join(format_exception(*error))), end="", file=sys.stderr)
 
 
 sys.excepthook = show_traceback
@@ -40,7 +40,7 @@ def leave(message: str, code: int) -> NoReturn:
     """
     end_at_once()
     if message:
-        print(printable_lines(message), file=sys.stderr)
+        print(sanitize_lines(message), file=sys.stderr)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from mnist_exp.printing import Formatter, message, printable
+from mnist_exp.printing import Formatter, format_message, sanitize
 from mnist_exp.progress import Epoch
 from mnist_exp.progress import Progress as Training
 
@@ -39,7 +39,7 @@ class ScreenHandler(logging.Handler):
         else:
             style = "red" if record.levelno >= logging.ERROR else None
             # Its message alone: a traceback is for the log file.
-            console.print(Text(message(record)), soft_wrap=True, style=style)
+            console.print(Text(format_message(record)), soft_wrap=True, style=style)
 
 
 def log_to(path: Path) -> None:
@@ -117,8 +117,8 @@ def epoch_line(epoch: Epoch, epochs: int) -> str:
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table that stays: drawn on a terminal, aligned lines in a pipe and in the log file."""
-    title = printable(title)
-    lines = [[*map(printable, row)] for row in (header, *rows)]
+    title = sanitize(title)
+    lines = [[*map(sanitize, row)] for row in (header, *rows)]
     head, *body = ([*map(Text, line)] for line in lines)  # a name is no markup
     table = Table(title=Text(title, "table.title"), title_justify="left")
     for cell in head:

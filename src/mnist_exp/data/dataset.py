@@ -14,7 +14,7 @@ from torch import Tensor
 from mnist_exp.data.rows import Rows
 from mnist_exp.data.splits import Split, Streamed, split_off
 from mnist_exp.errors import BadInput
-from mnist_exp.printing import printable
+from mnist_exp.printing import sanitize
 
 Channels = float | Sequence[float] | None  # for all channels, for each; or still to be found
 
@@ -32,8 +32,8 @@ class Kind:
 
     def __post_init__(self) -> None:
         """Folders may be called anything: pictures and MLflow get names that can be printed."""
-        object.__setattr__(self, "name", printable(self.name))
-        object.__setattr__(self, "class_names", tuple(map(printable, self.class_names)))
+        object.__setattr__(self, "name", sanitize(self.name))
+        object.__setattr__(self, "class_names", tuple(map(sanitize, self.class_names)))
 
     @property
     def classes(self) -> int:

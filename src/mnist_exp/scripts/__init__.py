@@ -16,7 +16,7 @@ from typing import NoReturn
 from mnist_exp.addresses import tracking_uri
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import add_config_dir
-from mnist_exp.printing import printable
+from mnist_exp.printing import sanitize
 from mnist_exp.process import exit_code, leave
 from mnist_exp.signals import raising
 from mnist_exp.tracking import EXPERIMENT
@@ -65,7 +65,7 @@ class Parser(ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        message = printable(message)
+        message = sanitize(message)
         leave(f"error: {message}; --help shows the options", BadInput.exit_code)
 
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from mnist_exp.errors import BadInput
-from mnist_exp.printing import print_line, printable
+from mnist_exp.printing import print_line, sanitize
 from mnist_exp.scripts import Parser, answer, chosen
 
 DESCRIPTION = """\
@@ -56,7 +56,7 @@ def predicted(options: Namespace) -> int:
     names, code = trained.kind.class_names, 0
     shown = []
     print_line(f"{trained.source}, trained on {trained.kind.name}", sys.stderr)
-    width = max(len(printable(str(path))) for path in options.images)
+    width = max(len(sanitize(str(path))) for path in options.images)
     for path in options.images:
         try:
             image = prepare(path, trained.kind)
@@ -73,8 +73,8 @@ def predicted(options: Namespace) -> int:
             print(json.dumps(answered), flush=True)
         else:
             said = [f"{name} {100 * probability:5.1f} %" for name, probability in told.items()]
-            print_line(f"{printable(str(path)):{width}}  {'   '.join(said)}")
-        shown.append((printable(path.name), image.permute(1, 2, 0).tolist(), probabilities))
+            print_line(f"{sanitize(str(path)):{width}}  {'   '.join(said)}")
+        shown.append((sanitize(path.name), image.permute(1, 2, 0).tolist(), probabilities))
     if options.show and shown:
         from mnist_exp import figures
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mnist_exp.addresses import whole
+from mnist_exp.addresses import REMEDY, restore_secret
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import REPOSITORY, is_name
 from mnist_exp.printing import Formatter
@@ -55,13 +55,9 @@ def open_store(uri: str) -> MlflowClient:
     once can break it for good. A secret that `uri` shows as *** comes from the environment. Raises
     TrackerError.
     """
-    address = whole(uri)
+    address = restore_secret(uri)
     if address is None:
-        raise TrackerError(
-            f"MLflow at {uri}: its password is not saved; set MLFLOW_TRACKING_URI to the whole "
-            "address, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN"
-        )
+        raise TrackerError(f"MLflow at {uri}: runs do not save its password; {REMEDY}")
     try:
         if uri.startswith("http"):
             return answering_client(address)
