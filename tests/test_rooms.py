@@ -68,7 +68,7 @@ ROOMS = {
         "models.summary paths precision progress ranking resuming targets tracking training "
         "| tracking.store"
     ),
-    "demo": "fastapi starlette uvicorn errors preparing reading trained",
+    "demo": "fastapi starlette uvicorn errors preparing printing reading trained",
     "exporting": "torch data errors files training | onnxruntime",
     "experiment": (
         "torch omegaconf augmentation building checkpoint commands compiling config data "
@@ -97,7 +97,7 @@ ROOMS = {
     "scripts": "addresses errors paths printing process signals tracking | trained",
     "scripts.predict": "errors printing scripts | figures preparing reading trained",
     "scripts.evaluate": "addresses errors scripts | command_line evaluation",
-    "scripts.demo": "addresses errors scripts tracking | demo ranking trained",
+    "scripts.demo": "addresses errors printing scripts tracking | demo ranking trained",
     "scripts.export": "config errors printing scripts | exporting trained",
 }
 

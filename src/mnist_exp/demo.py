@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect
 
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.preparing import prepare
+from mnist_exp.printing import print_line
 from mnist_exp.reading import NoImage
 from mnist_exp.trained import Trained
 
@@ -183,7 +184,7 @@ def classify(picture: bytes, load: Callable[[int], Trained], number: int) -> dic
     except NoImage as error:
         return {"error": str(error)}
     except Exception as error:  # its message may name folders, and is for this machine alone
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        print_line(f"error: {one_line(error)}", sys.stderr)
         return {"error": "this run does not work; demo.py says why in its terminal"}
     pixels = image.permute(1, 2, 0).tolist()
     return {"names": trained.kind.class_names, "probabilities": probabilities, "pixels": pixels}

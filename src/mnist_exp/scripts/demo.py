@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mnist_exp.addresses import tracking_uri
 from mnist_exp.errors import Failure
+from mnist_exp.printing import print_line
 from mnist_exp.scripts import Parser, answer, chosen
 from mnist_exp.tracking import FinishedRun
 
@@ -50,7 +51,7 @@ def served(options: Namespace) -> int:
     server = Demo(options.host or ["127.0.0.1"], options.port)
     first = load(chosen(options), options.device)
     data = first.kind.name
-    print(f"{first.source}, trained on {data}", file=sys.stderr)
+    print_line(f"{first.source}, trained on {data}", sys.stderr)
     runs = [(f"{data}, {Path(options.checkpoint or options.run).resolve().name}", "")]
     if not options.checkpoint:
         runs += list_runs(options.experiment, data)
