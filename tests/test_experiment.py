@@ -101,6 +101,17 @@ def test_the_metrics_returned_are_those_of_the_kept_weights(
     assert result.test != result.epoch.val
 
 
+def test_a_new_run_does_not_replace_one_that_ended_while_it_waited_for_the_folder(
+    quick: list[str], tmp_path: Path
+) -> None:
+    second = Experiment(config_of(*quick), tmp_path, "second")
+    run(config_of(*quick), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(BadInput, match="holds a run already; resume="):
+        second.run()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
 def test_debug_trains_and_validates_on_a_few_batches(quick: list[str], tmp_path: Path) -> None:
     seen: list[int] = []
     prepare = Dataset.prepare

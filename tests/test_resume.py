@@ -330,6 +330,29 @@ def test_an_ended_run_is_found_from_anywhere_says_so_and_stays_as_it_is(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("more", [(), ("reproduce=0123456789abcdef0123456789abcdef",)])
+def test_a_new_run_does_not_take_an_old_folder(whole: Clone, more: tuple[str, ...]) -> None:
+    (folder,) = whole.folders()
+    before = hashes(folder)
+    done = whole.run("train.py", *RUN, f"hydra.run.dir={folder}", *more)
+    assert done.returncode == 2
+    name = folder.relative_to(whole.root)
+    (line,) = done.stderr.splitlines()
+    assert f"hydra.run.dir={name}: holds a run already; resume={name} resumes it" in line
+    assert hashes(folder) == before
+
+
+def test_a_folder_without_a_run_may_be_taken_by_one(clone: Clone) -> None:
+    folder = clone.root / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("kept")
+    typed = ("data=digits", "trainer=debug", "tracking=none", f"hydra.run.dir={folder}")
+    done = clone.run("train.py", *typed)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / LAST).exists()
+    assert (folder / "notes.txt").read_text() == "kept"
+
+
 def with_checkpoint(folder: Path, age: float) -> Path:
     """The folder, with a file where the last checkpoint is, `age` seconds old."""
     last = folder / LAST

@@ -61,7 +61,7 @@ ROOMS = {
         "torch omegaconf checkpoint data environment errors models.layout models.summary precision "
         "targets"
     ),
-    "resuming": "omegaconf addresses config errors paths | tracking.store",
+    "resuming": "omegaconf addresses commands config errors paths | tracking.store",
     "ranking": "omegaconf checkpoint commands config errors paths tracking | tracking.store",
     "trained": (
         "torch omegaconf building checkpoint commands config data environment errors journal "

@@ -30,7 +30,7 @@ from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.planning import plan_folder, plan_sweep, preset_axes
 from mnist_exp.printing import sanitize
 from mnist_exp.process import exit_code, leave
-from mnist_exp.resuming import find_run
+from mnist_exp.resuming import check_new, find_run
 from mnist_exp.signals import end_at_once, raising
 from mnist_exp.tracking.beside import process_for
 
@@ -43,6 +43,7 @@ UNSUPPORTED = {
     "experimental_rerun": "reproduce= trains a run again",
 }
 FIRST = not LAUNCHED or os.environ["RANK"] == "0"  # it alone checks, writes and tells
+RESTARTED = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun
 
 
 def train() -> None:
@@ -82,7 +83,8 @@ def train() -> None:
                     leave("\n".join(found), code=BadInput.exit_code)
                 if arguments.multirun:
                     leave("", code=sweep(preset, arguments.overrides))
-                folder = folder_of_run(arguments.overrides)
+                shows = bool(arguments.cfg or arguments.info)
+                folder = folder_of_run(arguments.overrides, shows)
         if LAUNCHED:
             sys.argv += met(folder)
         elif folder:
@@ -180,12 +182,20 @@ def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
         leave("", exit_code(error))
 
 
-def folder_of_run(arguments: list[str]) -> Path | None:
-    """That of the run which resume=... stands for; of a new one where all ranks have to know it."""
+def folder_of_run(arguments: list[str], shows: bool) -> Path | None:
+    """That of the run to resume, or of a new one where all ranks have to know it.
+
+    shows: whether Hydra only shows the config. Raises BadInput for a new run in an old folder.
+    """
     overrides = OverridesParser.create().parse_overrides(arguments)
     typed: dict[str, Any] = {o.key_or_group: o.value() for o in overrides}
     if typed.get("resume") is None:
-        return plan_folder(arguments) if LAUNCHED else None
+        if not LAUNCHED and not any(key.startswith("hydra.") for key in typed):
+            return None
+        folder = plan_folder(arguments)
+        if not (shows or RESTARTED):
+            check_new(folder)
+        return folder if LAUNCHED else None
     if typed.get("reproduce") is not None:
         raise BadInput(
             "resume goes on with a run, reproduce starts one anew; leave out one of them"

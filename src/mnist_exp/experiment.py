@@ -37,7 +37,7 @@ from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
 from mnist_exp.printing import sanitize
 from mnist_exp.progress import Diverged, Epoch, Metrics, Progress
 from mnist_exp.ranks import launched
-from mnist_exp.resuming import resumed_config
+from mnist_exp.resuming import check_new, resumed_config
 from mnist_exp.scores import Predictions
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.targets import check_saved_config
@@ -156,6 +156,7 @@ class Experiment:
         self.progress = Progress(self.model)
         self.tested: Tested | None = None
         self.key = uuid4().hex  # by which the tracker finds the run again
+        self.loaded = False  # from a checkpoint
         self.ended = False
         self.on_epoch: Callable[[Epoch], None] = lambda epoch: None  # may raise Stopped
 
@@ -164,12 +165,15 @@ class Experiment:
     def run(self, show: bool = True) -> Result:
         """Train to the end, test, close. A signal waits for the end of the step in hand.
 
-        Raises Occupied where another process trains in the folder.
+        Raises Occupied where another process trains in the folder, BadInput where a new run finds
+        another one there.
         """
         if self.ranks.rank:
             return self.follow()
         status: Status = "FAILED"
         with alone(self.folder), deferred() as check_signals:
+            if not self.loaded and self.parent is None:
+                check_new(self.folder)  # again: another process may have trained there meanwhile
             self.save_last_and_best()  # with the key, before the tracker has a run to lose
             self.tracker.start(self.record())
             try:
@@ -460,7 +464,7 @@ class Experiment:
             checkpoint.check_like(state[name], own[name], name)
         checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
         checkpoint.load_optimizer(self.optimizer, state["optimizer"])
-        self.key = state["key"]
+        self.key, self.loaded = state["key"], True
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
@@ -51,7 +52,9 @@ def plan_sweep(arguments: Sequence[str]) -> Plan:
 def plan_folder(arguments: Sequence[str]) -> Path:
     """Where a run with these arguments, which have no problems, is to write."""
     with initialize_hydra():
-        return Path(compose("config", list(arguments), return_hydra_config=True).hydra.run.dir)
+        config = compose("config", list(arguments), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the path
+        return Path(config.hydra.run.dir)
 
 
 def preset_axes(arguments: Sequence[str]) -> list[str]:

@@ -124,10 +124,11 @@ def meet(folder: Path | None) -> tuple[Path, bool]:
     contacts = PrefixStore(f"contacts {_attempt()}", store)  # torch would take those of before
     distributed.init_process_group(store=contacts, rank=own.rank, world_size=own.count)
     if folder is not None:
-        if store.check(["folder"]):  # from before the restart
+        restarted = store.check(["folder"])
+        if restarted:
             folder = Path(store.get("folder").decode())
         store.set("folder", str(folder))
-        store.set(said, json.dumps([str(folder), _attempt() > 0 and (folder / LAST).is_file()]))
+        store.set(said, json.dumps([str(folder), restarted and (folder / LAST).is_file()]))
     name, going_on = json.loads(store.get(said))
     return Path(name), going_on
 

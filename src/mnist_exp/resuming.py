@@ -1,4 +1,4 @@
-"""Finding a run to go on with, and what of its config may change on the way."""
+"""Finding a run to resume, and what of its config may change on the way."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.addresses import redact
+from mnist_exp.commands import typed_as
 from mnist_exp.config import leaves
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import LAST, REPOSITORY
@@ -50,6 +51,13 @@ def find_run(word: str, tracking_uri: str | None, asked: str = "resume=") -> Pat
     if not (folder / LAST).is_file():
         raise BadInput(f"{asked}{word}: there is no {folder / LAST}")
     return folder
+
+
+def check_new(folder: Path) -> None:
+    """Raises BadInput where a run has left its last checkpoint or its metrics in the folder."""
+    if any((folder / name).exists() for name in (LAST, "metrics.jsonl")):
+        advice = f"resume={typed_as(folder)} resumes it, another folder takes a new run"
+        raise BadInput(f"hydra.run.dir={typed_as(folder)}: holds a run already; {advice}")
 
 
 def folder_named(word: str) -> Path | None:
