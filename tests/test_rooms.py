@@ -79,11 +79,11 @@ ROOMS = {
         "omegaconf checkpoint config environment errors experiment paths resuming screen targets "
         "tracking.store"
     ),
-    "leaderboard": "files",
+    "leaderboard": "pydantic errors files",
     "search": "optuna hydra",
     "sweeps": (
-        "omegaconf commands errors experiment files leaderboard paths planning progress screen "
-        "signals tracking tracking.beside trained | figures search"
+        "omegaconf commands config errors experiment files leaderboard paths planning progress "
+        "screen signals tracking tracking.beside trained | figures search"
     ),
     "evaluation": (
         "torch hydra omegaconf building commands data errors journal paths pictures progress "

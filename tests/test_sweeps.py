@@ -1,4 +1,4 @@
-"""Sweeps through the command: the parent run, the leaderboard, failures, and going on."""
+"""Sweeps through the command: the parent run, the leaderboard, failures, and resuming."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -17,8 +18,16 @@ from conftest import Clone
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from mnist_exp.errors import BadInput
+from mnist_exp.files import alone
+from mnist_exp.leaderboard import Damaged
+from mnist_exp.paths import LAST
+from mnist_exp.sweeps import SWEEP, check_new, read
+
 GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batch_size=32,64")
 LONG = ("-m", "data=digits", "trainer.epochs=12", "batch_size=32", "seed=1,2,3")
+QUICK = ("-m", "data=digits", "model=linear", "trainer.epochs=1", "tracking=none")
+SMALL = (*QUICK, "batch_size=16,64", "seed=1,2")
 TIMES = ("epoch_seconds", "images_per_second")
 
 
@@ -142,7 +151,172 @@ def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
     assert metrics(clone) == before
     other = clone.run("train.py", "-m", "data=digits", "batch_size=8,16", "sweep.resume=latest")
     assert other.returncode == 2
-    assert "that sweep is another, python train.py -m data=digits trainer.epochs=2" in other.stderr
+    assert "that sweep is another" in other.stderr
+    assert "type python train.py -m data=digits trainer.epochs=2" in other.stderr
+
+
+# --- what a folder holds, and whose it is ---
+
+
+@pytest.fixture(scope="module")
+def small_clone(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
+    """A clone with a finished sweep of two seeds for two values, and what the sweep printed."""
+    clone = new_clone()
+    done = clone.run("train.py", *SMALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    return clone, done.stdout
+
+
+@pytest.fixture
+def small(small_clone: tuple[Clone, str], tmp_path: Path) -> tuple[Clone, Path, str]:
+    """A copy of that clone for one test, the sweep's folder in it, and what the sweep printed."""
+    shutil.copytree(small_clone[0].root, tmp_path / "clone")
+    clone = Clone(tmp_path / "clone")
+    return clone, folder_of(clone), small_clone[1]
+
+
+def resume(clone: Clone, *more: str) -> subprocess.CompletedProcess[str]:
+    return clone.run("train.py", *SMALL, "sweep.resume=latest", *more)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below the folder, but for locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> bool:
+    """Whether the command ended with this exit code, and with one line that says all of this."""
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stdout + done.stderr
+    return all(words in done.stderr for words in said)
+
+
+def test_axes_in_another_order_are_refused(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, _ = small
+    before = contents(folder)
+    done = clone.run("train.py", *QUICK, "seed=1,2", "batch_size=16,64", "sweep.resume=latest")
+    assert refused(done, 2, "another order", "batch_size=16,64 seed=1,2 sweep.resume=outputs/")
+    assert contents(folder) == before
+
+
+def test_a_folder_of_another_job_is_not_taken_for_this_one(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, _ = small
+    (folder / "0").rename(folder / "moved")
+    (folder / "1").rename(folder / "0")
+    (folder / "moved").rename(folder / "1")
+    done = resume(clone)
+    assert done.returncode == 1
+    said = "0: belongs to the job batch_size=16 seed=2, which is not batch_size=16 seed=1"
+    assert said in done.stderr.splitlines()[-1]
+    assert json.loads((folder / "0" / "outcome.json").read_text())["chosen"]["seed"] == "2"
+
+
+def test_a_checkpoint_of_other_values_is_not_resumed(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, _ = small
+    (folder / "3" / "outcome.json").unlink()
+    shutil.copy(folder / "0" / "checkpoints" / "last.pt", folder / "3" / "checkpoints")
+    done = resume(clone)
+    assert done.returncode == 1
+    (row,) = (row for row in leaderboard(folder) if row["outputs"] == "2 3")
+    assert (row["n"], row["status"]) == (
+        "1",
+        "FAILED: batch_size=64: the run has 16, which cannot change "
+        "seed=2: the run has 1, which cannot change",
+    )
+
+
+def test_a_new_sweep_does_not_take_an_old_folder(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, _ = small
+    before = contents(folder)
+    done = clone.run("train.py", *QUICK, "seed=7,8", f"hydra.sweep.dir={folder}")
+    name = folder.relative_to(clone.root)
+    assert refused(done, 2, f"hydra.sweep.dir={name}: holds a sweep", f"sweep.resume={name}")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("left", [SWEEP, "0/outcome.json", "3/checkpoints/last.pt", str(LAST)])
+def test_what_makes_a_folder_an_old_one(left: str, tmp_path: Path) -> None:
+    (tmp_path / "0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "0" / "notes.txt").touch()
+    check_new(tmp_path)
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).touch()
+    with pytest.raises(BadInput, match="holds a sweep already"):
+        check_new(tmp_path)
+
+
+def test_a_sweep_is_one_processs_at_a_time(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, _ = small
+    before = contents(folder)
+    with alone(folder):
+        assert refused(resume(clone), 1, "another process is at work on it")
+    assert contents(folder) == before
+
+
+def test_a_job_that_another_process_still_runs_is_left_to_it(
+    small: tuple[Clone, Path, str],
+) -> None:
+    clone, folder, _ = small
+    outcome = folder / "0" / "outcome.json"
+    running = {**json.loads(outcome.read_text()), "status": "UNFINISHED"}
+    outcome.write_text(json.dumps(running))
+    (folder / "0" / LAST).unlink()
+    half_written = folder / "0" / "checkpoints" / ".last.pt.new.1"
+    half_written.touch()
+    with alone(folder / "0", "nothing"):
+        done = resume(clone)
+    assert done.returncode == 1
+    assert "job 0: " in done.stdout
+    assert json.loads(outcome.read_text())["status"] == "UNFINISHED"
+    assert half_written.exists()
+
+
+# --- damaged files ---
+
+
+def table(printed: str) -> list[str]:
+    """The lines of the leaderboard."""
+    lines = printed.splitlines()
+    return lines[lines.index("Leaderboard") : lines.index("Leaderboard") + 6]
+
+
+def test_a_damaged_outcome_is_an_unfinished_job(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, printed = small
+    first = (folder / "0" / "outcome.json").read_text()
+    damages = (
+        first[:-20],
+        "[]",
+        '{"job": 2}',
+        '{"job": 3, "chosen": {"seed": []}, "overrides": 1}',
+    )
+    for number, damage in enumerate(damages):
+        (folder / str(number) / "outcome.json").write_text(damage)
+    done = resume(clone)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("outcome.json: damaged") == 4
+    assert "epoch 1/1" not in done.stdout  # the checkpoints know
+    assert table(done.stdout) == table(printed)
+
+
+@pytest.mark.parametrize("damage", ["", '{"typed": [', "[]", '{"typed": []}', '{"typed": 3}'])
+def test_a_damaged_sweep_is_one_line_that_says_what_is_left(
+    damage: str, tmp_path: Path, small_clone: tuple[Clone, str]
+) -> None:
+    whole = json.loads((folder_of(small_clone[0]) / "sweep.json").read_text())
+    if damage == '{"typed": 3}':
+        damage = json.dumps({**whole, "typed": 3})
+    (tmp_path / "sweep.json").write_text(damage)
+    words = (f"{tmp_path}/sweep.json: damaged", "cannot be resumed", f"resume={tmp_path}/0")
+    with pytest.raises(Damaged) as raised:
+        read(tmp_path)
+    assert all(word in str(raised.value) for word in words)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_latest_sweep_is_named_where_it_is_damaged(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, _ = small
+    (folder / "sweep.json").write_text("{")
+    assert refused(resume(clone), 1, f"{folder}/sweep.json: damaged")
 
 
 @pytest.mark.slow

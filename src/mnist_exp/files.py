@@ -55,14 +55,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder; what a killed one has left half written is removed.
+def alone(folder: Path, half_written: str = f"**/.*{TEMPORARY}*") -> Iterator[None]:
+    """Keep other processes out of the folder, and remove what a killed one left half written.
 
-    Raises Occupied at once where another process is in it.
+    half_written: the pattern of those files. Raises Occupied at once where another process is in
+    the folder.
     """
     try:
         with FileLock(folder / ".lock", timeout=0):
-            for temporary in folder.rglob(f".*{TEMPORARY}*"):
+            for temporary in folder.glob(half_written):
                 temporary.unlink()
             yield
     except Timeout:

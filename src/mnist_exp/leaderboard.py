@@ -8,10 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from mnist_exp.errors import Failure, one_line
 from mnist_exp.files import replacing
 
+Record = TypeVar("Record")
+
 OUTCOME = "outcome.json"  # in each job's folder
+DAMAGED = f"{OUTCOME} is damaged"
 SEED = "seed"  # no hyperparameter: jobs that differ in it alone are one row
 MAX_WIDTH = 8  # of a number on the screen, in characters
 
@@ -41,9 +48,25 @@ class Outcome:
             temporary.write_text(json.dumps(written, indent=2) + "\n")
 
 
+class Damaged(Failure):
+    """A file that a sweep wrote is no longer what it wrote."""
+
+
+def read_record(kind: type[Record], path: Path, **more: object) -> Record:
+    """The dataclass that this JSON file and `more` hold. Raises Damaged."""
+    try:
+        return TypeAdapter(kind).validate_python({**json.loads(path.read_text("utf-8")), **more})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (OSError, RecursionError, TypeError, ValueError) as error:
+        reason = one_line(error)
+    raise Damaged(f"{path}: damaged ({reason})")
+
+
 def read_outcome(folder: Path) -> Outcome:
-    """What is known of the job in this folder."""
-    return Outcome(**json.loads((folder / OUTCOME).read_text()), folder=folder)
+    """What is known of the job in this folder. Raises Damaged."""
+    return read_record(Outcome, folder / OUTCOME, folder=folder)
 
 
 @dataclass(frozen=True)
@@ -132,9 +155,20 @@ def spread(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def read(sweep: Path) -> list[Outcome]:
-    """Of all jobs that have begun, by number."""
-    outcomes = (read_outcome(path.parent) for path in sweep.glob(f"*/{OUTCOME}"))
+def read(sweep: Path, swept: Sequence[str] = ()) -> list[Outcome]:
+    """Of all jobs that have begun in a sweep over these keys, by number.
+
+    Of a job whose outcome is damaged, only the number is known, by its folder's name.
+    """
+    outcomes = []
+    for path in sweep.glob(f"*/{OUTCOME}"):
+        folder = path.parent
+        try:
+            outcomes.append(read_outcome(folder))
+        except Damaged:
+            number = int(folder.name) if folder.name.isdecimal() else -1
+            unknown = dict.fromkeys(swept, "?")
+            outcomes.append(Outcome(number, unknown, [], folder, reason=DAMAGED))
     return sorted(outcomes, key=lambda outcome: outcome.job)
 
 

@@ -20,14 +20,11 @@ from omegaconf import DictConfig
 
 from mnist_exp import leaderboard, screen
 from mnist_exp.commands import command, shown, typed_as
+from mnist_exp.config import leaves
 from mnist_exp.errors import BadInput, Failure, one_line
-from mnist_exp.experiment import (
-    Experiment,
-    Stopped,
-    resumed,
-)
-from mnist_exp.files import replacing
-from mnist_exp.leaderboard import OUTCOME, Outcome, Row, read_outcome
+from mnist_exp.experiment import Experiment, Stopped, resumed
+from mnist_exp.files import TEMPORARY, Occupied, alone, replacing
+from mnist_exp.leaderboard import OUTCOME, Damaged, Outcome, Row, read_outcome, read_record
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.planning import Plan
 from mnist_exp.progress import Epoch
@@ -61,7 +58,13 @@ class Sweep:
 
 
 def read(folder: Path) -> Sweep:
-    return Sweep(**json.loads((folder / SWEEP).read_text()))
+    """Raises Damaged."""
+    try:
+        return read_record(Sweep, folder / SWEEP)
+    except Damaged as error:
+        lost = "the sweep cannot be resumed, start it again"
+        kept = f"resume={typed_as(folder)}/0 resumes its first job, and so on"
+        raise Damaged(f"{error}; {lost}; {kept}") from error
 
 
 # --- the sweep, top to bottom ---
@@ -70,10 +73,20 @@ def read(folder: Path) -> Sweep:
 def run_sweep(plan: Plan, typed: Sequence[str], launch: Callable[[Path], None]) -> int:
     """Open the parent run, let `launch` run the jobs in a folder, close; returns the exit code.
 
-    Raises BadInput and TrackerError before anything is made, Interrupted, and what `launch` raises.
-    However it ends, there is a leaderboard of what is there, and the parent is told.
+    Raises BadInput and Damaged before anything is made, Occupied where another process runs the
+    sweep, TrackerError before a job starts, Interrupted, and what `launch` raises.
     """
     folder, sweep = begin(plan, typed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, f".*{TEMPORARY}*"):  # a job in a queue may still write to its own folder
+        return run_jobs(folder, sweep, plan, launch)
+
+
+def run_jobs(folder: Path, sweep: Sweep, plan: Plan, launch: Callable[[Path], None]) -> int:
+    """What `run_sweep` does in the folder, which is this process's.
+
+    However it ends, there is a leaderboard of what is there, and the parent run is ended.
+    """
     tracker = Beside(plan.config.tracking)
     record = RunRecord(
         key=sweep.key,
@@ -83,14 +96,14 @@ def run_sweep(plan: Plan, typed: Sequence[str], launch: Callable[[Path], None]) 
     )
     tracker.start(record)
     tracker.check(wait=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep.write(folder)
-    screen.log_to(folder / "sweep.log")
-    log.info("a sweep of %d jobs in %s", plan.jobs, shown(folder))
-    if sweep.test == "all":
-        log.warning("sweep.test=all: each job opens the test set; a choice that saw it is biased")
     status: Status = "FAILED"
     try:
+        sweep.write(folder)
+        screen.log_to(folder / "sweep.log")
+        log.info("a sweep of %d jobs in %s", plan.jobs, shown(folder))
+        if sweep.test == "all":
+            text = "sweep.test=all: each job opens the test set; a choice that saw it is biased"
+            log.warning(text)
         launch(folder)
         status = "FINISHED"
     except Interrupted:
@@ -103,7 +116,7 @@ def run_sweep(plan: Plan, typed: Sequence[str], launch: Callable[[Path], None]) 
 
 
 def begin(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
-    """The folder, and the sweep that is there already or a new one. Raises BadInput."""
+    """The folder, and the sweep to resume there or a new one. Raises BadInput and Damaged."""
     config = plan.config.sweep
     if plan.jobs > config.max_jobs:
         raise BadInput(f"{plan.jobs:,} jobs; if they are meant, write sweep.max_jobs={plan.jobs}")
@@ -112,18 +125,31 @@ def begin(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
     typed = [argument for argument in typed if not argument.startswith("sweep.resume=")]
     sweep = Sweep(typed, list(plan.axes), config.test, plan.search)
     if config.resume is None:
+        check_new(plan.folder)
         return plan.folder, sweep
     folder = find_sweep(config.resume)
     begun = read(folder)
     if job_makers(begun.typed) != job_makers(typed):
-        other = command("-m", *begun.typed)
-        raise BadInput(f"sweep.resume={config.resume}: that sweep is another, {other}")
+        right = command("-m", *begun.typed, f"sweep.resume={typed_as(folder)}")
+        reason = "that sweep is another, or has its arguments in another order"
+        raise BadInput(f"sweep.resume={config.resume}: {reason}; type {right}")
     return folder, begun
 
 
-def job_makers(typed: Sequence[str]) -> set[str]:
-    """The arguments that say what the jobs are, rather than where and how they run."""
-    return {argument for argument in typed if not argument.startswith(NOT_THE_JOBS)}
+def check_new(folder: Path) -> None:
+    """Raises BadInput where a sweep or a run has left something in the folder."""
+    marks = (SWEEP, f"*/{OUTCOME}", f"*/{LAST}", str(LAST))
+    if any(any(folder.glob(mark)) for mark in marks):
+        advice = f"sweep.resume={typed_as(folder)} resumes it, another folder takes a new sweep"
+        raise BadInput(f"hydra.sweep.dir={typed_as(folder)}: holds a sweep already; {advice}")
+
+
+def job_makers(typed: Sequence[str]) -> list[str]:
+    """The arguments that say what the jobs are, rather than where and how they run.
+
+    Their order numbers the jobs.
+    """
+    return [argument for argument in typed if not argument.startswith(NOT_THE_JOBS)]
 
 
 def find_sweep(word: str) -> Path:
@@ -142,7 +168,7 @@ def find_sweep(word: str) -> Path:
 
 def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
     """Leaderboard, picture, the winner's test, and the parent's end; returns the exit code."""
-    rows = leaderboard.ranked(leaderboard.read(folder))
+    rows = leaderboard.ranked(leaderboard.read(folder, sweep.swept))
     bad = [job for row in rows for job in row.jobs if job.status not in ENDED]
     if bad and status == "FINISHED":
         status = "FAILED"
@@ -220,17 +246,21 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
 
 
 def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[str]) -> Outcome:
-    """Run one job of a sweep, or go on with it; what has ended is left alone.
+    """Run one job of a sweep, or resume it; a job that has ended is left alone.
 
-    A failure is told by the outcome and the job's log, and not raised: the other jobs run. Raises
-    Interrupted.
+    A job that fails leaves the reason in its outcome and its log, and the other jobs run. Raises
+    Interrupted, and Failure where the sweep or the folder is not the job's.
     """
     sweep = read(folder.parent)
-    if (folder / OUTCOME).exists() and (outcome := read_outcome(folder)).status in ENDED:
-        log.info("job %d has already ended", number)
-        return outcome
     values = dict(override.split("=", 1) for override in overrides)
     chosen = {key: values[key] for key in sweep.swept}
+    before = outcome_before(folder)
+    if before and before.chosen != chosen:
+        theirs, ours = (" ".join(f"{k}={v}" for k, v in c.items()) for c in (before.chosen, chosen))
+        raise Failure(f"{shown(folder)}: belongs to the job {theirs}, which is not {ours}")
+    if before and before.status in ENDED:
+        log.info("job %d has already ended", number)
+        return before
     made_by = [o for o in overrides if not o.startswith("sweep")]
     outcome = Outcome(number, chosen, made_by, folder)
     outcome.write()
@@ -239,11 +269,25 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     except Interrupted:
         replace(outcome, status="KILLED").write()
         raise
+    except Occupied as error:  # its outcome is the other process's to write
+        log.error("job %d: %s", number, error)
+        return outcome
     except Exception as error:
         log.exception("job %d failed: %s", number, error)
         outcome = replace(outcome, status="FAILED", reason=reason(error))
     outcome.write()
     return outcome
+
+
+def outcome_before(folder: Path) -> Outcome | None:
+    """How the job in this folder last ended; None for a new one or a damaged file."""
+    if not (folder / OUTCOME).exists():
+        return None
+    try:
+        return read_outcome(folder)
+    except Damaged as error:
+        log.warning("%s; the job runs again, from its last checkpoint if it has one", error)
+        return None
 
 
 def ended(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
@@ -266,12 +310,15 @@ def ended(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
 
 
 def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experiment:
-    """The job's experiment, new or from its last checkpoint."""
+    """The job's experiment, new or from its last checkpoint.
+
+    Raises BadInput where the checkpoint is of other values, and what `resumed` raises.
+    """
     folder = outcome.folder
+    config.trainer.test = sweep.test == "all"
     if (folder / LAST).exists():
-        experiment = resumed(config, folder)
+        experiment = resumed(config, folder, list(dict(leaves(config))))
     else:
-        config.trainer.test = sweep.test == "all"
         tags = {"sweep": folder.parent.name, "job": str(outcome.job)}
         name = leaderboard.name(outcome.chosen) or f"job {outcome.job}"
         experiment = Experiment(config, folder, name, tags, parent=sweep.key)
