@@ -78,3 +78,18 @@ def test_threads_are_chosen_by_the_work_of_a_step(monkeypatch: pytest.MonkeyPatc
     for wanted, flops in (("auto", 1e6), ("auto", 1e12), (3, 1e6), (3, 1e12)):
         environment.set_threads(wanted, flops)
     assert chosen == [1, 8, 3, 3]
+
+
+def test_a_digest_is_of_every_name_and_byte_but_of_caches(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.py").write_text("x = 1")
+    digests = [environment.files_digest(tmp_path)]
+    for cache in ("a/__pycache__/model.pyc", ".ruff_cache/1"):
+        (tmp_path / cache).parent.mkdir()
+        (tmp_path / cache).touch()
+    assert environment.files_digest(tmp_path) == digests[0]
+    (tmp_path / "a" / "model.py").write_text("x = 2")
+    digests.append(environment.files_digest(tmp_path))
+    (tmp_path / "a").rename(tmp_path / "b")
+    digests.append(environment.files_digest(tmp_path))
+    assert len(set(digests)) == 3

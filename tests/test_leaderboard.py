@@ -19,7 +19,7 @@ from mnist_exp.leaderboard import (
     write_csv,
 )
 
-JOB = Outcome(0, {}, [], Path("0"), "FINISHED", epoch=2, accuracy=0.9, loss=0.3, seconds=4.0)
+JOB = Outcome(0, {}, [], Path("0"), "abc", "FINISHED", epoch=2, accuracy=0.9, loss=0.3, seconds=4.0)
 
 
 def job(number: int, accuracy: float, status: str = "FINISHED", **chosen: str) -> Outcome:
@@ -48,6 +48,15 @@ def test_seeds_are_one_row_with_mean_and_sample_standard_deviation() -> None:
         *("rank", "lr", "val accuracy", "val loss", "best epoch", "seconds", "status", "outputs")
     ]
     assert cells == ["1", "1", "0.3000 ± 0.2646 (n=3)", "0.3000", "2", "4.0", "FINISHED", "0 1 2"]
+
+
+def test_jobs_of_other_code_are_other_rows() -> None:
+    jobs = [job(0, 0.8, lr="1", seed="1"), job(1, 0.6, lr="1", seed="2")]
+    jobs[1] = replace(jobs[1], code="def")
+    assert [(row.chosen, row.accuracy) for row in ranked(jobs)] == [
+        ({"lr": "1"}, 0.8),
+        ({"lr": "1"}, 0.6),
+    ]
 
 
 def test_a_seed_that_failed_is_left_out_of_the_mean_and_told() -> None:

@@ -82,8 +82,8 @@ ROOMS = {
     "leaderboard": "pydantic errors files",
     "search": "optuna hydra",
     "sweeps": (
-        "omegaconf commands config errors experiment files leaderboard paths planning progress "
-        "screen signals tracking tracking.beside trained | figures search"
+        "omegaconf commands config environment errors experiment files leaderboard paths planning "
+        "progress screen signals tracking tracking.beside trained | figures search"
     ),
     "evaluation": (
         "torch hydra omegaconf building commands data errors journal paths pictures progress "

@@ -126,7 +126,7 @@ def test_the_leaderboard_is_ranked_by_validation_on_the_screen_and_in_the_artifa
     rows = leaderboard(folder_of(clone))
     assert list(rows[0]) == [
         *("rank", "optimizer.lr", "batch_size", "val_accuracy", "val_accuracy_sd", "val_loss"),
-        *("best_epoch", "seconds", "n", "status", "outputs"),
+        *("best_epoch", "seconds", "n", "status", "code", "outputs"),
     ]
     accuracies = [float(row["val_accuracy"]) for row in rows]
     assert accuracies == sorted(accuracies, reverse=True)
@@ -269,6 +269,62 @@ def test_a_job_that_another_process_still_runs_is_left_to_it(
     assert "job 0: " in done.stdout
     assert json.loads(outcome.read_text())["status"] == "UNFINISHED"
     assert half_written.exists()
+
+
+# --- code that changed between jobs, and a winner that cannot be tested ---
+
+
+def test_jobs_of_other_code_share_no_mean(small: tuple[Clone, Path, str]) -> None:
+    clone, folder, _ = small
+    shutil.rmtree(folder / "1")
+    outcome = folder / "3" / "outcome.json"  # as one from before the code was recorded
+    old = {key: value for key, value in json.loads(outcome.read_text()).items() if key != "code"}
+    outcome.write_text(json.dumps(old))
+    with (clone.root / "conf" / "config.yaml").open("a") as file:
+        file.write("# a comment\n")
+    done = resume(clone)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {row["outputs"]: (row["n"], row["code"]) for row in leaderboard(folder)}
+    assert rows.keys() == {"0", "1", "2", "3"}
+    assert {n for n, _ in rows.values()} == {"1"}
+    old_code, new_code = rows["0"][1], rows["1"][1]
+    assert len({old_code, new_code, "unknown"}) == 3
+    warned = f"jobs 0 2 by {old_code}; 1 by {new_code}; 3 by unknown"
+    assert f"share no mean across that: {warned}" in done.stdout
+
+
+def forget_the_test(folder: Path) -> None:
+    sweep = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**sweep, "tested": {}}))
+
+
+def test_a_winner_that_cannot_be_loaded_is_told_in_one_line_and_the_parent_is_ended(
+    grid: tuple[Clone, str], tmp_path: Path
+) -> None:
+    shutil.copytree(grid[0].root, tmp_path / "clone")
+    clone = Clone(tmp_path / "clone")
+    forget_the_test(folder_of(clone))
+    for last in folder_of(clone).glob(f"*/{LAST}"):
+        last.write_bytes(b"damaged")
+    done = clone.run("train.py", *GRID, "sweep.resume=latest")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert table(done.stdout) == table(grid[1])
+    said = r"^the winner has not been tested: .*last\.pt: not a checkpoint.*$"
+    assert re.search(said, done.stdout, re.MULTILINE)
+    assert "Traceback" not in done.stdout
+    assert runs_of(clone)[0].info.status == "FAILED"
+
+
+def test_a_winner_whose_checkpoint_has_other_weights_is_not_tested(
+    small: tuple[Clone, Path, str],
+) -> None:
+    clone, folder, _ = small
+    forget_the_test(folder)
+    outcome = folder / "2" / "outcome.json"
+    outcome.write_text(json.dumps({**json.loads(outcome.read_text()), "accuracy": 2.0}))
+    done = resume(clone)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "2: its checkpoint is not the one in the leaderboard" in done.stdout
 
 
 # --- damaged files ---

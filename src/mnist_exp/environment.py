@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mnist_exp.errors import BadInput
-from mnist_exp.paths import REPOSITORY
+from mnist_exp.paths import CONF, REPOSITORY
 from mnist_exp.ranks import ALONE, Ranks, launched
 
 # What OMP_NUM_THREADS or the number of cores allow, and Slurm, which counts by jobs.
@@ -138,6 +139,30 @@ def tags(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "device": device_name(device),
     }
+
+
+def code_digest() -> str:
+    """12 hex digits of the SHA-256 of src/, as this process found it first, and of conf/ as it is.
+
+    For Python reads a module once, and Hydra its YAML files for each job.
+    """
+    return sha256((_source_digest() + files_digest(CONF)).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _source_digest() -> str:
+    return files_digest(REPOSITORY / "src")
+
+
+def files_digest(folder: Path) -> str:
+    """SHA-256 of the names and bytes of all files below a folder but caches and hidden ones."""
+    digest = sha256()
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(p == "__pycache__" or p.startswith(".") for p in parts):
+            for content in ("/".join(parts).encode(), path.read_bytes()):
+                digest.update(sha256(content).digest())
+    return digest.hexdigest()
 
 
 @functools.cache  # a tenth of a second, in which many files are read

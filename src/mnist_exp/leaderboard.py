@@ -18,6 +18,7 @@ from mnist_exp.files import replacing
 Record = TypeVar("Record")
 
 OUTCOME = "outcome.json"  # in each job's folder
+UNKNOWN = "unknown"  # the code of an outcome from before it was recorded
 DAMAGED = f"{OUTCOME} is damaged"
 SEED = "seed"  # no hyperparameter: jobs that differ in it alone are one row
 MAX_WIDTH = 8  # of a number on the screen, in characters
@@ -31,6 +32,7 @@ class Outcome:
     chosen: Mapping[str, str]  # swept key → this job's value
     overrides: Sequence[str]  # all that make this job
     folder: Path
+    code: str = UNKNOWN  # digest of the code that trained it; of several, joined by +
     status: str = "UNFINISHED"  # then FINISHED, PRUNED, FAILED or KILLED
     reason: str = ""  # of a failure, one line
     epoch: int = 0  # of the kept weights, from 1
@@ -71,7 +73,10 @@ def read_outcome(folder: Path) -> Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """Jobs that differ in nothing but the seed. Metrics are means over those that finished."""
+    """Jobs of the same code that differ in nothing but the seed.
+
+    Metrics are means over those that finished.
+    """
 
     chosen: Mapping[str, str]  # swept key → value, without the seed
     jobs: Sequence[Outcome]
@@ -124,7 +129,8 @@ class Row:
             )
             metrics = dict(zip(METRICS, values, strict=True))
         folders = " ".join(job.folder.name for job in self.jobs)
-        ends = {"n": len(done), "status": self.status, "outputs": folders}
+        codes = " ".join(dict.fromkeys(job.code for job in self.jobs))
+        ends = {"n": len(done), "status": self.status, "code": codes, "outputs": folders}
         return {"rank": rank, **self.chosen, **metrics, **ends}
 
     def screen_cells(self, rank: int) -> list[str]:
@@ -177,11 +183,11 @@ def ranked(outcomes: Iterable[Outcome]) -> list[Row]:
 
     Without validation they stay in their order.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Outcome]] = {}
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Outcome]] = {}
     for outcome in outcomes:
         chosen = tuple((key, value) for key, value in outcome.chosen.items() if key != SEED)
-        groups.setdefault(chosen, []).append(outcome)
-    rows = [Row(dict(chosen), jobs) for chosen, jobs in groups.items()]
+        groups.setdefault((outcome.code, chosen), []).append(outcome)
+    rows = [Row(dict(chosen), jobs) for (_, chosen), jobs in groups.items()]
     return sorted(rows, key=lambda row: (not row.finished, -(row.accuracy or 0.0)))
 
 

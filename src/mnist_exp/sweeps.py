@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,17 +21,26 @@ from omegaconf import DictConfig
 from mnist_exp import leaderboard, screen
 from mnist_exp.commands import command, shown, typed_as
 from mnist_exp.config import leaves
+from mnist_exp.environment import code_digest
 from mnist_exp.errors import BadInput, Failure, one_line
 from mnist_exp.experiment import Experiment, Stopped, resumed
 from mnist_exp.files import TEMPORARY, Occupied, alone, replacing
-from mnist_exp.leaderboard import OUTCOME, Damaged, Outcome, Row, read_outcome, read_record
+from mnist_exp.leaderboard import (
+    OUTCOME,
+    UNKNOWN,
+    Damaged,
+    Outcome,
+    Row,
+    read_outcome,
+    read_record,
+)
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.planning import Plan
 from mnist_exp.progress import Epoch
 from mnist_exp.signals import Interrupted
 from mnist_exp.tracking import RunRecord, Status
 from mnist_exp.tracking.beside import Beside
-from mnist_exp.trained import load
+from mnist_exp.trained import Trained, load
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +176,32 @@ def find_sweep(word: str) -> Path:
 
 
 def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
-    """Leaderboard, picture, the winner's test, and the parent's end; returns the exit code."""
-    rows = leaderboard.ranked(leaderboard.read(folder, sweep.swept))
-    bad = [job for row in rows for job in row.jobs if job.status not in ENDED]
-    if bad and status == "FINISHED":
+    """Leaderboard, picture, the winner's test, and the parent's end; returns the exit code.
+
+    Raises Interrupted, after the parent's end.
+    """
+    outcomes = leaderboard.read(folder, sweep.swept)
+    if status == "FINISHED" and any(job.status not in ENDED for job in outcomes):
         status = "FAILED"
+    try:
+        report(folder, sweep, outcomes, tracker, test_winner=status != "KILLED")
+    except Interrupted:
+        status = "KILLED"
+        raise
+    except Exception as error:
+        log.exception("the winner has not been tested: %s", reason(error))
+        status = "FAILED"
+    finally:
+        end(folder, sweep, tracker, status)
+    return 0 if status == "FINISHED" else 1
+
+
+def report(
+    folder: Path, sweep: Sweep, outcomes: Sequence[Outcome], tracker: Beside, test_winner: bool
+) -> None:
+    """Leaderboard, picture and the winner's test. Raises what a test can raise."""
+    warn_of_other_code(outcomes)
+    rows = leaderboard.ranked(outcomes)
     if rows:
         names = leaderboard.short(sweep.swept)
         screen.show_table("Leaderboard", *leaderboard.screen_table(rows, names))
@@ -182,8 +212,24 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
     elif rows and rows[0].finished:
         winner = rows[0]
         log.info("winner   %s", command(*winner.finished[0].overrides))
-        if status != "KILLED":
+        if test_winner:
             test(folder, sweep, winner, tracker)
+
+
+def warn_of_other_code(outcomes: Iterable[Outcome]) -> None:
+    """Name the jobs that were trained by other code than the rest."""
+    jobs: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status in ENDED:
+            jobs.setdefault(outcome.code, []).append(str(outcome.job))
+    if len(jobs) > 1:
+        said = "; ".join(f"{' '.join(numbers)} by {code}" for code, numbers in jobs.items())
+        text = "src/ or conf/ changed between jobs, which share no mean across that: jobs %s"
+        log.warning(text, said)
+
+
+def end(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> None:
+    """Hand the files to the tracker, end the parent run, and say how to look and to resume."""
     files = [folder / name for name in ("leaderboard.csv", "leaderboard.png", "sweep.log")]
     tracker.upload([path for path in files if path.exists()])
     whole = tracker.end(status)
@@ -196,19 +242,18 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
     if status != "FINISHED" or not whole:
         text = "to run what has not finished:\n%s"
         log.info(text, command("-m", *sweep.typed, f"sweep.resume={typed_as(folder)}"))
-    return 0 if status == "FINISHED" else 1
 
 
 def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
     """Open the test set for the winner, chosen on validation: once for each of its seeds."""
-    tested = {
-        str(job.job): sweep.tested.get(str(job.job)) or asdict(load(job.folder / LAST).test())
-        for job in winner.finished
-    }
-    replace(sweep, tested={**sweep.tested, **tested}).write(folder)
+    tested = dict(sweep.tested)
+    for job in winner.finished:
+        if str(job.job) not in tested:
+            tested[str(job.job)] = asdict(trained_by(job).test())
+            replace(sweep, tested=tested).write(folder)
     metrics, said = {}, []
     for name in ("accuracy", "loss"):
-        values = [found[name] for found in tested.values()]
+        values = [tested[str(job.job)][name] for job in winner.finished]
         metrics[f"test/{name}"] = fmean(values)
         said.append(f"{name} {fmean(values):.4f}")
         if len(values) > 1:
@@ -218,6 +263,15 @@ def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
     if winner.accuracy is not None and winner.loss is not None:
         metrics |= {"val/accuracy": winner.accuracy, "val/loss": winner.loss}
     tracker.log(metrics, step=0, at=sweep.begun)  # at the same time when it is told again
+
+
+def trained_by(job: Outcome) -> Trained:
+    """The model of a finished job. Raises Failure where its run was trained further since."""
+    found = load(job.folder / LAST)
+    best = found.progress.best
+    if best is None or (best.number, best.val and best.val.accuracy) != (job.epoch, job.accuracy):
+        raise Failure(f"{shown(job.folder)}: its checkpoint is not the one in the leaderboard")
+    return found
 
 
 def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
@@ -262,7 +316,7 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
         log.info("job %d has already ended", number)
         return before
     made_by = [o for o in overrides if not o.startswith("sweep")]
-    outcome = Outcome(number, chosen, made_by, folder)
+    outcome = Outcome(number, chosen, made_by, folder, code_digest())
     outcome.write()
     try:
         outcome = ended(outcome, sweep, config)
@@ -301,6 +355,7 @@ def ended(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
     epoch = result.epoch
     return replace(
         outcome,
+        code=experiment.tags["code"],
         status=status,
         epoch=epoch.number,
         accuracy=epoch.val.accuracy if epoch.val else None,
@@ -318,8 +373,11 @@ def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experim
     config.trainer.test = sweep.test == "all"
     if (folder / LAST).exists():
         experiment = resumed(config, folder, list(dict(leaves(config))))
+        before = experiment.tags.get("code", UNKNOWN).split("+")
+        codes = before if experiment.ended else dict.fromkeys([*before, outcome.code])
+        experiment.tags = {**experiment.tags, "code": "+".join(codes)}
     else:
-        tags = {"sweep": folder.parent.name, "job": str(outcome.job)}
+        tags = {"sweep": folder.parent.name, "job": str(outcome.job), "code": outcome.code}
         name = leaderboard.name(outcome.chosen) or f"job {outcome.job}"
         experiment = Experiment(config, folder, name, tags, parent=sweep.key)
     if sweep.search:
