@@ -50,6 +50,12 @@ def test_seeds_are_one_row_with_mean_and_sample_standard_deviation() -> None:
     assert cells == ["1", "1", "0.3000 ± 0.2646 (n=3)", "0.3000", "2", "4.0", "FINISHED", "0 1 2"]
 
 
+def test_a_repetition_with_the_same_seed_is_no_further_run() -> None:
+    jobs = [job(0, 0.8, lr="1"), job(1, 0.8, lr="1"), job(2, 0.7, lr="2", seed="1")]
+    jobs += [job(3, 0.5, lr="2", seed="2"), job(4, 0.5, lr="2", seed="2")]
+    assert [(len(row.finished), row.accuracy) for row in ranked(jobs)] == [(1, 0.8), (2, 0.6)]
+
+
 def test_jobs_of_other_code_are_other_rows() -> None:
     jobs = [job(0, 0.8, lr="1", seed="1"), job(1, 0.6, lr="1", seed="2")]
     jobs[1] = replace(jobs[1], code="def")

@@ -80,7 +80,7 @@ ROOMS = {
         "tracking.store"
     ),
     "leaderboard": "pydantic errors files",
-    "search": "optuna hydra",
+    "search": "optuna hydra errors leaderboard",
     "sweeps": (
         "omegaconf commands config environment errors experiment files leaderboard paths planning "
         "progress screen signals tracking tracking.beside trained | figures search"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,17 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from mnist_exp.search import distribution, open_study, pruning, running
+from mnist_exp.leaderboard import Damaged, Outcome
+from mnist_exp.search import (
+    STUDY,
+    check_study,
+    distribution,
+    is_exhausted,
+    open_study,
+    pruning,
+    same_trial,
+    unanswered,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,4 +58,50 @@ def test_a_trial_below_the_median_is_pruned_and_one_that_was_killed_is_found_aga
     study.ask({"x": FloatDistribution(0, 1)})
     told = pruning(tmp_path, 4)
     assert [told(epoch, 0.5) for epoch in (1, 2)] == [False, True]
-    assert [trial.number for trial in running(open_study(tmp_path))] == [4]
+    assert [trial.number for trial in unanswered(open_study(tmp_path), [])] == [4]
+
+
+def test_a_trial_is_known_by_its_values_and_a_space_by_its_combinations(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    space = {"a": CategoricalDistribution(["x", "y"]), "b": IntDistribution(2, 6, step=2)}
+    for a in ("x", "y"):
+        for b in (2, 4, 6):
+            assert not is_exhausted(study, space)
+            study.enqueue_trial({"a": a, "b": b})
+            study.tell(study.ask(space), b / 10)
+    assert is_exhausted(study, space)
+    assert not is_exhausted(study, {"a": FloatDistribution(0, 1)})
+    again = same_trial(study, study.ask(space))
+    assert again is not None
+    assert again.value == again.params["b"] / 10
+    assert same_trial(study, study.trials[0]) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: b"",
+        lambda lines: b"".join(lines)[:-5],
+        lambda lines: b"".join([*lines[:3], b"{]\n", *lines[3:]]),
+        lambda lines: b"".join([*lines[:3], b"[1]\n", *lines[3:]]),
+        lambda lines: b"".join(lines[: len(lines) // 2]),
+    ],
+)
+def test_a_damaged_study_is_one_line_that_says_what_is_left(
+    tmp_path: Path, damage: Callable[[list[bytes]], bytes]
+) -> None:
+    study, outcomes = open_study(tmp_path), []
+    for number in range(3):
+        trial = study.ask({"x": FloatDistribution(0, 1)})
+        study.tell(trial, 0.9)
+        chosen = {key: str(value) for key, value in trial.params.items()}
+        outcomes.append(Outcome(number, chosen, [], tmp_path / str(number)))
+    check_study(tmp_path, outcomes)
+    journal = tmp_path / STUDY
+    journal.write_bytes(damage(journal.read_bytes().splitlines(keepends=True)))
+    with pytest.raises(Damaged) as caught:
+        check_study(tmp_path, outcomes)
+    said = str(caught.value)
+    assert said.startswith(f"{journal}: damaged")
+    assert "\n" not in said
+    assert "start it again" in said

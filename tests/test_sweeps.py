@@ -327,6 +327,48 @@ def test_a_winner_whose_checkpoint_has_other_weights_is_not_tested(
     assert "2: its checkpoint is not the one in the leaderboard" in done.stdout
 
 
+# --- a search ---
+
+SEARCH = (*QUICK, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=3", "batch_size=16,64")
+
+
+@pytest.fixture(scope="module")
+def search(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
+    """A clone with a finished search over two values, and what the search printed."""
+    clone = new_clone()
+    done = clone.run("train.py", *SEARCH)
+    assert (done.returncode, done.stderr) == (0, "")
+    return clone, done.stdout
+
+
+def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other(
+    search: tuple[Clone, str],
+) -> None:
+    clone, printed = search
+    assert printed.count("epoch 1/1") == 2
+    assert "every combination has been tried" in printed
+    rows = leaderboard(folder_of(clone))
+    assert {(row["batch_size"], row["n"]) for row in rows} == {("16", "1"), ("64", "1")}
+    assert "±" not in printed
+
+
+def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_path: Path) -> None:
+    shutil.copytree(search[0].root, tmp_path / "clone")
+    clone = Clone(tmp_path / "clone")
+    folder = folder_of(clone)
+    next(folder.glob("*/outcome.json")).write_text("{")
+    done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "outcome.json: damaged" in done.stdout
+    assert table(done.stdout) == table(search[1])
+    journal = folder / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    before = contents(folder)
+    done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
+    assert refused(done, 1, f"{journal}: damaged", "cannot be resumed", "still there")
+    assert contents(folder) == before
+
+
 # --- damaged files ---
 
 
@@ -477,6 +519,7 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
         (("seed=1,2", "sweep.resume=latest"), "there is no sweep in outputs/"),
         (("seed=1,2", "sweep.resume=conf"), "neither a sweep's folder nor latest"),
         (("optimizer.lr=interval(0.1,1)",), "an interval, which needs hydra/sweeper=optuna"),
+        (("seed=1,2", "hydra/sweeper=optuna"), "seed=1,2: a search trains each configuration once"),
         (("seed=1,2", "--cfg", "job"), "-m runs a sweep, --cfg and --info only show; choose one"),
         (("seed=1,2", "resume=latest"), "resume=latest: is about one run; leave out -m"),
     ],

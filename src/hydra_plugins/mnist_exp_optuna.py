@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+log = logging.getLogger(__name__)
+
 
 class OptunaSweeper(Sweeper):
     """Asks a study for jobs, `n_jobs` at a time, until it has `n_trials`, and tells it the results.
 
-    A study that is there already goes on, with the trials first that were killed.
+    A trial with the values of an earlier one gets its result, and no job. A study that is there
+    already is resumed, beginning with the trials that have no result.
     """
 
     def __init__(
@@ -38,9 +47,8 @@ class OptunaSweeper(Sweeper):
         self.parser = OverridesParser.create(hydra_context.config_loader)
 
     def sweep(self, arguments: Sequence[str]) -> None:
-        from optuna.trial import TrialState
-
-        from mnist_exp.search import distribution, open_study, running
+        from mnist_exp.leaderboard import read
+        from mnist_exp.search import STATES, distribution, open_study, typed_params, unanswered
 
         presets = [f"{key}={value}" for key, value in self.params.items()]
         both = self.parser.parse_overrides([*presets, *arguments])
@@ -48,18 +56,50 @@ class OptunaSweeper(Sweeper):
         space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
         fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         study = open_study(self.folder, self.seed)
-        killed = running(study)
-        while killed or len(study.get_trials()) < self.n_trials:
-            left = self.n_trials - len(study.get_trials())
-            batch = [killed.pop(0)] if killed else []
-            batch = batch or [study.ask(space) for _ in range(min(self.n_jobs, left))]
-            jobs = [[*fixed, *(f"{k}={v}" for k, v in trial.params.items())] for trial in batch]
+        asked = unanswered(study, read(self.folder))
+        while batch := self.next_batch(study, space, asked):
+            jobs = [[*fixed, *(f"{k}={v}" for k, v in typed_params(t).items())] for t in batch]
             returned = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial, job in zip(batch, returned, strict=True):
-                outcome = job.return_value if job.status is JobStatus.COMPLETED else None
-                if outcome is None or outcome.status == "FAILED":
-                    study.tell(trial, state=TrialState.FAIL)
-                elif outcome.status == "PRUNED":
-                    study.tell(trial, state=TrialState.PRUNED)
-                else:
-                    study.tell(trial, outcome.accuracy)
+                outcome = job.return_value  # raises what the job raised
+                if state := STATES.get(outcome.status):  # or another process is at work on it
+                    value = outcome.accuracy if outcome.status == "FINISHED" else None
+                    study.tell(trial.number, value, state, skip_if_finished=True)
+
+    def next_batch(
+        self,
+        study: Study,
+        space: dict[str, BaseDistribution],
+        asked: list[Trial | FrozenTrial],
+    ) -> list[Trial | FrozenTrial]:
+        """The next trials to train, at most `n_jobs`, with consecutive numbers; none at the end.
+
+        asked: trials without a result, the first of which are taken off.
+        """
+        from optuna.trial import TrialState
+
+        from mnist_exp.search import is_exhausted, same_trial
+
+        batch: list[Trial | FrozenTrial] = []
+        while len(batch) < self.n_jobs:
+            if not asked:
+                if len(study.get_trials(deepcopy=False)) >= self.n_trials:
+                    break
+                if is_exhausted(study, space):
+                    log.info("every combination has been tried; the search ends")
+                    break
+                asked.append(study.ask(space))
+            trial = asked[0]
+            twin = any(trial.params == other.params for other in batch)
+            if batch and (twin or trial.number != batch[-1].number + 1):
+                break  # it is the next batch's, which knows this one's results
+            del asked[0]
+            if trial.params.keys() != space.keys():  # the search was killed while it asked
+                study.tell(trial.number, state=TrialState.FAIL)
+            elif same := same_trial(study, trial):
+                log.info("trial %d repeats %d, whose result it gets", trial.number, same.number)
+                value = same.value if same.state is TrialState.COMPLETE else None
+                study.tell(trial.number, value, same.state, skip_if_finished=True)
+            else:
+                batch.append(trial)
+        return batch

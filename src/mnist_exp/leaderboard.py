@@ -83,7 +83,12 @@ class Row:
 
     @property
     def finished(self) -> list[Outcome]:
-        return [job for job in self.jobs if job.finished]
+        """One job for each seed: a repetition with the same seed is no independent run."""
+        found: dict[str | None, Outcome] = {}
+        for job in self.jobs:
+            if job.finished:
+                found.setdefault(job.chosen.get(SEED), job)
+        return list(found.values())
 
     @property
     def accuracies(self) -> list[float]:
@@ -139,7 +144,7 @@ class Row:
         if self.finished:
             if self.accuracy is not None:
                 accuracy, loss = f"{self.accuracy:.4f}", f"{self.loss:.4f}"
-                if len(self.jobs) > 1:
+                if len({job.chosen.get(SEED) for job in self.jobs}) > 1:
                     accuracy += f" ± {self.accuracy_sd:.4f} (n={len(self.finished)})"
             epoch = f"{fields['best_epoch']:g}"
             seconds = f"{fields['seconds']:.1f}"

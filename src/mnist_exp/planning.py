@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 def plan_sweep(arguments: Sequence[str]) -> Plan:
     """Of arguments that have no problems, those of a preset among them.
 
-    Raises BadInput for an interval without a search.
+    Raises BadInput for an interval without a search, and for seeds in one.
     """
     with initialize_hydra() as loader:
         parser = OverridesParser.create(loader)
@@ -40,6 +40,9 @@ def plan_sweep(arguments: Sequence[str]) -> Plan:
     swept = [override for override in overrides if override.is_sweep_override()]
     axes = {o.key_or_group: str(o.input_line).partition("=")[2] for o in swept}
     search = "n_trials" in config.hydra.sweeper
+    if search and "seed" in axes:
+        reason = "a search trains each configuration once; give one seed"
+        raise BadInput(f"seed={axes['seed']}: {reason}, then sweep the winner over several")
     if search:
         jobs = config.hydra.sweeper.n_trials
     elif intervals := [str(o.input_line) for o in swept if not o.is_discrete_sweep()]:

@@ -6,7 +6,8 @@ trial that was killed finds its old folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import optuna
@@ -18,8 +19,16 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from mnist_exp.errors import one_line
+from mnist_exp.leaderboard import DAMAGED, Damaged, Outcome
+
+STATES = {
+    "FINISHED": TrialState.COMPLETE,
+    "PRUNED": TrialState.PRUNED,
+    "FAILED": TrialState.FAIL,
+}
 STUDY = "study.journal"  # in the sweep's folder
 NAME = "sweep"
 
@@ -43,11 +52,62 @@ def open_study(folder: Path, seed: int = 0) -> optuna.Study:
     return study
 
 
-def running(study: optuna.Study) -> list[Trial]:
-    """The trials that have been asked for and not ended: in a study gone on with, the killed."""
+def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
+    """Raises Damaged where the study cannot be read or is not that of the sweep's jobs."""
+    path = folder / STUDY
+    try:
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):  # Optuna would add to it
+            raise ValueError("its last line is incomplete")
+        trials = open_study(folder).get_trials(deepcopy=False)
+        for outcome in outcomes:
+            params = typed_params(trials[outcome.job]) if outcome.job < len(trials) else None
+            if params is None or (outcome.reason != DAMAGED and params != outcome.chosen):
+                raise ValueError(f"it does not have the trial of job {outcome.job}")
+    except Exception as error:  # Optuna's of any kind
+        lost = "the search cannot be resumed, start it again"
+        kept = "its jobs' folders, checkpoints and leaderboard are still there"
+        raise Damaged(f"{path}: damaged ({one_line(error)}); {lost}; {kept}") from error
+
+
+def unanswered(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Trial | FrozenTrial]:
+    """The trials of a resumed study that have no result, or whose job has lost its outcome."""
+    lost = {outcome.job for outcome in outcomes if outcome.reason == DAMAGED}
     return [
-        Trial(study, trial._trial_id) for trial in study.get_trials(states=[TrialState.RUNNING])
+        trial
+        for trial in study.get_trials()
+        if trial.state is TrialState.RUNNING or trial.number in lost
     ]
+
+
+def same_trial(study: optuna.Study, trial: Trial | FrozenTrial) -> FrozenTrial | None:
+    """The first trial before this one that has ended with the same values, if there is one."""
+    before = (other for other in ended(study) if other.number < trial.number)
+    return next((other for other in before if other.params == trial.params), None)
+
+
+def ended(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=tuple(STATES.values()))
+
+
+def is_exhausted(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> bool:
+    """Whether each combination of values has been tried."""
+    whole = (trial.params for trial in ended(study) if trial.params.keys() == space.keys())
+    tried = {tuple(params[key] for key in space) for params in whole}
+    return len(tried) >= math.prod(map(count, space.values()))
+
+
+def count(values: BaseDistribution) -> float:
+    """How many there are; infinite for an interval of floats."""
+    if isinstance(values, CategoricalDistribution):
+        return len(values.choices)
+    if isinstance(values, IntDistribution):
+        return (values.high - values.low) // values.step + 1
+    return 1 if values.single() else math.inf
+
+
+def typed_params(trial: Trial | FrozenTrial) -> dict[str, str]:
+    """The trial's values as they are typed for its job."""
+    return {key: str(value) for key, value in trial.params.items()}
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -82,7 +142,10 @@ def typed(override: Override) -> list[str]:
 def pruning(folder: Path, number: int) -> Callable[[int, float], bool]:
     """For the job of this number: what is told (epoch, accuracy), and says whether to stop."""
     study = open_study(folder)
-    (trial,) = (trial for trial in running(study) if trial.number == number)
+    found = study.get_trials(deepcopy=False)[number]
+    if found.state.is_finished():  # its job has lost its outcome
+        return lambda epoch, accuracy: found.state is TrialState.PRUNED
+    trial = Trial(study, found._trial_id)
 
     def told(epoch: int, accuracy: float) -> bool:
         trial.report(accuracy, epoch)

@@ -142,6 +142,10 @@ def begin(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
         right = command("-m", *begun.typed, f"sweep.resume={typed_as(folder)}")
         reason = "that sweep is another, or has its arguments in another order"
         raise BadInput(f"sweep.resume={config.resume}: {reason}; type {right}")
+    if begun.search:
+        from mnist_exp.search import check_study  # imports optuna
+
+        check_study(folder, leaderboard.read(folder))
     return folder, begun
 
 
