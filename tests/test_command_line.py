@@ -401,13 +401,6 @@ PRESET = "# @package _global_\n"
             [f"experiment=mine: model=mlpp must be {MODELS}; did you mean mlp?"],
         ),
         (
-            f"{PRESET}defaults:\n  - override /modle: mlp\n",
-            [
-                "experiment=mine: In 'experiment/mine': Could not override 'modle'. "
-                "No match in the defaults list."
-            ],
-        ),
-        (
             f"{PRESET}hydra:\n  rund: x\n",
             [
                 "experiment=mine: In 'experiment/mine': ConfigKeyError raised while composing "
@@ -430,6 +423,13 @@ def test_a_preset_is_checked_like_the_command_line(
     assert said("experiment=mine") == told
 
 
+def test_a_preset_that_overrides_an_unknown_group_is_refused_with_its_name(write: Write) -> None:
+    write("experiment/mine.yaml", f"{PRESET}defaults:\n  - override /modle: mlp\n")
+    (line,) = said("experiment=mine")  # worded by Hydra, differently in 1.3 and 1.4
+    assert line.startswith("experiment=mine: In 'experiment/mine': ")
+    assert "modle" in line
+
+
 def test_what_is_typed_replaces_what_is_wrong_in_a_file(write: Write) -> None:
     write("experiment/mine.yaml", f"{PRESET}batch_size: 0\n")
     assert said("experiment=mine batch_size=32") == []
@@ -438,7 +438,7 @@ def test_what_is_typed_replaces_what_is_wrong_in_a_file(write: Write) -> None:
 def test_a_file_that_is_no_yaml_is_told_with_its_line_and_hides_nothing_else(write: Write) -> None:
     write("experiment/mine.yaml", "batch_size: 32\n seed: 1\n")
     broken, *others = said("experiment=mine seed=-1")
-    assert broken.startswith("experiment=mine: mapping values are not allowed here in ")
+    assert broken.startswith("experiment=mine: mapping values are not allowed ")
     assert broken.endswith('mine.yaml", line 2, column 6')
     assert others == ["seed=-1: must be an integer from 0 to 4294967295"]
 

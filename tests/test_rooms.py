@@ -27,8 +27,9 @@ ROOMS = {
     "process": "errors printing signals",
     "commands": "paths",
     "help": "paths",
-    "config": "omegaconf addresses paths",
-    "targets": "hydra omegaconf errors paths",
+    "versions": "hydra omegaconf",
+    "config": "omegaconf addresses paths versions",
+    "targets": "hydra omegaconf errors paths versions",
     "data": "torch numpy filelock errors files printing | PIL images sklearn torchvision",
     "models": "torch | torchvision",
     "reading": "PIL numpy errors files images",
@@ -91,7 +92,7 @@ ROOMS = {
     ),
     "cli": (
         "hydra omegaconf addresses command_line commands config errors help paths planning "
-        "printing process resuming signals tracking.beside | experiment joblib ranks reproduction "
+        "printing process resuming signals tracking.beside versions | experiment joblib ranks reproduction "
         "sweeps"
     ),
     "scripts": "addresses errors paths printing process signals tracking | trained",

@@ -33,6 +33,7 @@ from mnist_exp.process import exit_code, leave
 from mnist_exp.resuming import check_new, find_run
 from mnist_exp.signals import end_at_once, raising
 from mnist_exp.tracking.beside import process_for
+from mnist_exp.versions import MAIN
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def sweep(preset: list[str], typed: list[str]) -> int:
     return run_sweep(plan, typed, launch)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(config_path=str(CONF), config_name="config", **MAIN)
 def run_with_hydra(config: DictConfig) -> object:
     """What Hydra calls, with the output folder made: a run, or a job of a sweep.
 

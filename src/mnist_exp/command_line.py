@@ -367,5 +367,6 @@ def reason(error: BaseException) -> str:
         return f"{group}={option} {one_of(*error.options).wrong(option)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = str(error).splitlines()  # all but the first are about how Hydra works
-        return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        return line.partition(". Did you mean: ")[0]  # Hydra 1.4's, of a part of the key
     return one_line(error)

@@ -1,6 +1,7 @@
 """What every config value may be, and what is wrong with one that is something else.
 
-Standard library and omegaconf only: a bad value is answered before torch is imported.
+Only Hydra, omegaconf and the standard library are imported here: a bad value is answered before
+torch is imported.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mnist_exp.addresses import REMEDY, redact, tracking_uri
 from mnist_exp.paths import REPOSITORY, is_name
+from mnist_exp.versions import register_resolver
 
-OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY))
-OmegaConf.register_new_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
-OmegaConf.register_new_resolver("tracking_uri", tracking_uri)
+register_resolver("repository", lambda: str(REPOSITORY))
+register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+register_resolver("tracking_uri", tracking_uri)
 
 Test = Callable[[Any], bool]
 
