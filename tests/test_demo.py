@@ -65,7 +65,8 @@ def ask(url: str, body: bytes | None = None) -> tuple[int, Any]:
         with urllib.request.urlopen(urllib.request.Request(url, body), timeout=20) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        with error:
+            return error.code, json.load(error)
 
 
 def connect(url: str) -> socket.socket:

@@ -164,9 +164,10 @@ def read_onnx(path: Path) -> Answers:
 @contextmanager
 def torchscript_deprecation_known() -> Iterator[None]:
     """Silent about what `export.py --help` says: PyTorch advises torch.export, which pt2 is."""
+    message = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14)"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", message, category)
         yield
 
 

@@ -21,7 +21,8 @@ more than 1e-5 of the largest. Otherwise nothing is written.
 
   onnx         for ONNX Runtime and most others (pip install -e ".[export]")
   pt2          torch.export's: for PyTorch, and to be compiled further
-  torchscript  for PyTorch from C++; PyTorch calls it deprecated and advises pt2
+  torchscript  for PyTorch from C++; deprecated, and from Python 3.14 on not supported by PyTorch,
+               which advises pt2
 
 The file computes in float32, whatever the run was trained in, takes any number of images and gives
 logits [n, classes]. It also holds the names of the classes, mean and deviation."""

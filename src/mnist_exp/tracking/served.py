@@ -24,7 +24,7 @@ class Classifier(PythonModel):
 
         about = {"kind": ""}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+            warnings.filterwarnings("ignore", "`torch.jit.load` is (deprecated|not supported)")
             self.module = torch.jit.load(context.artifacts["model"], "cpu", about)
         self.names: list[str] = json.loads(about["kind"])["class_names"]
 
