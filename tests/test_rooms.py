@@ -92,8 +92,8 @@ ROOMS = {
     ),
     "cli": (
         "hydra omegaconf addresses command_line commands config errors help paths planning "
-        "printing process resuming signals tracking.beside versions | experiment joblib ranks reproduction "
-        "sweeps"
+        "printing process resuming signals tracking.beside versions | experiment joblib ranks "
+        "reproduction sweeps"
     ),
     "scripts": "addresses errors paths printing process signals tracking | trained",
     "scripts.predict": "errors printing scripts | figures preparing reading trained",

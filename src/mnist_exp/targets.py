@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.paths import config_dirs
+from mnist_exp.versions import VERSION_BASE
 
 SEVERAL = ("tracking",)  # groups of which a list of options can be chosen: each is a named entry
 TARGET = "_target_"
@@ -29,7 +30,7 @@ Place = tuple[str, ...]  # the keys that lead to a value
 @contextmanager
 def initialize_hydra() -> Iterator[ConfigLoader]:
     """Let `hydra.compose` read the YAML files; the plugin adds the folder of --config-dir."""
-    with initialize_config_dir(str(config_dirs[0]), version_base="1.3"):
+    with initialize_config_dir(str(config_dirs[0]), **VERSION_BASE):
         yield GlobalHydra.instance().config_loader()
 
 

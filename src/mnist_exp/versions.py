@@ -12,7 +12,9 @@ HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_1_3 else {}
 # Arguments of `hydra.main`: 1.4 asks which classes the logging configuration may name.
 MAIN: dict[str, Any] = (
-    VERSION_BASE if HYDRA_1_3 else {"execution_whitelist": ["mnist_exp.screen.ScreenHandler"]}
+    VERSION_BASE
+    if HYDRA_1_3
+    else {"execution_whitelist": ["mnist_exp.screen.ScreenHandler", "mnist_exp.printing.Formatter"]}
 )
 
 register_resolver: Callable[..., None] = (
