@@ -145,6 +145,7 @@ def check_nowhere(root: Path, *said: str) -> None:
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_named_without_the_password(clone: Clone) -> None:
     with closed_port() as uri:
         env = {"MLFLOW_TRACKING_URI": uri.replace("//", f"//ann:{PASSWORD}@")}

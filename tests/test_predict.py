@@ -118,6 +118,7 @@ def test_only_files_are_read_and_no_program_is_started(trained: Clone, tmp_path:
     assert (done.returncode, done.stderr) == (1, f"error: {pipe}: a pipe, not a file\n")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_finished_epoch_is_refused_wherever_a_model_is_loaded(
     clone: Clone,
 ) -> None:

@@ -72,6 +72,7 @@ def photos(clone: Clone) -> str:
     return f"data.root='{os.fsdecode(root)}'"
 
 
+@pytest.mark.slow
 def test_no_name_of_a_file_or_class_reaches_the_screen_as_it_is(clone: Clone, photos: str) -> None:
     typed = ("data=image_folder", photos, "data.skip_bad=true", "trainer.epochs=1")
     done = clone.run("train.py", *typed, "tracking=none")

@@ -77,6 +77,7 @@ def test_what_cannot_be_reproduced_is_bad_input_and_makes_no_run(
     assert clone.folders() == before
 
 
+@pytest.mark.slow
 def test_a_damaged_config_of_a_run_is_one_line_and_trains_nothing(
     trained: tuple[Clone, str],
 ) -> None:

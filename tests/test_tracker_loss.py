@@ -389,6 +389,7 @@ def delete_first_run(clone: Clone) -> None:
     raise AssertionError("MLflow has no metric")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_deleted_meanwhile_fails_and_is_logged_once_it_is_restored(
     clone: Clone,
 ) -> None:
@@ -419,6 +420,7 @@ def test_a_run_that_is_deleted_meanwhile_fails_and_is_logged_once_it_is_restored
     check_whole(client, run.info.run_id, clone)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_run_is_deleted_meanwhile_fails(clone: Clone) -> None:
     process = clone.start("train.py", "-m", *QUICK, "seed=1,2", "trainer.epochs=2")
     delete_first_run(clone)

@@ -196,7 +196,7 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
         log.exception("the winner has not been tested: %s", reason(error))
         status = "FAILED"
     finally:
-        end(folder, sweep, tracker, status)
+        status = end(folder, sweep, tracker, status)
     return 0 if status == "FINISHED" else 1
 
 
@@ -232,8 +232,11 @@ def warn_of_other_code(outcomes: Iterable[Outcome]) -> None:
         log.warning(text, said)
 
 
-def end(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> None:
-    """Hand the files to the tracker, end the parent run, and say how to look and to resume."""
+def end(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> Status:
+    """Hand the files to the tracker, end the parent run, and say how to look and to resume.
+
+    Returns the status, which is FAILED where the parent run was deleted meanwhile.
+    """
     files = [folder / name for name in ("leaderboard.csv", "leaderboard.png", "sweep.log")]
     tracker.upload([path for path in files if path.exists()])
     whole = tracker.end(status)
@@ -246,6 +249,7 @@ def end(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> None:
     if status != "FINISHED" or not whole:
         text = "to run what has not finished:\n%s"
         log.info(text, command("-m", *sweep.typed, f"sweep.resume={typed_as(folder)}"))
+    return status
 
 
 def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
