@@ -33,7 +33,7 @@ ROOMS = {
     "data": "torch numpy filelock errors files printing | PIL images sklearn torchvision",
     "models": "torch | torchvision",
     "reading": "PIL numpy errors files images",
-    "preparing": "PIL torch numpy data reading",
+    "preparing": "PIL torch numpy scipy data reading",
     "optimizers": "torch",
     "schedules": "torch",
     "augmentation": "torch",

@@ -7,18 +7,20 @@ its shape, with antialiasing, and put into 28×28 with its centre of mass in the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy import ndimage
 from torch import Tensor
 
 from mnist_exp.data import Kind
 from mnist_exp.reading import Floats, NoImage, read
 
 Mask = NDArray[np.bool_]
+NEIGHBORS = np.ones((3, 3), bool)  # of a pixel: all eight
 Resampling = Image.Resampling
 
 
@@ -85,7 +87,7 @@ def cut_out(colours: Floats) -> Floats:
     if full < FAINTEST:
         raise NoImage("no digit found")
     strokes = without_specks(np.where(rough > max(ABOVE_NOISE * noise, FAINT * full), rough, 0))
-    near = largest_around(largest_around(strokes))
+    near = ndimage.binary_dilation(strokes, NEIGHBORS, iterations=2)
     mask = near.repeat(factor, 0).repeat(factor, 1)[: ink.shape[0], : ink.shape[1]]
     rows, columns = (np.flatnonzero(strokes.any(axis)) * factor for axis in (1, 0))
     return (ink * mask)[rows[0] : rows[-1] + factor, columns[0] : columns[-1] + factor]
@@ -102,20 +104,9 @@ def averaged_down(ink: Floats) -> tuple[Floats, int]:
 
 def without_specks(ink: Floats) -> Mask:
     """Where there is ink, all but the small pieces that touch no larger one."""
-    number = np.arange(1, ink.size + 1).reshape(ink.shape)
-    pieces, before = np.where(ink > 0, number, 0), np.zeros_like(number)
-    while (pieces != before).any():  # until all pixels of a piece have one pixel's number
-        before, pieces = pieces, np.where(ink > 0, largest_around(pieces), 0)
-        pieces = np.append(0, pieces)[pieces]  # what that pixel has by now: halves the way
+    pieces, _ = ndimage.label(ink > 0, NEIGHBORS)
     masses = np.bincount(pieces.ravel(), ink.ravel())
     return (masses > SPECK * masses.max())[pieces] & (ink > 0)
-
-
-def largest_around(values: NDArray[Any]) -> NDArray[Any]:
-    """Of each pixel and its eight neighbours."""
-    padded = np.pad(values, 1)
-    rows = np.maximum.reduce([padded[:-2], padded[1:-1], padded[2:]])
-    return np.maximum.reduce([rows[:, :-2], rows[:, 1:-1], rows[:, 2:]])
 
 
 def inked(colours: Floats) -> Floats:
@@ -168,9 +159,7 @@ def laid_out(ink: Floats, layout: Layout, field: tuple[int, int]) -> NDArray[np.
     room = np.array(field) - values.shape
     corner = (room + 1) // 2  # to the right by the odd pixel, as scikit-learn's digits lie
     if layout.by_mass:
-        masses = (values.sum(axis=1), values.sum(axis=0))
-        centre = [mass @ np.arange(len(mass)) / mass.sum() for mass in masses]
-        corner = np.rint(np.array(field) / 2 - centre).astype(int)
+        corner = np.rint(np.array(field) / 2 - ndimage.center_of_mass(values)).astype(int)
     top, left = corner.clip(0, room)
     laid = np.zeros(field, np.uint8)
     laid[top : top + height, left : left + width] = values
