@@ -29,6 +29,8 @@ SHOWN = {
     f"http://ann:{PASSWORD}@host": "http://***@host",
     f"HTTPS://ann:{PASSWORD}@host:5000/base": "HTTPS://***@host:5000/base",
     f"http://ann:{PASSWORD}@2@host/x@y": "http://***@host/x@y",
+    f"http://ann@lab.org:{PASSWORD}@host:5000": "http://***@host:5000",
+    f"postgresql://ann@lab:{PASSWORD}@host:5432/db": "postgresql://***@host:5432/db",
     f"http://ann:12{PASSWORD}@[::1]:5000": "http://***@[::1]:5000",
     f"https://{PASSWORD}@host": "https://***@host",
     f"https://{PASSWORD}:@host": "https://***@host",
@@ -126,7 +128,10 @@ def test_a_password_in_a_yaml_file_is_refused(clone: Clone) -> None:
     assert PASSWORD not in done.stderr
 
 
-def test_an_older_config_is_saved_again_without_its_password() -> None:
+def test_an_older_config_is_saved_again_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     now = OmegaConf.create({"tracking": {"uri": None}, "scheduler": {"_target_": "a.constant"}})
     saved = OmegaConf.merge(now, {"tracking": {"uri": f"http://ann:{PASSWORD}@host"}})
     config = resumed_config(saved, now, [])

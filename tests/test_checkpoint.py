@@ -164,7 +164,10 @@ def test_commands_refuse_a_damaged_checkpoint_in_one_line(trained: Clone, tmp_pa
     (run / LAST).parent.mkdir(parents=True)
     for name in (LAST, BEST):
         content = (trained.folders()[0] / name).read_bytes()
-        (run / name).write_bytes(flip(content, 4 * len(content)))  # in the middle
+        with zipfile.ZipFile(trained.folders()[0] / name) as archive:
+            weights = max(archive.infolist(), key=lambda entry: entry.file_size)
+        within = weights.header_offset + weights.file_size // 2
+        (run / name).write_bytes(flip(content, 8 * within))
     for command, name in (
         (("evaluate.py", "--checkpoint", str(run / LAST)), LAST),
         (("evaluate.py", "--checkpoint", str(run / BEST)), BEST),

@@ -20,6 +20,7 @@ case "$*" in
     *) echo "ran $*" ;;
 esac
 """
+MAKES = ("PYTHON", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # set where `make test` runs this
 BROKEN = "#!/bin/sh\nexit 127\n"
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -43,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS")}
+    inherited = {k: v for k, v in os.environ.items() if k not in MAKES}
     return subprocess.run(
         ["make", "--silent", *arguments],
         cwd=root,

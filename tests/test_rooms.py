@@ -39,7 +39,7 @@ ROOMS = {
     "augmentation": "torch",
     "precision": "torch",
     "compiling": "torch errors",
-    "checkpoint": "torch numpy errors files paths",
+    "checkpoint": "torch numpy omegaconf errors files paths",
     "ranks": "torch errors paths",
     "environment": "torch errors paths ranks",
     "command_line": "hydra omegaconf config errors printing targets | environment",

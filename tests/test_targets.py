@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mnist_exp import building
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, Failure
 from mnist_exp.paths import CONF, LAST
 from mnist_exp.targets import check_saved_config, initialize_hydra, target_problems
 from mnist_exp.trained import load
@@ -92,6 +92,14 @@ def test_a_saved_config_has_no_interpolation(value: str) -> None:
 def test_what_is_no_config_is_refused(saved: Any) -> None:
     with pytest.raises(BadInput, match=r"^here: the saved config "):
         check_saved_config(saved, "here")
+
+
+def test_lists_that_a_small_file_makes_endless_are_refused() -> None:
+    endless: list[Any] = [1] * 10
+    for _ in range(12):
+        endless = [endless] * 10
+    with pytest.raises(BadInput, match="more than"):
+        check_saved_config({"model": {**MODEL, "hidden_sizes": endless}}, "here")
 
 
 def plain_config(*overrides: str) -> dict[str, Any]:
@@ -231,6 +239,48 @@ def test_no_command_follows_a_target_in_a_checkpoint(
         (line,) = (done.stdout + done.stderr).splitlines()
         assert "the saved config has model.hidden_sizes.0._target_" in line
     assert not (trained.root / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("config", "trainer", "threads"), "???"),
+        (("config", "trainer", "threads"), -1),
+        (("config", "batch_size"), None),
+        (("data", "mean"), None),
+        (("data", "std"), (0.0,)),
+        (("progress", "kept", "layers.0.weight"), torch.full((128, 64), float("nan"))),
+        (("progress", "kept", "layers.0.weight"), torch.ones((128, 64), dtype=torch.complex64)),
+    ],
+    ids=str,
+)
+def test_values_that_no_run_has_are_one_line(
+    trained: Clone, tmp_path: Path, keys: tuple[str, ...], value: object
+) -> None:
+    state = torch.load(trained.folders()[0] / LAST, weights_only=True)
+    above = state
+    for key in keys[:-1]:
+        above = above[key]
+    above[keys[-1]] = value
+    torch.save(state, tmp_path / "crafted.pt")
+    with pytest.raises(Failure) as caught:
+        load(tmp_path / "crafted.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_does_not_say_where_to_log(trained: Clone, tmp_path: Path) -> None:
+    state = torch.load(trained.folders()[0] / LAST, weights_only=True)
+    state["config"]["tracking"]["uri"] = f"sqlite:///{tmp_path}/made.db"
+    (tmp_path / "run" / LAST).parent.mkdir(parents=True)
+    torch.save(state, tmp_path / "run" / LAST)
+    done = trained.run("train.py", f"resume={tmp_path / 'run'}", "trainer.epochs=9")
+    assert done.returncode == 2
+    assert "tracking.uri=" in done.stdout
+    assert not (tmp_path / "made.db").exists()
+    typed = f"tracking.uri=sqlite:///{tmp_path}/typed.db"
+    done = trained.run("train.py", f"resume={tmp_path / 'run'}", "trainer.epochs=9", typed)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "typed.db").exists()
 
 
 def test_a_rerun_of_hydra_which_unpickles_a_file_is_refused(clone: Clone) -> None:

@@ -15,10 +15,10 @@ REMEDY = (
     "the whole address into MLFLOW_TRACKING_URI"
 )
 
-# What stays, in parentheses, and a secret. A password may contain a slash and an @.
+# What stays, in parentheses, and a secret. A user may contain an @, a password a slash, too.
 PASSWORD = r"[^\n@]*(?:@[^\s/?#@]*)*(?=@)"
-OF_DATABASE = rf"((?<!http)(?<!https)://)[^\s/?#@:\[]*:{PASSWORD}"
-OF_SERVER = rf"(https?://)[^\s/?#@:\[]*:(?!\d*(?:[/?#\s]|$)){PASSWORD}"  # no port before a path
+OF_DATABASE = rf"((?<!http)(?<!https)://)[^\s/?#:\[]*:{PASSWORD}"
+OF_SERVER = rf"(https?://)[^\s/?#:\[]*:(?!\d*(?:[/?#\s]|$)){PASSWORD}"  # no port before a path
 TOKEN = r"(https?://)[^\s/?#@:]+(?=@)"  # in place of the user
 PARAMETER = (
     r"([?&;](?:[^\s=&#]*(?:passw|passphrase|pwd|secret|token|credential|api_?key|access_?key|"

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from omegaconf.errors import OmegaConfBaseException
 from torch.optim import Optimizer
 
 from mnist_exp.errors import Failure, first_line, one_line
@@ -165,6 +166,18 @@ class TensorsIgnored(pickle.Unpickler):
         """A tensor's values stay in the file."""
 
 
+# What taking up values of another kind, size or shape can raise.
+MISFITS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OmegaConfBaseException,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 @contextmanager
 def fitting(source: object) -> Iterator[None]:
     """Raise CheckpointError, which names the source, for what a state or a config that this code
@@ -172,7 +185,7 @@ def fitting(source: object) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except MISFITS as error:
         raise CheckpointError(
             f"{source}: does not fit this code ({type(error).__name__}: {first_line(error)})"
         ) from error

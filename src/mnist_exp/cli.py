@@ -103,7 +103,10 @@ def train() -> None:
 
 def refuse(message: str) -> NoReturn:
     """Report an unknown flag in one line; argparse would repeat what was typed unescaped."""
-    leave(sanitize(f"error: {message}; --help shows the options"), BadInput.exit_code)
+    advice = "--help shows the options"
+    if message.startswith("unrecognized arguments") and ": -" not in message:
+        advice = "write flags such as -m before the first key=value"
+    leave(sanitize(f"error: {message}; {advice}"), BadInput.exit_code)
 
 
 def met(folder: Path | None) -> list[str]:

@@ -15,9 +15,9 @@ def shown(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def resume_command(folder: Path) -> str:
-    """What goes on with the run in this folder, to be typed from where the person is."""
-    return command(f"resume={typed_as(folder)}")
+def resume_command(folder: Path, *more: str) -> str:
+    """What resumes the run in this folder, to be typed from where the person is."""
+    return command(f"resume={typed_as(folder)}", *more)
 
 
 def typed_as(folder: Path) -> str:

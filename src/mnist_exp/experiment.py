@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from mnist_exp import checkpoint, environment, screen
 from mnist_exp.augmentation import Augmentation
 from mnist_exp.building import averaged, build, build_parts, fitting_dataset, prepared, tried
-from mnist_exp.commands import resume_command, shown
+from mnist_exp.commands import quoted, resume_command, shown
 from mnist_exp.compiling import compile_in_place, failing_in_one_line
 from mnist_exp.config import leaves
 from mnist_exp.data import Split
@@ -37,7 +37,7 @@ from mnist_exp.pictures import draw_filters, draw_predictions, draw_training
 from mnist_exp.printing import sanitize
 from mnist_exp.progress import Diverged, Epoch, Metrics, Progress
 from mnist_exp.ranks import launched
-from mnist_exp.resuming import check_new, resumed_config
+from mnist_exp.resuming import check_new, is_elsewhere, resumed_config
 from mnist_exp.scores import Predictions
 from mnist_exp.signals import Interrupted, deferred
 from mnist_exp.targets import check_saved_config
@@ -109,7 +109,8 @@ def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -
     with checkpoint.fitting(folder / LAST):
         config = check_saved_config(saved["config"], folder / LAST)
         config = resumed_config(config, composed, overrides)
-        experiment = Experiment(config, folder, saved["name"], saved["tags"], saved["parent"])
+        about = (str(saved["name"]), dict(saved["tags"]), saved["parent"])
+        experiment = Experiment(config, folder, *about)
         experiment.load_state_dict(saved)
     return experiment
 
@@ -328,13 +329,13 @@ class Experiment:
         whole = self.tracker.end(status)
         (self.folder / SERVED).unlink(missing_ok=True)
         if not whole and (deletion := self.tracker.explain_deletion()):
-            text = f"{deletion}; to log everything: {resume_command(self.folder)}"
+            text = f"{deletion}; to log everything: {self.resume_command()}"
             if status == "FINISHED":
                 raise TrackerError(f"{text}; the weights are kept in {shown(self.folder)}")
             log.warning(text)
         elif not whole:
             text = "the tracker has not got everything; once it answers:\n%s"
-            log.warning(text, resume_command(self.folder))
+            log.warning(text, self.resume_command())
             if status == "FINISHED":
                 self.tracker.check()
         elif status == "FINISHED":
@@ -342,7 +343,13 @@ class Experiment:
             self.save(LAST)
         elif status == "KILLED":
             text = "interrupted in epoch %d; to go on:\n%s"
-            log.info(text, self.progress.number, resume_command(self.folder))
+            log.info(text, self.progress.number, self.resume_command())
+
+    def resume_command(self) -> str:
+        """What a person types to resume this run: where it logs, too, if that was typed."""
+        uri = self.config.tracking.get("uri")
+        where = [f"tracking.uri={quoted(uri)}"] if is_elsewhere(uri) else []
+        return resume_command(self.folder, *where)
 
     def log_model(self) -> None:
         """Hand over the kept model, in a file that needs none of this code."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -57,13 +57,19 @@ class Damaged(Failure):
 def read_record(kind: type[Record], path: Path, **more: object) -> Record:
     """The dataclass that this JSON file and `more` hold. Raises Damaged."""
     try:
-        return TypeAdapter(kind).validate_python({**json.loads(path.read_text("utf-8")), **more})
+        record = json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
+        return TypeAdapter(kind).validate_python({**record, **more})
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (OSError, RecursionError, TypeError, ValueError) as error:
         reason = one_line(error)
     raise Damaged(f"{path}: damaged ({reason})")
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Raises ValueError for NaN and Infinity, which no rank can be computed of."""
+    raise ValueError(f"{name} in it")
 
 
 def read_outcome(folder: Path) -> Outcome:

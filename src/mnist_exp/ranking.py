@@ -32,7 +32,7 @@ def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
     names = sorted({run.data for run in validated})
     if names:
         words = [f"best:{name}" for name in names]
-        near = did_you_mean(word, words)
+        near = did_you_mean(word, words) if ":" in word else ""
         advice = f"there are runs of {', '.join(names)}: --run {shlex.quote(words[0])}{near}"
     else:
         advice = f"train one: {command()}"
@@ -88,13 +88,15 @@ def find_untracked_run(path: Path, experiment: str, known: Collection[str]) -> l
     ):
         return []
     data, epochs = saved["data"], saved["progress"]["epochs"]
+    if not all(isinstance(text, str) for text in (saved["name"], data["name"], data["digest"])):
+        raise TypeError("a name that is not text")
     val = epochs[saved["progress"]["best"] - 1]["val"]
     return [
         FinishedRun(
             word=str(path.parent.parent),
-            name=str(saved["name"]),
-            data=str(data["name"]),
-            digest=str(data["digest"])[:DIGEST_LETTERS],
+            name=saved["name"],
+            data=data["name"],
+            digest=data["digest"][:DIGEST_LETTERS],
             began=float(epochs[0]["ended"] - epochs[0]["seconds"]),
             accuracy=float(val["accuracy"]) if val else None,
         )

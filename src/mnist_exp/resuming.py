@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.addresses import redact
+from mnist_exp.addresses import redact, strip_user, tracking_uri
 from mnist_exp.commands import typed_as
 from mnist_exp.config import leaves
 from mnist_exp.errors import BadInput
@@ -90,6 +90,12 @@ def resumed_config(
         if was.get(key) != now[key] and not (growing and now[key] > was[key]):
             verdict = "can only be raised" if growing else "cannot change"
             problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")
+    if further and not names_tracking(typed) and is_elsewhere(uri := was.get("tracking.uri")):
+        # Its owner would get this machine's MLflow password, and says where MLflow writes files.
+        problems.append(
+            f"tracking.uri={uri}: the checkpoint names it, MLFLOW_TRACKING_URI does not; set that "
+            "or type tracking.uri=ADDRESS to log there, or type tracking=none"
+        )
     if problems:
         raise BadInput(*problems)
     if any(key.startswith("tracking.") and key.endswith("._target_") for key in typed):
@@ -97,6 +103,19 @@ def resumed_config(
     for key in typed - {"resume", "reproduce"}:
         OmegaConf.update(config, key, now[key])
     return config
+
+
+def names_tracking(typed: Collection[str]) -> bool:
+    """Whether the typed keys say where to log."""
+    return any(
+        key == "tracking.uri" or (key.startswith("tracking.") and key.endswith("._target_"))
+        for key in typed
+    )
+
+
+def is_elsewhere(uri: str | None) -> bool:
+    """Whether MLflow is somewhere else than this process's environment says."""
+    return bool(uri) and strip_user(str(uri)) != strip_user(tracking_uri() or "")
 
 
 def typed_keys(overrides: Sequence[str], config: dict[str, Any]) -> Iterator[str]:

@@ -138,6 +138,8 @@ def begin(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
         return plan.folder, sweep
     folder = find_sweep(config.resume)
     begun = read(folder)
+    if list(begun.swept) != list(plan.axes) and job_makers(begun.typed) == job_makers(typed):
+        raise Damaged(f"{folder / SWEEP}: damaged (swept); start the sweep again")
     if job_makers(begun.typed) != job_makers(typed):
         right = command("-m", *begun.typed, f"sweep.resume={typed_as(folder)}")
         reason = "that sweep is another, or has its arguments in another order"
@@ -151,7 +153,11 @@ def begin(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
 
 def check_new(folder: Path) -> None:
     """Raises BadInput where a sweep or a run has left something in the folder."""
-    marks = (SWEEP, f"*/{OUTCOME}", f"*/{LAST}", str(LAST))
+    if (folder / LAST).exists():
+        raise BadInput(
+            f"hydra.sweep.dir={typed_as(folder)}: holds a run already; another folder takes a sweep"
+        )
+    marks = (SWEEP, f"*/{OUTCOME}", f"*/{LAST}")
     if any(any(folder.glob(mark)) for mark in marks):
         advice = f"sweep.resume={typed_as(folder)} resumes it, another folder takes a new sweep"
         raise BadInput(f"hydra.sweep.dir={typed_as(folder)}: holds a sweep already; {advice}")

@@ -8,7 +8,7 @@ elsewhere can choose among what the owner of this repository has written down, a
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from mnist_exp.versions import VERSION_BASE
 
 SEVERAL = ("tracking",)  # groups of which a list of options can be chosen: each is a named entry
 TARGET = "_target_"
+MOST_VALUES = 100_000  # in a saved config
 
 Place = tuple[str, ...]  # the keys that lead to a value
 
@@ -95,6 +96,7 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
     Raises BadInput, which names the source.
     """
     try:
+        check_size(saved)
         config = OmegaConf.create(saved)
         plain = OmegaConf.to_container(config)
     except Exception as error:  # YAML has its own kinds
@@ -104,10 +106,27 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
     for value in strings(plain):
         if "${" in value:
             raise BadInput(f"{source}: the saved config has {value!r}; runs save plain values")
+    for key in ("defaults", "hydra"):
+        if key in plain:
+            raise BadInput(f"{source}: the saved config has {key}: it is Hydra's own")
     for key, problem in target_problems(plain):
         advice = "; --config-dir names a folder with YAML files of your own"
         raise BadInput(f"{source}: the saved config has {key}: {problem}{advice}")
     return config
+
+
+def check_size(saved: Any) -> None:
+    """Raises ValueError for lists in lists that a small file can make endless."""
+    left, nodes = MOST_VALUES, [saved]
+    while nodes:
+        node = nodes.pop()
+        inner = node.values() if isinstance(node, Mapping) else node
+        if isinstance(inner, str) or not isinstance(inner, Collection):
+            continue
+        left -= len(inner)
+        if left < 0:
+            raise ValueError(f"more than {MOST_VALUES} values")
+        nodes += inner
 
 
 def strings(node: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,17 +106,28 @@ def load(path: Path, device: str | None = None) -> Trained:
         parts = build_parts(
             config, kind, environment.choose_device(device or config.trainer.device)
         )
+        check_finite(saved["progress"]["kept"], kind)
         parts.model.load_state_dict(saved["progress"]["kept"])
         progress = Progress(parts.model)
         progress.load_state_dict(saved["progress"], parts.form[0])
         best, tested, key = progress.best, tested_of(saved["tested"]), str(saved["key"])
         of_kept = tested.metrics if tested and best and tested.epoch == best.number else None
-    with parts.precision.autocast:
-        flops = summarize(parts.model, kind.image_shape).flops
-    environment.set_threads(config.trainer.threads, 3 * flops * config.batch_size)
+        with parts.precision.autocast:
+            flops = summarize(parts.model, kind.image_shape).flops
+        environment.set_threads(config.trainer.threads, 3 * flops * config.batch_size)
     return Trained(
         path, config, kind, parts.precision, parts.model, parts.form, progress, of_kept, key
     )
+
+
+def check_finite(weights: Mapping[str, Tensor], kind: Kind) -> None:
+    """Raises ValueError where every answer would be nan, and TypeError."""
+    if not all(weight.isfinite().all() and not weight.is_complex() for weight in weights.values()):
+        raise ValueError("its weights are not finite real numbers")
+    if not all(math.isfinite(mean) for mean in kind.mean):
+        raise ValueError(f"the mean of its images is {kind.mean}")
+    if not all(math.isfinite(std) and std > 0 for std in kind.std):
+        raise ValueError(f"the deviation of its images is {kind.std}")
 
 
 def refuse_initial_weights(path: Path, saved: Mapping[str, Any]) -> None:
