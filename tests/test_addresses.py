@@ -166,6 +166,7 @@ def test_a_server_that_is_down_is_named_without_the_password(clone: Clone) -> No
         check_nowhere(clone.root, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_not_there_is_named_without_the_password(clone: Clone) -> None:
     uri = f"postgresql://ann:{PASSWORD}@127.0.0.1:1/db"
     done = clone.run("train.py", "data=digits", "trainer=debug", env={"MLFLOW_TRACKING_URI": uri})
@@ -277,7 +278,7 @@ def test_a_whole_life_with_a_locked_server_leaves_no_password(
         run("train.py", "resume=latest", "trainer.epochs=2")
         said = run("train.py", "-m", "data=digits", "trainer.epochs=1", "seed=1,2")
         assert f"compare  {shown}" in said
-        run("evaluate.py", "--log")
+        run("evaluate.py", "--run", "best:digits", "--log")
         runs = store_runs(clone, env)
         run("train.py", f"reproduce={runs[0]}")
         check_nowhere(tmp_path)
@@ -287,8 +288,8 @@ def store_runs(clone: Clone, env: dict[str, str]) -> list[str]:
     """The ids of the finished runs, by a process that has the environment of a person."""
     code = (
         "import json; from mnist_exp.addresses import tracking_uri as uri;"
-        "from mnist_exp.tracking.store import ranked_runs;"
-        "print(json.dumps([r.run_id for r in ranked_runs('mnist_exp', uri())]))"
+        "from mnist_exp.ranking import rank_runs;"
+        "print(json.dumps([run.word for run in rank_runs('mnist_exp', uri())]))"
     )
     done = clone.run("-c", code, env=env)
     assert done.returncode == 0, done.stderr
@@ -299,6 +300,7 @@ def store_runs(clone: Clone, env: dict[str, str]) -> list[str]:
 # --- names that are paths ---
 
 
+@pytest.mark.slow
 def test_an_experiment_whose_name_is_a_path_makes_no_folder(clone: Clone) -> None:
     for typed in (
         "tracking.experiment=../../x",

@@ -159,6 +159,7 @@ def test_no_bit_of_a_tensors_entry_in_the_directory_changes_what_is_loaded(tmp_p
     assert changed == []
 
 
+@pytest.mark.slow
 def test_commands_refuse_a_damaged_checkpoint_in_one_line(trained: Clone, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / LAST).parent.mkdir(parents=True)

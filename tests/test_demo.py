@@ -243,6 +243,7 @@ demo.prepare = lambda *arguments: time.sleep(1) or prepare(*arguments)"""
     waiting[0].close()
 
 
+@pytest.mark.slow
 def test_no_answer_has_a_path_of_the_machine(trained: Clone) -> None:
     file = Path(weights(trained))
     folder, whole = file.parents[1], file.read_bytes()

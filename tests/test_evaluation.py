@@ -179,6 +179,7 @@ def test_a_class_may_be_called_what_mlflow_does_not_admit_in_a_name() -> None:
     assert allowed("test/f1/$100, or きつね") == "test/f1/_100_ or きつね"
 
 
+@pytest.mark.slow
 def test_a_run_with_both_trackers_is_evaluated_and_told_once(clone: Clone) -> None:
     typed = ("data=digits", "trainer.epochs=1", "tracking=[mlflow,tensorboard]")
     done = clone.run("train.py", *typed, "tracking.figures=true")

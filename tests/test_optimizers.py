@@ -166,6 +166,7 @@ def test_what_torchs_optimizers_have_not_is_told_in_a_line(
         by_name(same_model().parameters(), 0.1, name, options)
 
 
+@pytest.mark.slow
 def test_optimizers_and_their_options_are_chosen_by_preset_and_command_line(clone: Clone) -> None:
     (clone.root / "conf" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /optimizer: torch\n"

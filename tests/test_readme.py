@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import Clone
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -46,6 +47,7 @@ def checked(paths: list[Path]) -> None:
         subprocess.run([sys.executable, "-m", *command, *code], cwd=REPOSITORY, check=True)
 
 
+@pytest.mark.slow
 def test_a_model_of_two_files_is_trained_gone_on_with_and_used(clone: Clone) -> None:
     code, config = put(clone, "A model")
     assert (code.suffix, config.suffix) == (".py", ".yaml")
@@ -64,6 +66,7 @@ def test_a_model_of_two_files_is_trained_gone_on_with_and_used(clone: Clone) -> 
     assert "did you mean patches?" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_data_set_of_two_files_is_trained_on(clone: Clone) -> None:
     checked(put(clone, "A data set"))
     digits = load_digits()

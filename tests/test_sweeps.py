@@ -352,6 +352,7 @@ def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other
     assert "±" not in printed
 
 
+@pytest.mark.slow
 def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_path: Path) -> None:
     shutil.copytree(search[0].root, tmp_path / "clone")
     clone = Clone(tmp_path / "clone")

@@ -310,7 +310,8 @@ class Net(torch.nn.Module):
 """
 
 
-@pytest.mark.parametrize("own_folder", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("own_folder", [True, False])
 def test_a_model_of_another_package_trains_and_is_used(
     clone: Clone, tmp_path: Path, own_folder: bool
 ) -> None:
