@@ -139,7 +139,7 @@ class Victim:
         process = self.clone.start(*self.command)
 
         def wait(happened: Callable[[], object], pause: float = 0) -> None:
-            ends = time.monotonic() + 100
+            ends = time.monotonic() + 300
             while not happened():
                 time.sleep(pause)
                 assert process.poll() is None, f"it has ended before the kill: {process.stdout}"
