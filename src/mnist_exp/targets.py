@@ -56,7 +56,8 @@ def target_problems(config: Any) -> Iterator[tuple[str, str]]:
         elif len(place) != (3 if group in SEVERAL else 2) or not group.isidentifier():
             yield key, f"a {TARGET} must be at the top of its group"
         elif not is_in_yaml_file(place, value):
-            yield key, f"{value!r} is in no YAML file of {group}/ in {shown_config_dirs()}"
+            places = f"{group}/ in {shown_config_dirs()}"
+            yield key, f"{value!r} is in no YAML file of {places}; --config-dir adds a folder"
 
 
 def directives(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -110,8 +111,7 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
         if key in plain:
             raise BadInput(f"{source}: the saved config has {key}: it is Hydra's own")
     for key, problem in target_problems(plain):
-        advice = "; --config-dir names a folder with YAML files of your own"
-        raise BadInput(f"{source}: the saved config has {key}: {problem}{advice}")
+        raise BadInput(f"{source}: the saved config has {key}: {problem}")
     return config
 
 
