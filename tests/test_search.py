@@ -20,10 +20,10 @@ from mnist_exp.search import (
     check_study,
     distribution,
     is_exhausted,
+    list_unfinished,
     open_study,
     pruning,
     same_trial,
-    unanswered,
 )
 
 
@@ -58,7 +58,7 @@ def test_a_trial_below_the_median_is_pruned_and_one_that_was_killed_is_found_aga
     study.ask({"x": FloatDistribution(0, 1)})
     told = pruning(tmp_path, 4)
     assert [told(epoch, 0.5) for epoch in (1, 2)] == [False, True]
-    assert [trial.number for trial in unanswered(open_study(tmp_path), [])] == [4]
+    assert [trial.number for trial in list_unfinished(open_study(tmp_path), [])] == [4]
 
 
 def test_a_trial_is_known_by_its_values_and_a_space_by_its_combinations(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: Sequence[str]) -> None:
         from mnist_exp.leaderboard import read
-        from mnist_exp.search import STATES, distribution, open_study, typed_params, unanswered
+        from mnist_exp.search import STATES, distribution, list_unfinished, open_study, typed_params
 
         presets = [f"{key}={value}" for key, value in self.params.items()]
         both = self.parser.parse_overrides([*presets, *arguments])
@@ -56,7 +56,7 @@ class OptunaSweeper(Sweeper):
         space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
         fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         study = open_study(self.folder, self.seed)
-        asked = unanswered(study, read(self.folder))
+        asked = list_unfinished(study, read(self.folder))
         while batch := self.next_batch(study, space, asked):
             jobs = [[*fixed, *(f"{k}={v}" for k, v in typed_params(t).items())] for t in batch]
             returned = self.launcher.launch(jobs, initial_job_idx=batch[0].number)

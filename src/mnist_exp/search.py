@@ -69,7 +69,7 @@ def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
         raise Damaged(f"{path}: damaged ({one_line(error)}); {lost}; {kept}") from error
 
 
-def unanswered(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Trial | FrozenTrial]:
+def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Trial | FrozenTrial]:
     """The trials of a resumed study that have no result, or whose job has lost its outcome."""
     lost = {outcome.job for outcome in outcomes if outcome.reason == DAMAGED}
     return [
@@ -81,17 +81,17 @@ def unanswered(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Trial |
 
 def same_trial(study: optuna.Study, trial: Trial | FrozenTrial) -> FrozenTrial | None:
     """The first trial before this one that has ended with the same values, if there is one."""
-    before = (other for other in ended(study) if other.number < trial.number)
+    before = (other for other in list_ended(study) if other.number < trial.number)
     return next((other for other in before if other.params == trial.params), None)
 
 
-def ended(study: optuna.Study) -> list[FrozenTrial]:
+def list_ended(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=tuple(STATES.values()))
 
 
 def is_exhausted(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> bool:
     """Whether each combination of values has been tried."""
-    whole = (trial.params for trial in ended(study) if trial.params.keys() == space.keys())
+    whole = (trial.params for trial in list_ended(study) if trial.params.keys() == space.keys())
     tried = {tuple(params[key] for key in space) for params in whole}
     return len(tried) >= math.prod(map(count, space.values()))
 

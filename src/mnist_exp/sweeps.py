@@ -263,7 +263,7 @@ def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
     tested = dict(sweep.tested)
     for job in winner.finished:
         if str(job.job) not in tested:
-            tested[str(job.job)] = asdict(trained_by(job).test())
+            tested[str(job.job)] = asdict(load_job_model(job).test())
             replace(sweep, tested=tested).write(folder)
     metrics, said = {}, []
     for name in ("accuracy", "loss"):
@@ -279,7 +279,7 @@ def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
     tracker.log(metrics, step=0, at=sweep.begun)  # at the same time when it is told again
 
 
-def trained_by(job: Outcome) -> Trained:
+def load_job_model(job: Outcome) -> Trained:
     """The model of a finished job. Raises Failure where its run was trained further since."""
     found = load(job.folder / LAST)
     best = found.progress.best
