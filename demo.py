@@ -1,6 +1,6 @@
 """A page to draw a digit on: `python demo.py --help` shows what can be set."""
 
-from mnist_exp.scripts.demo import demo
+from mnist_exp.cli.demo import demo
 
 if __name__ == "__main__":
     demo()

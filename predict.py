@@ -1,6 +1,6 @@
 """Classify image files: `python predict.py --help` shows what can be asked."""
 
-from mnist_exp.scripts.predict import predict
+from mnist_exp.cli.predict import predict
 
 if __name__ == "__main__":
     predict()

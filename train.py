@@ -1,6 +1,6 @@
 """Train: `python train.py --help` shows what can be set."""
 
-from mnist_exp.cli import train
+from mnist_exp.cli.main import train
 
 if __name__ == "__main__":
     train()

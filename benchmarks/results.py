@@ -32,15 +32,16 @@ from measure import processor
 from omegaconf import DictConfig, OmegaConf
 from page import Row, Run, told
 
-from mnist_exp import figures, leaderboard
-from mnist_exp.building import load_dataset
+from mnist_exp import figures
+from mnist_exp.cli.arguments import plan_sweep
 from mnist_exp.errors import Failure, first_line
+from mnist_exp.experiment.build import load_dataset
+from mnist_exp.experiment.load import load
 from mnist_exp.files import replacing
-from mnist_exp.leaderboard import Outcome
 from mnist_exp.paths import LAST, REPOSITORY
-from mnist_exp.planning import plan_sweep
-from mnist_exp.trained import load
-from mnist_exp.training import predict
+from mnist_exp.sweeps import leaderboard
+from mnist_exp.sweeps.leaderboard import Outcome
+from mnist_exp.training.loop import predict
 
 PAGE = REPOSITORY / "RESULTS.md"
 ROWS = REPOSITORY / "benchmarks" / "results.json"

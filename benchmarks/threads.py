@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mnist_exp.environment import AVAILABLE_THREADS
+from mnist_exp.experiment.environment import AVAILABLE_THREADS
 from mnist_exp.models import CNN, MLP
 from mnist_exp.models.summary import summarize
 

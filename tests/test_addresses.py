@@ -18,10 +18,11 @@ from conftest import Clone
 from omegaconf import OmegaConf
 from test_tracker_loss import closed_port, mlflow_server
 
-from mnist_exp.addresses import redact, restore_secret, tracking_uri
-from mnist_exp.command_line import problems
-from mnist_exp.resuming import resumed_config
+from mnist_exp.cli.check import problems
+from mnist_exp.errors import redact
+from mnist_exp.experiment.resume import resumed_config
 from mnist_exp.tracking import TrackerError, store
+from mnist_exp.tracking.addresses import restore_secret, tracking_uri
 
 PASSWORD = "hunter2-Pw"
 
@@ -287,8 +288,8 @@ def test_a_whole_life_with_a_locked_server_leaves_no_password(
 def store_runs(clone: Clone, env: dict[str, str]) -> list[str]:
     """The ids of the finished runs, by a process that has the environment of a person."""
     code = (
-        "import json; from mnist_exp.addresses import tracking_uri as uri;"
-        "from mnist_exp.ranking import rank_runs;"
+        "import json; from mnist_exp.tracking.addresses import tracking_uri as uri;"
+        "from mnist_exp.experiment.ranking import rank_runs;"
         "print(json.dumps([run.word for run in rank_runs('mnist_exp', uri())]))"
     )
     done = clone.run("-c", code, env=env)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_exp.augmentation import DRAWS, Affine, none
+from mnist_exp.training.augmentation import DRAWS, Affine, none
 
 MIDDLE = [0.5] * 5 + [0.9] + [0.5] * 2  # no shift, angle, scale or shear; no flip; the centre
 

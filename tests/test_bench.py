@@ -8,7 +8,7 @@ import bench
 import pytest
 from measure import Bar, Column, Run, Section, parsed, run, told
 
-from mnist_exp.command_line import problems
+from mnist_exp.cli.check import problems
 from mnist_exp.paths import REPOSITORY
 
 # Where a refusal is an answer: a mistake is typed, or the CPU has no such precision.

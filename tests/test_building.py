@@ -15,11 +15,11 @@ from hydra import compose
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp.building import build_parts, fitting_dataset, tried
+import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import Experiment
-from mnist_exp.targets import initialize_hydra
+from mnist_exp.experiment.build import build_parts, fitting_dataset, tried
+from mnist_exp.experiment.run import Experiment
+from mnist_exp.experiment.targets import initialize_hydra
 
 CPU = torch.device("cpu")
 

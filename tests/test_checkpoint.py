@@ -16,8 +16,8 @@ import pytest
 import torch
 from conftest import Clone
 
-from mnist_exp import checkpoint
-from mnist_exp.checkpoint import CheckpointError
+from mnist_exp.experiment import checkpoint
+from mnist_exp.experiment.checkpoint import CheckpointError
 from mnist_exp.paths import BEST, LAST
 
 STATE = {"weights": {"w": torch.arange(3.0)}, "step": 7, "name": "a", "none": None, "list": [1, 2]}

@@ -14,10 +14,12 @@ from conftest import Clone
 from hydra import compose
 from omegaconf import OmegaConf
 
-from mnist_exp import cli, command_line, environment
-from mnist_exp.command_line import problems
+from mnist_exp.cli import check as command_line
+from mnist_exp.cli import main as cli
+from mnist_exp.cli.check import problems
+from mnist_exp.experiment import environment
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import CONF, REPOSITORY, config_dirs
-from mnist_exp.targets import initialize_hydra
 
 
 def said(command: str) -> list[str]:

@@ -13,13 +13,13 @@ from conftest import Clone
 from hydra import compose
 from omegaconf import DictConfig
 
-import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp.compiling import compile_in_place, failing_in_one_line
-from mnist_exp.environment import cxx_compiler
-from mnist_exp.experiment import Experiment, resumed
+import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp.experiment.environment import cxx_compiler
+from mnist_exp.experiment.run import Experiment, resumed
+from mnist_exp.experiment.signals import Interrupted
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
-from mnist_exp.signals import Interrupted
-from mnist_exp.targets import initialize_hydra
+from mnist_exp.training.compile import compile_in_place, failing_in_one_line
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(cxx_compiler()) is None, reason="torch.compile needs a C++ compiler"

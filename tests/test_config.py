@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_exp.config import OPTION_RULES, RULES, did_you_mean, leaves, rule_for
+from mnist_exp.experiment.rules import OPTION_RULES, RULES, did_you_mean, leaves, rule_for
 from mnist_exp.paths import CONF
 
 HUGE = 10**400  # no float is as large

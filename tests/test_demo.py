@@ -26,7 +26,7 @@ import pytest
 from conftest import Clone
 from PIL import Image, ImageDraw
 
-from mnist_exp.scripts.demo import describe, list_runs
+from mnist_exp.cli.demo import describe, list_runs
 from mnist_exp.tracking import FinishedRun
 
 
@@ -36,9 +36,10 @@ def serve(
 ) -> Iterator[str]:
     """The addresses of a demo that listens; it ends quickly at a signal, having logged nothing.
 
-    patch: code to run first, with mnist_exp.demo as `demo`.
+    patch: code to run first, with mnist_exp.inference.page as `demo`.
     """
-    code = f"from mnist_exp import demo\n{patch}\nfrom mnist_exp.scripts.demo import demo; demo()"
+    imports = "from mnist_exp.inference import page as demo"
+    code = f"{imports}\n{patch}\nfrom mnist_exp.cli.demo import demo; demo()"
     process = clone.start(*(["-c", code] if patch else ["demo.py"]), "--port", "0", *arguments)
     try:
         line = process.stdout.readline()
@@ -321,7 +322,7 @@ def test_the_runs_on_the_data_set_of_the_chosen_one_are_listed_first(
 ) -> None:
     sets = ("kmnist", "digits", "cifar10", "digits")
     ranked = [FinishedRun(str(n), "mlp", name, "", 0.0, 0.9) for n, name in enumerate(sets)]
-    monkeypatch.setattr("mnist_exp.ranking.rank_runs", lambda *arguments: ranked)
+    monkeypatch.setattr("mnist_exp.experiment.ranking.rank_runs", lambda *arguments: ranked)
     assert [word for _, word in list_runs("mnist_exp", "digits")] == ["1", "3", "2", "0"]
 
 

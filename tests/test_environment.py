@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_exp import environment
 from mnist_exp.errors import BadInput
+from mnist_exp.experiment import environment
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool) -> None:

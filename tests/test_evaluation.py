@@ -14,13 +14,13 @@ from hydra import compose
 from mlflow import MlflowClient
 from PIL import Image
 
+from mnist_exp.cli.evaluate import overrides
 from mnist_exp.data import Streamed, digits
 from mnist_exp.errors import BadInput
-from mnist_exp.evaluation import evaluated
-from mnist_exp.experiment import run
+from mnist_exp.experiment.run import run
+from mnist_exp.experiment.targets import initialize_hydra
+from mnist_exp.inference.evaluation import evaluated
 from mnist_exp.paths import LAST
-from mnist_exp.scripts.evaluate import overrides
-from mnist_exp.targets import initialize_hydra
 from mnist_exp.tracking.store import allowed
 
 

@@ -11,14 +11,14 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig
 
-from mnist_exp import building
-from mnist_exp.building import build, prepared
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import Experiment, resumed, run, run_name
+from mnist_exp.experiment import build as building
+from mnist_exp.experiment.build import build, prepared
+from mnist_exp.experiment.run import Experiment, resumed, run, run_name
+from mnist_exp.experiment.signals import Interrupted
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
-from mnist_exp.signals import Interrupted
-from mnist_exp.targets import initialize_hydra
 from mnist_exp.tracking import NoTracker
 
 

@@ -15,15 +15,15 @@ import torch
 from conftest import Clone
 from torch import Tensor, nn
 
-from mnist_exp import exporting
+from mnist_exp.cli import export as script
 from mnist_exp.data import DataError, Kind, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.exporting import FORMATS, Comparison, ExportError, compare, export
+from mnist_exp.experiment.load import load
+from mnist_exp.inference import export as exporting
+from mnist_exp.inference.export import FORMATS, Comparison, ExportError, compare, export
 from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
 from mnist_exp.models.layout import memory_format
-from mnist_exp.precision import Precision
-from mnist_exp.scripts import export as script
-from mnist_exp.trained import load
+from mnist_exp.training.precision import Precision
 
 CPU = torch.device("cpu")
 MODELS: dict[str, Any] = {
@@ -259,7 +259,7 @@ def test_packages_that_are_not_there_are_named_with_what_installs_them(
 def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: AwayFromItsData())
+    monkeypatch.setattr("mnist_exp.experiment.load.load", lambda path, device: AwayFromItsData())
     problem = "data=colour: nowhere to be had; --unchecked exports without a comparison"
     with pytest.raises(DataError, match=f"^{problem}$"):
         script.exported(options(tmp_path))
@@ -280,7 +280,7 @@ def test_a_path_that_cannot_be_written_is_told_in_a_line(
     def full(*arguments: object) -> Comparison:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mnist_exp.trained.load", lambda path, device: AwayFromItsData())
+    monkeypatch.setattr("mnist_exp.experiment.load.load", lambda path, device: AwayFromItsData())
     monkeypatch.setattr(exporting, "export", full)
     problem = f"--output {tmp_path / 'a.pt2'}: No space left on device"
     with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):

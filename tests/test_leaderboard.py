@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_exp.leaderboard import (
+from mnist_exp.sweeps.leaderboard import (
     Outcome,
     brief,
     name,

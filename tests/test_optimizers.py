@@ -11,9 +11,9 @@ from test_experiment import TORCHS
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from mnist_exp import checkpoint
+from mnist_exp.experiment import checkpoint
 from mnist_exp.models import CNN, MLP, ResNet
-from mnist_exp.optimizers import UNFIT, Muon, by_name, is_optimizer
+from mnist_exp.training.optimizers import UNFIT, Muon, by_name, is_optimizer
 
 HYPER = {"adamw_lr": 0.003, "momentum": 0.9, "weight_decay": 0.1, "betas": (0.8, 0.99)}
 

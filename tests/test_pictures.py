@@ -11,14 +11,21 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import nn
 
-from mnist_exp import experiment, figures, pictures
+from mnist_exp import figures
 from mnist_exp.data import Kind, Split
-from mnist_exp.experiment import resume, run
+from mnist_exp.experiment import run as experiment
+from mnist_exp.experiment.run import resume, run
+from mnist_exp.experiment.targets import initialize_hydra
+from mnist_exp.inference import pictures
+from mnist_exp.inference.pictures import (
+    draw_filters,
+    draw_predictions,
+    draw_training,
+    first_weights,
+)
+from mnist_exp.inference.scores import Predictions
 from mnist_exp.models import CNN, MLP, ResNet
-from mnist_exp.pictures import draw_filters, draw_predictions, draw_training, first_weights
-from mnist_exp.progress import Epoch, Metrics, Progress
-from mnist_exp.scores import Predictions
-from mnist_exp.targets import initialize_hydra
+from mnist_exp.training.state import Epoch, Metrics, Progress
 
 NAMES = ("$cat$", "dog_with_a_long_name", "e")
 

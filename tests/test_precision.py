@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR
 
-import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp import checkpoint, environment
+import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.data import digits
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import Experiment, resumed, run
+from mnist_exp.experiment import checkpoint, environment
+from mnist_exp.experiment.load import load
+from mnist_exp.experiment.run import Experiment, resumed, run
+from mnist_exp.experiment.signals import Interrupted
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
 from mnist_exp.paths import LAST
-from mnist_exp.precision import Precision
-from mnist_exp.progress import Epoch, Metrics, Progress
-from mnist_exp.signals import Interrupted
-from mnist_exp.targets import initialize_hydra
-from mnist_exp.trained import load
-from mnist_exp.training import Options, evaluate, fit
+from mnist_exp.training.loop import Options, evaluate, fit
+from mnist_exp.training.precision import Precision
+from mnist_exp.training.state import Epoch, Metrics, Progress
 
 CPU = torch.device("cpu")
 

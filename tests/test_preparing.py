@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from mnist_exp.data import Kind, digits
-from mnist_exp.preparing import prepare
-from mnist_exp.reading import NoImage
+from mnist_exp.inference.images import NoImage
+from mnist_exp.inference.preprocess import prepare
 
 
 def kind(name: str, *shape: int) -> Kind:

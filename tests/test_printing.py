@@ -11,8 +11,7 @@ import pytest
 from conftest import Clone
 from PIL import Image
 
-from mnist_exp.errors import BadInput, one_line
-from mnist_exp.printing import Formatter, format_message, sanitize, sanitize_lines
+from mnist_exp.errors import BadInput, Formatter, format_message, one_line, sanitize, sanitize_lines
 
 HARMFUL = "\x1b[31m\x9b5m\u202e\r\n\x07\udce9"
 ESCAPED = r"\x1b[31m\x9b5m\u202e\r\n\x07\udce9"

@@ -16,7 +16,7 @@ from conftest import Clone
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mnist_exp.ranks import Ranks
+from mnist_exp.training.distributed import Ranks
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 TWO = (*TORCHRUN, "train.py", "data=digits")

@@ -8,7 +8,7 @@ import pytest
 from conftest import Clone
 from mlflow import MlflowClient
 
-from mnist_exp.reproduction import compare, of_last_test
+from mnist_exp.experiment.reproduce import compare, of_last_test
 
 
 @pytest.fixture(scope="module")

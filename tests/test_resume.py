@@ -32,15 +32,16 @@ from mlflow.entities import Run
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.swa_utils import AveragedModel
 
-import mnist_exp.command_line  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp import checkpoint, experiment
-from mnist_exp.commands import quoted
+import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.errors import BadInput, Failure
+from mnist_exp.experiment import checkpoint
+from mnist_exp.experiment import run as experiment
+from mnist_exp.experiment.resume import find_run, resumed_config
+from mnist_exp.experiment.shell import quoted
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import LAST
-from mnist_exp.resuming import find_run, resumed_config
-from mnist_exp.targets import initialize_hydra
 from mnist_exp.tracking import NoTracker, TrackerError
-from mnist_exp.tracking.beside import Here
+from mnist_exp.tracking.worker import Here
 
 # 77 steps an epoch, with dropout, a checkpoint after every third step.
 SETTINGS = ("data=digits", "batch_size=16", "model.dropout=0.2", "trainer.checkpoint_every_steps=3")
@@ -304,7 +305,7 @@ def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
 
 def test_ctrl_c_while_the_command_line_is_checked_prints_nothing(clone: Clone) -> None:
     code = (
-        "import os, signal, sys; from mnist_exp import cli; sys.argv = ['train.py']; "
+        "import os, signal, sys; from mnist_exp.cli import main as cli; sys.argv = ['train.py']; "
         "cli.problems = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); cli.train()"
     )
     done = clone.run("-c", code)
@@ -365,7 +366,7 @@ def with_checkpoint(folder: Path, age: float) -> Path:
 def test_a_run_is_found_by_its_folder_however_it_is_written_and_as_the_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnist_exp.resuming.REPOSITORY", tmp_path)
+    monkeypatch.setattr("mnist_exp.experiment.resume.REPOSITORY", tmp_path)
     old = with_checkpoint(tmp_path / "outputs" / "2026-01-01" / "a", age=10)
     new = with_checkpoint(tmp_path / "outputs" / "2025-01-01" / "sweep" / "3", age=5)
     odd = with_checkpoint(tmp_path / "elsewhere" / "it's [odd], a=b", age=0)
@@ -462,7 +463,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
         patch.setattr("mnist_exp.tracking.store.REPOSITORY", folder)
         patch.setattr("mnist_exp.tracking.store.LOCAL_URI", uri)
         patch.setattr("mnist_exp.tracking.store.LOCAL_ARTIFACTS", folder / "mlruns")
-        patch.setattr("mnist_exp.tracking.beside.the_process", Here)
+        patch.setattr("mnist_exp.tracking.worker.the_process", Here)
         yield MlflowClient(uri)
 
 
@@ -531,7 +532,7 @@ def kill(*arguments: object) -> None:
 
 @pytest.mark.parametrize(
     ("where", "call"),
-    [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.Experiment.tell", 2)],
+    [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.run.Experiment.tell", 2)],
     ids=["writing a checkpoint", "before an epoch is told"],
 )
 def test_a_run_killed_in_between_goes_on_bit_for_bit(
@@ -567,7 +568,7 @@ def test_a_run_with_every_option_killed_in_an_epoch_goes_on_bit_for_bit(
     settings = (*options, "tracking=none", "trainer.epochs=3", "trainer.checkpoint_every_steps=4")
     whole.run(*settings)
     steps = itertools.count(1)
-    average = "mnist_exp.training.AveragedModel.update_parameters"
+    average = "mnist_exp.training.loop.AveragedModel.update_parameters"
     really = AveragedModel.update_parameters
     with monkeypatch.context() as patch:
         patch.setattr(average, lambda *models: kill() if next(steps) == 30 else really(*models))
@@ -629,7 +630,7 @@ SAVED = OmegaConf.create(
     {
         "model": {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [128, 64], "dropout": 0.2},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
-        "scheduler": {"_target_": "mnist_exp.schedules.constant"},
+        "scheduler": {"_target_": "mnist_exp.training.schedules.constant"},
         "tracking": {"none": {"_target_": "mnist_exp.tracking.NoTracker"}, "figures": False},
         "trainer": {"epochs": 3, "device": "cpu", "checkpoint_every_steps": None},
         "batch_size": 64,

@@ -12,11 +12,11 @@ from conftest import Clone
 from hydra import compose
 from torch.optim.lr_scheduler import LRScheduler
 
-from mnist_exp import schedules
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import resume, run
+from mnist_exp.experiment.run import resume, run
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import CONF
-from mnist_exp.targets import initialize_hydra
+from mnist_exp.training import schedules
 
 
 def learning_rates(schedule: Callable[..., LRScheduler], **options: object) -> list[float]:
@@ -74,6 +74,6 @@ def test_a_schedule_longer_than_the_training_is_one_line(clone: Clone) -> None:
     done = clone.run("train.py", "data=digits", "tracking=none", *options)
     assert (done.returncode, done.stderr) == (2, "")
     assert done.stdout == (
-        "error: scheduler=mnist_exp.schedules.cosine: "
+        "error: scheduler=mnist_exp.training.schedules.cosine: "
         "warmup_epochs=9 is longer than the training of 5 epochs\n"
     )

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
-from mnist_exp.scores import Bin, Predictions, interval
+from mnist_exp.inference.scores import Bin, Predictions, interval
 
 
 def random_predictions() -> Predictions:

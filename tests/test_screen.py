@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from mnist_exp import screen
+from mnist_exp.experiment import screen
 from mnist_exp.models import MLP
-from mnist_exp.progress import Epoch, Metrics, Progress
+from mnist_exp.training.state import Epoch, Metrics, Progress
 
 
 @pytest.fixture

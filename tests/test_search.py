@@ -14,8 +14,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from mnist_exp.leaderboard import Damaged, Outcome
-from mnist_exp.search import (
+from mnist_exp.sweeps.leaderboard import Damaged, Outcome
+from mnist_exp.sweeps.search import (
     STUDY,
     check_study,
     distribution,

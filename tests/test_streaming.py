@@ -21,7 +21,7 @@ from mnist_exp.data.cache import idx_encode, sum_of
 from mnist_exp.data.published import CIFAR10
 from mnist_exp.data.rows import Rows, rows_of
 from mnist_exp.data.sets import digest
-from mnist_exp.training import shuffled
+from mnist_exp.training.loop import shuffled
 
 CPU = torch.device("cpu")
 TINY = 1e-6  # GB

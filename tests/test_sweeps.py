@@ -20,9 +20,9 @@ from mlflow.entities import Run
 
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone
-from mnist_exp.leaderboard import Damaged
 from mnist_exp.paths import LAST
-from mnist_exp.sweeps import SWEEP, check_new, read
+from mnist_exp.sweeps.leaderboard import Damaged
+from mnist_exp.sweeps.sweep import SWEEP, check_new, read
 
 GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batch_size=32,64")
 LONG = ("-m", "data=digits", "trainer.epochs=12", "batch_size=32", "seed=1,2,3")

@@ -18,11 +18,11 @@ from hydra import compose
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mnist_exp import building
 from mnist_exp.errors import BadInput, Failure
+from mnist_exp.experiment import build as building
+from mnist_exp.experiment.load import load
+from mnist_exp.experiment.targets import check_saved_config, initialize_hydra, target_problems
 from mnist_exp.paths import CONF, LAST
-from mnist_exp.targets import check_saved_config, initialize_hydra, target_problems
-from mnist_exp.trained import load
 
 MODEL = {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [8]}
 CALL = {"_target_": "os.mkdir", "_args_": ["harm"]}
@@ -34,8 +34,8 @@ TRACKER = {"_target_": "mnist_exp.tracking.NoTracker"}
     [
         "os.system",
         "torch.load",
-        "mnist_exp.tracking.beside._serve",
-        "mnist_exp.tracking.beside._import",
+        "mnist_exp.tracking.worker._serve",
+        "mnist_exp.tracking.worker._import",
         "mnist_exp.tracking.store.open_store",
         "mnist_exp.models.mlp.MLP",  # the same class by another name
         "mnist_exp.models.MLP ",

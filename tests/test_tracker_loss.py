@@ -23,9 +23,9 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from omegaconf import OmegaConf
 
-from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, beside
-from mnist_exp.tracking.beside import Beside, the_process
+from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, worker
 from mnist_exp.tracking.store import explain_deletion
+from mnist_exp.tracking.worker import Beside, the_process
 
 
 class Flaky:
@@ -128,12 +128,12 @@ class Placed(Flaky):
 def test_each_of_several_trackers_gets_its_options_and_is_told_though_another_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(beside, "_opened", {})
+    monkeypatch.setattr(worker, "_opened", {})
     placed = {"_target_": f"{__name__}.Placed"}
     config = {"first": placed, "place": "far", "second": FLAKY, "third": FLAKY}
-    assert beside._start(config, RECORD) == ["far"]
-    assert beside._tell("key", "log", {}, 1, 0.0) == "nobody there at all"
-    told = [patient.tracker.told for patient in beside._opened["key"]]
+    assert worker._start(config, RECORD) == ["far"]
+    assert worker._tell("key", "log", {}, 1, 0.0) == "nobody there at all"
+    told = [patient.tracker.told for patient in worker._opened["key"]]
     assert told == [[], [1], [1]]
 
 
@@ -145,13 +145,13 @@ def test_what_was_opened_is_ended_when_another_tracker_cannot_be(
     monkeypatch.setattr(Flaky, "start", lambda self, record: 1 / 0)
     config = {"first": {"_target_": f"{__name__}.Placed"}, "place": "near", "second": FLAKY}
     with pytest.raises(ZeroDivisionError):
-        beside._start(config, RECORD)
+        worker._start(config, RECORD)
     assert ends == ["FAILED"]
 
 
 def test_the_trackers_process_ends_with_this_one() -> None:
     code = """if True:
-        from mnist_exp.tracking.beside import Process
+        from mnist_exp.tracking.worker import Process
         process = Process()
         assert process.submit(abs, -1).result() == 1
         print(process.worker.pid, flush=True)

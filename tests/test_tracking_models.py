@@ -26,11 +26,11 @@ from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from test_exporting import colour
 
-from mnist_exp.exporting import export
+from mnist_exp.experiment.load import load
+from mnist_exp.inference.export import export
 from mnist_exp.models import MLP
 from mnist_exp.tracking import ModelRecord
 from mnist_exp.tracking.models import log_model, register
-from mnist_exp.trained import load
 
 
 @pytest.fixture(scope="module")

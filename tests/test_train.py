@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from mnist_exp.data import digits
 from mnist_exp.models import MLP
-from mnist_exp.training import evaluate
+from mnist_exp.training.loop import evaluate
 
 EPOCH_METRICS = {
     "train/loss",
@@ -210,7 +210,7 @@ def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_pat
 
 def test_tracking_none_imports_no_mlflow_and_leaves_nothing_of_it(clone: Clone) -> None:
     code = (
-        "import os, sys; from mnist_exp import cli; "
+        "import os, sys; from mnist_exp.cli import main as cli; "
         "cli.leave = lambda *a, **k: print('mlflow' in sys.modules, 'torchvision' in sys.modules); "
         "sys.argv = ['train.py', 'data=digits', 'tracking=none', 'trainer=debug']; cli.train()"
     )

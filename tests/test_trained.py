@@ -13,11 +13,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 from PIL import Image
 
-from mnist_exp import checkpoint, ranking, resuming
 from mnist_exp.errors import BadInput
+from mnist_exp.experiment import checkpoint, ranking
+from mnist_exp.experiment import resume as resuming
+from mnist_exp.experiment.load import find
+from mnist_exp.experiment.ranking import rank_runs
 from mnist_exp.paths import LAST
-from mnist_exp.ranking import rank_runs
-from mnist_exp.trained import find
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 

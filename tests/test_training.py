@@ -14,13 +14,21 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
-from mnist_exp.augmentation import Affine
-from mnist_exp.building import averaged
 from mnist_exp.data import Split
+from mnist_exp.experiment.build import averaged
 from mnist_exp.models import CNN, MLP
-from mnist_exp.precision import Precision
-from mnist_exp.progress import Diverged, Epoch, Metrics, Progress
-from mnist_exp.training import Options, drawn, evaluate, fit, mean_per_sample, predict, shuffled
+from mnist_exp.training.augmentation import Affine
+from mnist_exp.training.loop import (
+    Options,
+    drawn,
+    evaluate,
+    fit,
+    mean_per_sample,
+    predict,
+    shuffled,
+)
+from mnist_exp.training.precision import Precision
+from mnist_exp.training.state import Diverged, Epoch, Metrics, Progress
 
 Parts = tuple[nn.Module, torch.optim.Optimizer, LRScheduler, Progress]
 
@@ -103,7 +111,7 @@ def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
 ) -> None:
     model, *_ = made_parts()
     whole = evaluate(model, TRAIN)
-    monkeypatch.setattr("mnist_exp.training.EVALUATION_BATCH", 33)
+    monkeypatch.setattr("mnist_exp.training.loop.EVALUATION_BATCH", 33)
     parts = evaluate(model, TRAIN)
     assert parts.accuracy == whole.accuracy
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
@@ -127,7 +135,7 @@ def test_predictions_are_the_answers_that_an_evaluation_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = made_parts(dropout=0.9)[0]
-    monkeypatch.setattr("mnist_exp.training.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("mnist_exp.training.loop.EVALUATION_BATCH", 7)
     found = predict(model, TRAIN)
     assert found.tolist() == model.eval()(TRAIN.images).argmax(1).tolist()
     assert (found == TRAIN.labels).double().mean() == evaluate(model, TRAIN).accuracy

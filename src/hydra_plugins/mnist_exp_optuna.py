@@ -47,8 +47,14 @@ class OptunaSweeper(Sweeper):
         self.parser = OverridesParser.create(hydra_context.config_loader)
 
     def sweep(self, arguments: Sequence[str]) -> None:
-        from mnist_exp.leaderboard import read
-        from mnist_exp.search import STATES, distribution, list_unfinished, open_study, typed_params
+        from mnist_exp.sweeps.leaderboard import read
+        from mnist_exp.sweeps.search import (
+            STATES,
+            distribution,
+            list_unfinished,
+            open_study,
+            typed_params,
+        )
 
         presets = [f"{key}={value}" for key, value in self.params.items()]
         both = self.parser.parse_overrides([*presets, *arguments])
@@ -78,7 +84,7 @@ class OptunaSweeper(Sweeper):
         """
         from optuna.trial import TrialState
 
-        from mnist_exp.search import is_exhausted, same_trial
+        from mnist_exp.sweeps.search import is_exhausted, same_trial
 
         batch: list[Trial | FrozenTrial] = []
         while len(batch) < self.n_jobs:

@@ -1,8 +1,37 @@
-"""What goes wrong that a person can mend: said in a line, without a traceback."""
+"""What goes wrong that a person can mend, and text that is safe to show.
+
+File names, class names and option values may have any character: an escape sequence, a newline, a
+byte that is not UTF-8; addresses may have a password. On a screen or in a log file a name is one
+line, made by `sanitize`; only our own text has newlines.
+"""
 
 from __future__ import annotations
 
-from mnist_exp.printing import sanitize
+import logging
+import re
+from copy import copy
+from pathlib import Path
+from typing import TextIO
+
+HIDDEN = "***"
+
+# What stays, in parentheses, and a secret. A user may contain an @, a password a slash, too.
+PASSWORD = r"[^\n@]*(?:@[^\s/?#@]*)*(?=@)"
+OF_DATABASE = rf"((?<!http)(?<!https)://)[^\s/?#:\[]*:{PASSWORD}"
+OF_SERVER = rf"(https?://)[^\s/?#:\[]*:(?!\d*(?:[/?#\s]|$)){PASSWORD}"  # no port before a path
+TOKEN = r"(https?://)[^\s/?#@:]+(?=@)"  # in place of the user
+PARAMETER = (
+    r"([?&;](?:[^\s=&#]*(?:passw|passphrase|pwd|secret|token|credential|api_?key|access_?key|"
+    r"signature|odbc_connect)[^\s=&#]*|pass|sig)=)[^\s&#]+"
+)
+SECRETS = [re.compile(s, re.IGNORECASE) for s in (OF_DATABASE, OF_SERVER, TOKEN, PARAMETER)]
+
+
+def redact(text: str) -> str:
+    """The text with *** for each user and password, token or ?password= in an address."""
+    for secret in SECRETS:
+        text = secret.sub(rf"\1{HIDDEN}", text)
+    return text
 
 
 class Failure(Exception):
@@ -31,3 +60,42 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what it says: torch goes on with advice."""
     return sanitize((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def sanitize(text: str) -> str:
+    """One line without secrets: each unprintable character as its escape, such as \\x1b."""
+    return "".join(map(escape, redact(text)))
+
+
+def sanitize_lines(text: str) -> str:
+    """The same for a text that has newlines and tabs of its own."""
+    return "".join(c if c in "\n\t" else escape(c) for c in redact(text))
+
+
+def escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print one line at once, on stdout by default."""
+    print(sanitize(text), file=file, flush=True)
+
+
+def format_message(record: logging.LogRecord) -> str:
+    """A record's message. Only its format has newlines: each argument is shown on one line."""
+    arguments = record.args
+    if isinstance(arguments, tuple):
+        arguments = tuple(sanitize(str(a)) if isinstance(a, str | Path) else a for a in arguments)
+    text = str(record.msg)
+    return sanitize_lines(text % arguments if arguments else text)
+
+
+class Formatter(logging.Formatter):
+    """Formats a record as logging does, and sanitizes its message and traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record = copy(record)
+        record.msg, record.args = format_message(record), None
+        return sanitize_lines(super().format(record))

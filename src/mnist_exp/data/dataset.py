@@ -13,8 +13,7 @@ from torch import Tensor
 
 from mnist_exp.data.rows import Rows
 from mnist_exp.data.splits import Split, Streamed, split_off
-from mnist_exp.errors import BadInput
-from mnist_exp.printing import sanitize
+from mnist_exp.errors import BadInput, sanitize
 
 Channels = float | Sequence[float] | None  # for all channels, for each; or still to be found
 

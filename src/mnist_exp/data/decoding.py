@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,34 @@ from numpy.typing import NDArray
 from mnist_exp.data.cache import idx_header
 from mnist_exp.data.dataset import histograms
 from mnist_exp.errors import BadInput, one_line
+from mnist_exp.files import check_file
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow decodes these itself. For EPS it starts Ghostscript. MPO, as phones write, opens as JPEG.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 
 CHUNK = 64  # images that are decoded before they are written
 SLICE = 16  # images that a thread takes at once: handing over costs as much as a small image
 
 T = TypeVar("T")
 File = tuple[Path, int]  # and its label
+
+
+def open_image(source: Path | BinaryIO) -> Image.Image:
+    """The image in a file of one of FORMATS; its pixels are not decoded yet.
+
+    Raises NotAFile, UnidentifiedImageError for a file of another format, DecompressionBombError
+    for an image of more than 179 megapixels, and whatever Pillow raises for a damaged file.
+    """
+    from PIL import Image
+
+    if isinstance(source, Path):
+        check_file(source)
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # old versions have no AVIF
+    return Image.open(source, formats=known)
 
 
 class Form(NamedTuple):
@@ -131,8 +153,6 @@ def _each(
 
 def _header(path: Path) -> Form:
     """What the file says of its image; nothing is decoded."""
-    from mnist_exp.images import open_image
-
     with open_image(path) as image:
         if image.mode[0] in "IF":
             raise ValueError("more than 8 bits a pixel")
@@ -142,8 +162,6 @@ def _header(path: Path) -> Form:
 def _pixels(path: Path, form: Form) -> NDArray[np.uint8]:
     """The image in this form, uint8 [channels, height, width]."""
     from PIL import Image
-
-    from mnist_exp.images import open_image
 
     with open_image(path) as image:
         if image.mode[0] in "IF":

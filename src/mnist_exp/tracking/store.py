@@ -15,11 +15,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mnist_exp.addresses import REMEDY, restore_secret
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, Formatter
 from mnist_exp.paths import REPOSITORY, is_name
-from mnist_exp.printing import Formatter
 from mnist_exp.tracking import EXPERIMENT, FinishedRun, TrackerError, root_cause
+from mnist_exp.tracking.addresses import REMEDY, restore_secret
 
 # Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
 # server that does not answer is given up after seconds instead of minutes (`Patient` tries again,

@@ -1,0 +1,87 @@
+"""`python demo.py`: a page to draw a digit on, and what the models make of it."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+from mnist_exp.cli.options import Parser, answer, chosen
+from mnist_exp.errors import Failure, print_line
+from mnist_exp.tracking import FinishedRun
+from mnist_exp.tracking.addresses import tracking_uri
+
+DESCRIPTION = """\
+Serve a page to draw a digit on: the probabilities, what the network sees, and a choice among the
+runs. Needs no internet, and listens for this machine alone unless told otherwise.
+
+  python demo.py
+  python demo.py --run latest --port 8000
+  python demo.py --host 0.0.0.0            anybody in the network can draw
+  python demo.py --host 127.0.0.1 --host hub.example.org    behind a proxy of that name
+"""
+MOST_RUNS = 50  # in the page's list
+MOST_MODELS = 4  # in memory
+
+
+def demo() -> None:
+    """What `python demo.py` does, until it is interrupted."""
+    parser = Parser(DESCRIPTION)
+    parser.add_argument(
+        "--host",
+        action="append",
+        help="the address to listen on, 127.0.0.1 by default; given again, another name that opens "
+        "the page, such as a proxy's",
+    )
+    parser.add_argument("--port", type=int, default=7860, help="0: a free one; default 7860")
+    options = parser.parse_args()
+    if not 0 <= options.port < 2**16:
+        parser.error(f"--port {options.port}: must be an integer from 0 to {2**16 - 1}")
+    answer(lambda: served(options))
+
+
+def served(options: Namespace) -> int:
+    """Load the chosen model, then serve until the process is interrupted."""
+    from mnist_exp.experiment.load import Trained, find, load
+    from mnist_exp.inference.page import Demo
+
+    server = Demo(options.host or ["127.0.0.1"], options.port)
+    first = load(chosen(options), options.device)
+    data = first.kind.name
+    print_line(f"{first.source}, trained on {data}", sys.stderr)
+    runs = [(f"{data}, {Path(options.checkpoint or options.run).resolve().name}", "")]
+    if not options.checkpoint:
+        runs += list_runs(options.experiment, data)
+
+    @lru_cache(MOST_MODELS)
+    def load_one(number: int) -> Trained:
+        return load(find(runs[number][1], tracking_uri()), options.device) if number else first
+
+    print(*server.addresses, "Ctrl-C ends it", sep="   ", flush=True)
+    server.serve([name for name, _ in runs], load_one)
+    return 0
+
+
+def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
+    """The runs to choose from: what to call each, and its word for `find`.
+
+    Those on this data set first, then set by set, the best of each first. None where MLflow does
+    not answer.
+    """
+    from mnist_exp.experiment.ranking import rank_runs
+
+    try:
+        runs = rank_runs(experiment, tracking_uri())
+    except Failure:
+        return []
+    runs.sort(key=lambda run: (run.data != data, run.data))
+    return [(describe(run), run.word) for run in runs[:MOST_RUNS]]
+
+
+def describe(run: FinishedRun) -> str:
+    """A run's data set, name, accuracy and beginning: its name alone others may have, too."""
+    worth = "not validated" if run.accuracy is None else f"{run.accuracy:.2%} in validation"
+    began = datetime.fromtimestamp(run.began)
+    return f"{run.data}, {run.name}, {worth}, {began:%Y-%m-%d %H:%M}"

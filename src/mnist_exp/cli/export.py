@@ -1,0 +1,91 @@
+"""`python export.py`: a trained model as a file for other programs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from importlib.util import find_spec
+from pathlib import Path
+
+from mnist_exp.cli.options import Parser, answer, chosen
+from mnist_exp.errors import BadInput, Failure, print_line
+from mnist_exp.experiment.rules import did_you_mean
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript")}  # of the extra "export"
+
+DESCRIPTION = """\
+Write a trained model to a file that needs none of this code, and compare what it answers to the
+test set with what PyTorch answers: the labels are the same, but for ties, and no logit differs by
+more than 1e-5 of the largest. Otherwise nothing is written.
+
+  onnx         for ONNX Runtime and most others (pip install -e ".[export]")
+  pt2          torch.export's: for PyTorch, and to be compiled further
+  torchscript  for PyTorch from C++; deprecated, and from Python 3.14 on not supported by PyTorch,
+               which advises pt2
+
+The file computes in float32, whatever the run was trained in, takes any number of images and gives
+logits [n, classes]. It also holds the names of the classes, mean and deviation."""
+
+
+def export() -> None:
+    """What `python export.py` does."""
+    parser = Parser(DESCRIPTION, device=False)
+    parser.add_argument(
+        "--format", type=known_format, required=True, help="onnx, pt2 or torchscript"
+    )
+    parser.add_argument("--output", type=Path, metavar="PATH", help="by default mnist_model.SUFFIX")
+    parser.add_argument(
+        "--preprocessing",
+        action="store_true",
+        help="take raw uint8 images [n, channels, height, width] and normalise them inside",
+    )
+    parser.add_argument(
+        "--unchecked", action="store_true", help="without the comparison, which needs the test set"
+    )
+    options = parser.parse_args()
+    answer(lambda: exported(options))
+
+
+def known_format(word: str) -> str:
+    if word not in SUFFIXES:
+        near = did_you_mean(word, SUFFIXES)
+        raise ArgumentTypeError(f"{word}: must be {' | '.join(SUFFIXES)}{near}")
+    return word
+
+
+def exported(options: Namespace) -> int:
+    """Returns the exit code. Raises Failure, OSError."""
+    path: Path = options.output or Path("mnist_model" + SUFFIXES[options.format])
+    if missing := [name for name in NEEDS.get(options.format, ()) if find_spec(name) is None]:
+        packages = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+        raise BadInput(f"--format {options.format}: {packages}: pip install -e '.[export]'")
+    if path.is_dir():
+        raise BadInput(f"--output {path}: is a folder")
+    if not path.parent.is_dir():
+        raise BadInput(f"--output {path}: there is no folder {path.parent}")
+    source = chosen(options)
+
+    from mnist_exp.experiment.load import load
+    from mnist_exp.inference import export as exporting
+
+    trained = load(source, device="cpu")
+    test = None
+    if not options.unchecked:
+        try:
+            test = trained.dataset().test
+        except Failure as error:
+            remedy = "--unchecked exports without a comparison"
+            raise type(error)(*error.args[:-1], f"{error.args[-1]}; {remedy}") from error
+    form = (options.format, path, options.preprocessing)
+    try:
+        found = exporting.export(trained.model, trained.kind, *form, test)
+    except OSError as error:
+        raise BadInput(f"--output {path}: {error.strerror}") from error
+    print_line(f"from    {source}, trained on {trained.kind.name}")
+    kind = "uint8" if options.preprocessing else "float32, normalised"
+    shape = ", ".join(map(str, trained.kind.image_shape))
+    print_line(f"to      {path}: {path.stat().st_size / 1e6:.2f} MB, images [n, {shape}] {kind}")
+    if trained.precision.name != "float32":
+        print(f"        float32, where the run computed in {trained.precision.name}")
+    print(f"checked {found or 'no'}")
+    return 0

@@ -1,0 +1,145 @@
+"""From what a config names to objects."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mnist_exp.data import Dataset, Kind, Split
+from mnist_exp.errors import BadInput, first_line
+from mnist_exp.experiment import checkpoint, environment
+from mnist_exp.experiment.targets import TARGET, find_target
+from mnist_exp.models.layout import memory_format
+from mnist_exp.models.summary import Summary, summarize
+from mnist_exp.training.precision import Precision
+
+Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
+
+
+class Parts(NamedTuple):
+    """A model, how it computes, and on what."""
+
+    kind: Kind
+    precision: Precision
+    model: nn.Module
+    form: Form
+
+
+def fitting_dataset(config: DictConfig, device: torch.device) -> Dataset:
+    """The data set, where this device and it allow the rest of the config.
+
+    Raises BadInput where they do not, and what `build` raises.
+    """
+    for key in ("trainer.precision", "trainer.compile", "batch_size"):
+        value = OmegaConf.select(config, key)
+        if lack := environment.lacking(key, value, device):
+            raise BadInput(f"{key}={value}: {lack}")
+    dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
+    if config.trainer.patience is not None and not len(dataset.val):
+        raise BadInput(
+            f"trainer.patience={config.trainer.patience}: data.val_fraction=0 leaves no validation "
+            "to lose it with"
+        )
+    return dataset
+
+
+def build_parts(config: DictConfig, kind: Kind, device: torch.device) -> Parts:
+    """A new model for images of this kind. Raises what `build` does."""
+    precision = Precision(config.trainer.precision, device)
+    torch.manual_seed(config.seed)
+    shape, classes = kind.image_shape, kind.classes
+    model: nn.Module = build(config, "model", input_shape=shape, classes=classes)
+    layout = memory_format(config.trainer.channels_last, model)
+    model.to(device, precision.dtype).to(memory_format=layout)
+    return Parts(kind, precision, model, (device, precision.dtype, layout))
+
+
+def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The model's exponential moving average (Polyak and Juditsky, 1992), if there is to be one.
+
+    It moves by 1 - decay of the way at each step, batch norm's running statistics with it.
+    """
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def tried(config: DictConfig, parts: Parts, images: int) -> Summary:
+    """What a copy of the model shows in evaluation and in a training step of so many images.
+
+    Random states are left as they were. Raises BadInput for a model that does not fit the data, or
+    cannot take that step.
+    """
+    kind, precision, model, (device, dtype, layout) = parts
+    size, wanted = "×".join(map(str, kind.image_shape)), (kind.classes,)
+    name, states, copied = called(config, "model"), checkpoint.random_states(), copy.deepcopy(model)
+    doing = f"does not fit images of {size} in {kind.classes} classes"
+    remedy = "model=resnet takes any"
+    try:
+        with precision.autocast:
+            summary = summarize(copied, kind.image_shape)
+            check_logits(summary.total.output, wanted)
+            doing = f"fails in a training step of {images} image{'s' * (images != 1)}"
+            remedy = "batch_size says how many the last step of an epoch has"
+            blank = torch.zeros(images, *kind.image_shape, dtype=dtype, device=device)
+            logits = copied.train()(blank.to(memory_format=layout))
+            check_logits(getattr(logits, "shape", wanted[:0])[1:], wanted)
+        logits.sum().backward()
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason, nondeterministic, _ = first_line(error).partition(", but you set ")
+        if nondeterministic:
+            remedy = "trainer.deterministic=false allows it"
+        raise BadInput(f"{name}: {doing} ({reason}); {remedy}") from error
+    finally:
+        checkpoint.set_random_states(states)
+    return summary
+
+
+def check_logits(found: Sequence[int] | None, wanted: Sequence[int]) -> None:
+    """Raises ValueError. Both are shapes without the images; None is that of no tensor."""
+    if tuple(found or ()) != wanted:
+        gives = f"a tensor [n, {', '.join(map(str, found))}]" if found else "no such tensor"
+        raise ValueError(f"gives {gives}, where logits [n, {wanted[0]}] are needed")
+
+
+@functools.lru_cache(maxsize=1)
+def load_dataset(data: str) -> Dataset:
+    """What this YAML of the data group names; the jobs of a serial sweep read it once."""
+    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
+
+
+@functools.lru_cache(maxsize=1)
+def prepared(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Split]:
+    """Training and validation images on the device, once for all jobs of a serial sweep.
+
+    limit: images of each; None for all.
+    """
+    train, val = dataset.train[:limit], dataset.val[:limit]
+    return dataset.prepare(train, *form), dataset.prepare(val, *form)
+
+
+def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
+    """What the group's `_target_` makes of its other values and of these arguments.
+
+    Values are passed as they are: a mapping among them is never called itself, whatever it names.
+    Raises BadInput where the target is not there, or refuses its arguments.
+    """
+    options: Any = OmegaConf.to_container(config[group], resolve=True)
+    try:
+        target = find_target(options.pop(TARGET))
+        return target(*arguments, **options, **more)
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(f"{called(config, group)}: {error}") from error
+
+
+def called(config: DictConfig, group: str) -> str:
+    """What a person chose in this group: by the name, where the group has one."""
+    name, target = config[group].get("name"), config[group]._target_
+    return f"{group}.name={name}" if name else f"{group}={target}"

@@ -1,0 +1,183 @@
+"""Where a run runs: device, versions, commit. What someone needs to get the same numbers again."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from mnist_exp.errors import BadInput
+from mnist_exp.paths import CONF, REPOSITORY
+from mnist_exp.training.distributed import ALONE, Ranks, launched
+
+# What OMP_NUM_THREADS or the number of cores allow, and Slurm, which counts by jobs.
+AVAILABLE_THREADS = min(
+    torch.get_num_threads(), int(os.environ.get("SLURM_CPUS_PER_TASK", torch.get_num_threads()))
+)
+# Floating-point operations per step. Measured by benchmarks/threads.py on two quiet cores: to 4e7
+# a second thread gains nothing, from 1e8 a step is mostly 1.3 to 1.9 times as fast with it.
+THREADED_FROM = 1e8
+
+
+def present_devices() -> list[str]:
+    """The names that trainer.device may have here besides "auto", the fastest first."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return [*(["cuda", *cuda] if cuda else []), *mps, "cpu"]
+
+
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of that name; "auto" is CUDA, then MPS, then the CPU, whichever is there first.
+
+    Of several processes, which MPS cannot serve, each takes the GPU of its number.
+    Raises BadInput for a device that this machine does not have.
+    """
+    present = present_devices()
+    if ranks.count > 1 and "mps" in present:
+        present.remove("mps")
+    if name == "auto":
+        name = present[0]
+    if name == "cuda" and ranks.count > 1:
+        name = f"cuda:{ranks.local}"
+    if name not in present:
+        raise BadInput(f"trainer.device={name}: this machine has {', '.join(present)}")
+    return torch.device(name)
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Whether torch may use only algorithms that give the same bits each time.
+
+    Free on a CPU. On CUDA some operations get slower, or are refused where there is no such
+    algorithm; without it two equal runs may differ in the last bits.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def set_full_float32() -> None:
+    """Let float32 be float32, not TF32, which rounds the factors of a product to 10 bits.
+
+    torch's default for matrices, though not for convolutions. Costs speed on a GPU's tensor cores;
+    trainer.precision=bfloat16 is the open way to have it.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def cpu_computes_in_float16() -> bool:
+    mkldnn = torch.backends.mkldnn.is_available()
+    return mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def cxx_compiler() -> str:
+    """The one that torch.compile calls on a CPU."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def lacking(key: str, value: object, device: torch.device) -> str | None:
+    """What keeps this device from this value of the config, and what to take instead, if any."""
+    match key, value, device.type:
+        case "trainer.precision", "float16", "cpu" if not cpu_computes_in_float16():
+            return "this CPU does not compute in float16; take bfloat16"
+        case "trainer.precision", "float64", "mps":
+            return "mps does not compute in float64; take float32, or trainer.device=cpu"
+        case "batch_size", int(size), _ if left := size % (count := launched().count):
+            near = [str(whole) for whole in (size - left, size - left + count) if whole]
+            return f"cannot be shared out evenly among {count} processes; take {' or '.join(near)}"
+        case "trainer.compile", True | str(), "cpu" if shutil.which(cxx_compiler()) is None:
+            return f"needs a C++ compiler, and there is no {cxx_compiler()}; take false"
+        case "trainer.compile", True | str(), "cuda" if find_spec("triton") is None:
+            return "needs the package triton, which is not installed; take false"
+    return None
+
+
+def set_threads(wanted: str | int, step_flops: float) -> None:
+    """How many threads torch uses on a CPU; "auto" is one for a small step, else all there are.
+
+    A small step is done before a second thread has woken up, and where a core has other work, the
+    threads wait for each other at each layer. A function of the work alone, not of a timing: the
+    last bits of the results depend on it.
+    """
+    if wanted == "auto":
+        wanted = 1 if step_flops < THREADED_FROM else AVAILABLE_THREADS
+    torch.set_num_threads(int(wanted))
+
+
+def device_name(device: torch.device) -> str:
+    """The maker's name of a GPU, or the kind of device and the threads that torch uses on it.
+
+    With the number of processes, if there are several.
+    """
+    threads, processes = torch.get_num_threads(), launched().count
+    name = f"{device.type}, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return f"{name}, {processes} processes" if processes > 1 else name
+
+
+def tags(device: torch.device) -> dict[str, str]:
+    """Commit, dirty state, versions and device, by MLflow's own names where it has one."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "mlflow.source.git.commit": commit or "unknown",
+        "mlflow.source.git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": os.environ.get("USER", "unknown"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+    }
+
+
+def code_digest() -> str:
+    """12 hex digits of the SHA-256 of src/, as this process found it first, and of conf/ as it is.
+
+    For Python reads a module once, and Hydra its YAML files for each job.
+    """
+    return sha256((_source_digest() + files_digest(CONF)).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _source_digest() -> str:
+    return files_digest(REPOSITORY / "src")
+
+
+def files_digest(folder: Path) -> str:
+    """SHA-256 of the names and bytes of all files below a folder but caches and hidden ones."""
+    digest = sha256()
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(p == "__pycache__" or p.startswith(".") for p in parts):
+            for content in ("/".join(parts).encode(), path.read_bytes()):
+                digest.update(sha256(content).digest())
+    return digest.hexdigest()
+
+
+@functools.cache  # a tenth of a second, in which many files are read
+def installed_versions() -> str:
+    """Every installed distribution as name==version, a line each: a constraints file for pip."""
+    found = {(d.metadata["Name"], d.version) for d in metadata.distributions()}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found))
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints of this repository, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,58 @@
+"""What older versions called by another name: configs that they saved are read by the new one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Old `_target_` → new. A module stands for everything in it.
+TARGETS = {
+    # 0.2.0
+    "mnist_exp.augmentation": "mnist_exp.training.augmentation",
+    "mnist_exp.optimizers": "mnist_exp.training.optimizers",
+    "mnist_exp.schedules": "mnist_exp.training.schedules",
+}
+# Old dotted key → new.
+KEYS: dict[str, str] = {}
+
+
+def new_target(name: str) -> str:
+    """The name that this `_target_` has now, which is the same one for most."""
+    for old, new in TARGETS.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def rename(config: Any) -> Any:
+    """A copy of a saved config, in plain containers, with today's targets and keys."""
+    renamed = rename_targets(config)
+    for old, new in KEYS.items():
+        *groups, key = old.split(".")
+        node = find_node(renamed, groups)
+        if isinstance(node, dict) and key in node:
+            value = node.pop(key)
+            *groups, key = new.split(".")
+            find_node(renamed, groups, create=True)[key] = value
+    return renamed
+
+
+def rename_targets(node: Any) -> Any:
+    if isinstance(node, list):
+        return [rename_targets(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: new_target(value)
+        if key == "_target_" and isinstance(value, str)
+        else rename_targets(value)
+        for key, value in node.items()
+    }
+
+
+def find_node(config: Any, groups: list[str], create: bool = False) -> Any:
+    """The mapping below these keys, or None."""
+    for group in groups:
+        if not isinstance(config, dict):
+            return None
+        config = config.setdefault(group, {}) if create else config.get(group)
+    return config

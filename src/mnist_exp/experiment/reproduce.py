@@ -1,0 +1,122 @@
+"""Doing a run again from its id, and checking that the same numbers come out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_exp.errors import BadInput, Failure
+from mnist_exp.experiment import checkpoint, environment, screen
+from mnist_exp.experiment.resume import FREE, resumed_config
+from mnist_exp.experiment.rules import leaves
+from mnist_exp.experiment.run import Experiment
+from mnist_exp.experiment.targets import check_saved_config
+from mnist_exp.tracking.store import RecordedRun, recorded_run
+
+log = logging.getLogger(__name__)
+
+History = dict[str, dict[int, float]]  # by name and epoch
+
+EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
+TEST_METRICS = ("test/loss", "test/accuracy")
+
+# Where this machine keeps things, which is not the first run's to say.
+LOCAL = ("tracking", "data.cache")
+LOCAL_OF_A_SET = ("data.root", "data.mirrors")  # of another set they tell nothing
+
+
+class NotReproduced(Failure):
+    """The same config gave other numbers."""
+
+
+def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
+    """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
+
+    composed: the defaults with `overrides`, of which only what was typed counts. Raises
+    NotReproduced when a metric differs in any bit, BadInput when there is none, when the config is
+    not to be trusted or is to change, and what a run raises.
+    """
+    first = recorded_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
+    source = f"reproduce={composed.reproduce}"
+    if not first.metrics:
+        raise BadInput(f"{source}: the run has no metrics to compare with")
+    config = check_saved_config(first.config, source)
+    check_params(config, first, source)
+    with checkpoint.fitting(source):
+        config = resumed_config(config, composed, overrides, further=False)
+        same_set = composed.data._target_ == config.data._target_
+        for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
+            if (
+                OmegaConf.select(composed, key) is not None
+                and OmegaConf.select(config, key) is not None
+            ):
+                OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
+        experiment = Experiment(config, folder, first.name, tags={"reproduces": composed.reproduce})
+    for line in differences(first, experiment):
+        log.info("differs  %s", line)
+    experiment.run()
+
+    again: History = {}
+    for entry in experiment.entries():
+        for key, value in entry.metrics.items():
+            again.setdefault(key, {})[entry.epoch] = value
+    if differing := compare(of_last_test(first.metrics), again):
+        raise NotReproduced(f"not reproduced; the first that differs is {differing[0]}")
+    log.info("reproduced: every metric is the same, bit for bit")
+
+
+def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
+    """Raise Failure where the run's config.yaml has other values than its params in MLflow.
+
+    Those keep their first value where `resume` may change it.
+    """
+    for key, value in leaves(config):
+        logged = first.params.get(key, str(value))  # MLflow cuts a long one
+        if not key.startswith((*FREE, "trainer.epochs")) and not str(value).startswith(logged):
+            raise Failure(
+                f"{source}: config.yaml in MLflow is damaged ({key} is {value}, logged as "
+                f"{logged}); copy it there again from the run's output folder"
+            )
+
+
+def differences(first: RecordedRun, experiment: Experiment) -> Iterator[str]:
+    """What is not as it was: commit, dirty state, device and threads, versions; a line each."""
+    now = environment.tags(experiment.device)
+    for key in ("mlflow.source.git.commit", "mlflow.source.git.dirty", "python", "device"):
+        if first.tags.get(key) != now[key]:
+            yield f"{key.removeprefix('mlflow.source.')}: was {first.tags.get(key)}, is {now[key]}"
+    was, here = set(first.versions.split()), set(environment.installed_versions().split())
+    for name in sorted({line.partition("==")[0] for line in was ^ here}):
+        old, new = (
+            next((line for line in lines if line.startswith(f"{name}==")), f"no {name}")
+            for lines in (was, here)
+        )
+        yield f"{old} was installed, {new} is"
+
+
+def of_last_test(metrics: History) -> History:
+    """Without the tests of weights that a run trained further has found better ones than."""
+    return {
+        key: {max(found): found[max(found)]} if key in TEST_METRICS else found
+        for key, found in metrics.items()
+    }
+
+
+def compare(first: History, again: History) -> list[str]:
+    """Show both side by side, as far as the first went; returns what is not equal, in order."""
+    rows, differing = [], []
+    for shown, keys in (("val/loss", EPOCH_METRICS), ("test/loss", TEST_METRICS)):
+        for epoch in sorted({e for key in keys for e in first.get(key, {})}):
+            was, now = ({key: f.get(key, {}).get(epoch) for key in keys} for f in (first, again))
+            unequal = [key for key in keys if was[key] != now[key]]
+            differing += [
+                f"{key} of epoch {epoch}: was {was[key]}, is {now[key]}" for key in unequal
+            ]
+            verdict = ", ".join(unequal) or "equal"
+            rows.append((f"{epoch}", shown, f"{was[shown]}", f"{now[shown]}", verdict))
+    header = ("epoch", "metric", "first", "again", "what differs")
+    screen.show_table("Reproduction", header, rows)
+    return differing

@@ -1,0 +1,279 @@
+"""What every config value may be, and what is wrong with one that is something else.
+
+Only Hydra, omegaconf and the standard library are imported here: a bad value is answered before
+torch is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import NoneType
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mnist_exp.errors import redact
+from mnist_exp.experiment.versions import register_resolver
+from mnist_exp.paths import REPOSITORY, is_name
+from mnist_exp.tracking.addresses import REMEDY, tracking_uri
+
+register_resolver("repository", lambda: str(REPOSITORY))
+register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+register_resolver("tracking_uri", tracking_uri)
+
+Test = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be: in words, by its type, and by a test of values of that type."""
+
+    allowed: str
+    types: tuple[type, ...] = ()  # exactly these, so that true is no integer; none: any
+    test: Test = lambda value: True
+    words: tuple[str, ...] = ()  # the values themselves, where there are few
+
+    def admits(self, value: Any) -> bool:
+        return (not self.types or type(value) in self.types) and self.test(value)
+
+    def wrong(self, value: Any) -> str | None:
+        """What the value must be, and which is nearest, if it is not that."""
+        if self.admits(value):
+            return None
+        return f"must be {self.allowed}{did_you_mean(str(value), self.words)}"
+
+
+def integer(low: int, high: int | None = None) -> Rule:
+    if high is None:
+        return Rule(f"an integer >= {low}", (int,), lambda value: value >= low)
+    return Rule(f"an integer from {low} to {high}", (int,), lambda value: low <= value <= high)
+
+
+def number(allowed: str, test: Test = lambda value: True) -> Rule:
+    def finite_and(value: Any) -> bool:
+        return abs(value) <= sys.float_info.max and test(value)  # false for nan, too
+
+    return Rule(allowed, (int, float), finite_and)
+
+
+def one_of(*words: str) -> Rule:
+    return Rule(" | ".join(words), (str,), lambda value: value in words, words)
+
+
+def flag_or(*words: str) -> Rule:
+    def flag_or_word(value: Any) -> bool:
+        return isinstance(value, bool) or value in words
+
+    return Rule(" | ".join(["true", "false", *words]), (bool, str), flag_or_word, words)
+
+
+def optional(rule: Rule) -> Rule:
+    def none_or(value: Any) -> bool:
+        return value is None or rule.test(value)
+
+    return Rule(f"null or {rule.allowed}", (NoneType, *rule.types), none_or, rule.words)
+
+
+def list_of(rule: Rule) -> Rule:
+    return Rule(f"a list, each {rule.allowed}", (list,), lambda value: all(map(rule.admits, value)))
+
+
+def per_channel(rule: Rule) -> Rule:
+    each = list_of(rule)
+    return Rule(
+        f"{rule.allowed}, or a list of them, one for each channel",
+        (*rule.types, list),
+        lambda value: rule.admits(value) or (each.admits(value) and len(value) > 0),
+    )
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def is_device(name: str) -> bool:
+    return re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", name) is not None
+
+
+flag = Rule("true or false", (bool,))
+text = Rule("text that is not empty", (str,), lambda value: value != "")
+finite = number("a finite number")
+positive = number("a number > 0", lambda value: value > 0)
+not_negative = number("a number >= 0", lambda value: value >= 0)
+fraction = number("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
+seed = integer(0, 2**32 - 1)
+
+# The keys that this code reads itself.
+RULES = {
+    "batch_size": integer(1),
+    "seed": seed,
+    "resume": optional(text),
+    "reproduce": optional(text),
+    "sweep.test": one_of("winner", "all"),
+    "sweep.resume": optional(text),
+    "sweep.max_jobs": integer(1),
+    "trainer.epochs": integer(1),
+    "trainer.device": Rule(
+        "auto | cpu | cuda | cuda:<index> | mps",
+        (str,),
+        is_device,
+        ("auto", "cpu", "cuda", "mps"),
+    ),
+    "trainer.threads": Rule(
+        "auto or an integer >= 1", (str, int), lambda value: value == "auto" or is_count(value)
+    ),
+    "trainer.channels_last": flag_or("auto"),
+    "trainer.precision": one_of("float64", "float32", "bfloat16", "float16"),
+    "trainer.compile": flag_or(
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ),
+    "trainer.keep": one_of("best", "last"),
+    "trainer.label_smoothing": fraction,
+    "trainer.clip_norm": optional(positive),
+    "trainer.ema_decay": optional(fraction),
+    "trainer.patience": optional(integer(1)),
+    "trainer.accumulate": integer(1),
+    "trainer.deterministic": flag,
+    "trainer.checkpoint_every_steps": optional(integer(1)),
+    "trainer.max_batches": optional(integer(1)),
+    "trainer.test": flag,
+    "tracking.figures": flag,
+}
+
+# Keys that go to what a `_target_` names. Another class may mean something else by the name: there,
+# as for every other key, a value has to be of its YAML default's type.
+OPTION_RULES = {
+    "data.root": text,
+    "data.cache": text,
+    "data.mirrors": optional(list_of(text)),
+    "data.mean": optional(per_channel(finite)),
+    "data.std": optional(per_channel(positive)),
+    "data.size": optional(integer(1)),
+    "data.skip_bad": flag,
+    "data.val_fraction": fraction,
+    "data.split_seed": seed,
+    "data.memory_limit": positive,
+    "model.hidden_sizes": list_of(integer(1)),
+    "model.channels": list_of(integer(1)),
+    "model.hidden_size": integer(1),
+    "model.blocks": integer(1),
+    "model.dropout": fraction,
+    "augment.shift": integer(0),
+    "augment.rotate": not_negative,
+    "augment.scale": fraction,
+    "augment.shear": number("a number from 0 up to 45", lambda value: 0 <= value <= 45),
+    "augment.padding": one_of("border", "reflection", "zeros"),
+    "augment.erase": integer(0),
+    "optimizer.lr": positive,
+    "optimizer.adamw_lr": positive,
+    "optimizer.betas": Rule(
+        "a list of two numbers from 0 up to but not including 1",
+        (list,),
+        lambda value: len(value) == 2 and all(map(fraction.admits, value)),
+    ),
+    "optimizer.eps": positive,
+    "optimizer.momentum": fraction,
+    "optimizer.weight_decay": not_negative,
+    "optimizer.options": Rule("null or a mapping such as {momentum: 0.9}", (NoneType, dict)),
+    "scheduler.warmup_epochs": not_negative,
+    "scheduler.cooldown_epochs": not_negative,
+    "scheduler.every_epochs": positive,
+    "scheduler.gamma": positive,
+    "scheduler.final_factor": number("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "scheduler.pct_start": fraction,
+    "scheduler.div_factor": positive,
+    "scheduler.final_div_factor": positive,
+    "tracking.experiment": Rule("a name without / and \\, not . or ..", (str,), is_name),
+    "tracking.uri": optional(text),
+    "tracking.logdir": text,
+    "tracking.log_checkpoints": flag,
+    "tracking.log_model": flag,
+    "tracking.register": Rule(
+        "null or a name without /, \\ and :, not . or ..",
+        (NoneType, str),
+        lambda value: value is None or (is_name(value) and ":" not in value),
+    ),
+}
+
+
+# Keys whose value is a mapping, with whatever keys of its own.
+MAPPINGS = {"optimizer.options"}
+
+
+def rule_for(key: str, default: Any) -> Rule:
+    """The key's own rule, or where it has none, one that asks for the default's type.
+
+    default: the value in the YAML file that brings the key; ??? where it has to be given.
+    """
+    if key in RULES:
+        return RULES[key]
+    if key in OPTION_RULES and (default == MISSING or type(default) in OPTION_RULES[key].types):
+        return OPTION_RULES[key]
+    return same_type(default)
+
+
+def same_type(default: Any) -> Rule:
+    """Admits what is of the default's type; for a null or ???, which tell nothing, anything."""
+    match default:
+        case "???":
+            return Rule("anything")
+        case bool():
+            return flag
+        case int():
+            return Rule("an integer", (int,))
+        case float():
+            return finite if math.isfinite(default) else Rule("a number", (int, float))
+        case str():
+            return Rule("text", (str,))
+        case [first, *_] if (rule := list_of(same_type(first))).admits(default):
+            return rule
+        case list():
+            return Rule("a list", (list,))
+        case _:
+            return Rule("anything")
+
+
+# What to do instead of writing a password into these keys.
+REMEDIES = {
+    "tracking.uri": REMEDY,
+    "data.mirrors": "put the files into data.root",
+}
+
+
+def wrong_secret(key: str, value: Any) -> str | None:
+    """What is wrong with a value that has a password in an address: runs save their configs."""
+    values = value if isinstance(value, list) else [value]
+    if all(redact(text) == text for text in map(str, values)):
+        return None
+    return f"has a password in it, which would be saved; {REMEDIES.get(key, 'leave it out')}"
+
+
+def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """A closing question that names the nearest of `words`, or nothing where none is near."""
+    near = get_close_matches(word, list(words), 1, cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def leaves(config: DictConfig, resolve: bool = True) -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its plain value; lists and MAPPINGS are values, too.
+
+    Raises OmegaConfBaseException for a value that cannot be resolved.
+    """
+
+    def below(prefix: str, values: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and key not in MAPPINGS:
+                yield from below(f"{key}.", value)
+            else:
+                yield key, value
+
+    container = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(container, dict)
+    yield from below("", container)

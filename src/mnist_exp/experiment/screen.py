@@ -1,0 +1,130 @@
+"""What a person sees while a run runs.
+
+Lines that stay are log records, so that the screen and the log file show the same. On a terminal
+a progress bar runs below them; in a pipe there are the lines alone, without control codes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mnist_exp.errors import Formatter, format_message, sanitize
+from mnist_exp.training.state import Epoch
+from mnist_exp.training.state import Progress as Training
+
+log = logging.getLogger(__name__)
+console = Console(highlight=False)
+
+REDRAW_SECONDS = 0.2
+WINDOW = 100  # batches that the running loss and accuracy are taken over
+
+
+class ScreenHandler(logging.Handler):
+    """Prints records above the progress bar; one that carries a table shows it on a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        table = getattr(record, "table", None)
+        if table is not None and console.is_terminal:
+            console.print(table)
+        else:
+            style = "red" if record.levelno >= logging.ERROR else None
+            # Its message alone: a traceback is for the log file.
+            console.print(Text(format_message(record)), soft_wrap=True, style=style)
+
+
+def log_to(path: Path) -> None:
+    """Send all records to the screen and to this file, as Hydra does for a run."""
+    file = logging.FileHandler(path)
+    file.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[ScreenHandler(), file], force=True)
+
+
+@contextmanager
+def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable[[Training], None]]:
+    """A bar over a whole training, and the function that moves it, to be called at each step."""
+    if not console.is_terminal:
+        yield lambda training: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("", total=epochs * images, metrics="")
+        drawn_at, drawn = time.perf_counter(), 0
+
+        def step(training: Training) -> None:
+            nonlocal drawn_at, drawn
+            now = time.perf_counter()
+            if now - drawn_at < REDRAW_SECONDS:
+                return
+            done = len(training.epochs) * images + len(training.losses) * batch_size
+            speed = (done - drawn) / (now - drawn_at)
+            bar.update(
+                task,
+                completed=done,
+                description=f"epoch {len(training.epochs) + 1}/{epochs}",
+                metrics=f"{running(training, batch_size)}{speed:,.0f} images/s",
+                refresh=True,
+            )
+            drawn_at, drawn = now, done
+
+        yield step
+
+
+def running(training: Training, batch_size: int) -> str:
+    """Loss and accuracy over the last batches.
+
+    On a GPU, which a look at them would hold up, those of the last epoch's training.
+    """
+    if training.losses[-1].device.type == "cpu":
+        losses, correct = training.losses[-WINDOW:], training.correct[-WINDOW:]
+        images = len(losses) * batch_size
+        loss = torch.stack(losses).sum().item() / images
+        accuracy = torch.stack(correct).sum().item() / images
+    elif training.epochs:
+        loss, accuracy = training.epochs[-1].train.loss, training.epochs[-1].train.accuracy
+    else:
+        return ""
+    return f"loss {loss:.4f}  accuracy {accuracy:.4f}  "
+
+
+def epoch_line(epoch: Epoch, epochs: int) -> str:
+    """One finished epoch in one line."""
+    metrics = {"train": epoch.train, "val": epoch.val}
+    said = [
+        f"  {split} loss {m.loss:.4f} accuracy {m.accuracy:.4f}"
+        for split, m in metrics.items()
+        if m
+    ]
+    return (
+        f"epoch {epoch.number}/{epochs}{''.join(said)}"
+        f"  {epoch.seconds:.1f} s  {epoch.images_per_second:,.0f} images/s"
+    )
+
+
+def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table that stays: drawn on a terminal, aligned lines in a pipe and in the log file."""
+    title = sanitize(title)
+    lines = [[*map(sanitize, row)] for row in (header, *rows)]
+    head, *body = ([*map(Text, line)] for line in lines)  # a name is no markup
+    table = Table(title=Text(title, "table.title"), title_justify="left")
+    for cell in head:
+        table.add_column(cell)
+    for row_of_cells in body:
+        table.add_row(*row_of_cells)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    log.info("\n".join([title, *aligned]), extra={"table": table})

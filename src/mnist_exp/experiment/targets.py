@@ -1,0 +1,145 @@
+"""What a config may name by `_target_`, and how the name becomes a class or a function.
+
+A `_target_` is only followed where it stands in a YAML file, at the same place: at the top of a
+group, or of a named entry of a group that takes several options. So a checkpoint or a config from
+elsewhere can choose among what the owner of this repository has written down, and nothing else.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_exp.errors import BadInput, one_line
+from mnist_exp.experiment.renamed import new_target, rename
+from mnist_exp.experiment.versions import VERSION_BASE
+from mnist_exp.paths import config_dirs
+
+SEVERAL = ("tracking",)  # groups of which a list of options can be chosen: each is a named entry
+TARGET = "_target_"
+MOST_VALUES = 100_000  # in a saved config
+
+Place = tuple[str, ...]  # the keys that lead to a value
+
+
+@contextmanager
+def initialize_hydra() -> Iterator[ConfigLoader]:
+    """Let `hydra.compose` read the YAML files; the plugin adds the folder of --config-dir."""
+    with initialize_config_dir(str(config_dirs[0]), **VERSION_BASE):
+        yield GlobalHydra.instance().config_loader()
+
+
+def find_target(name: str) -> Any:
+    """The class or function of this dotted name. Raises ImportError where it cannot be had."""
+    try:
+        return pkgutil.resolve_name(name)
+    except Exception as error:  # a module of somebody's own can raise anything
+        if (new := new_target(name)) != name:
+            raise ImportError(f"it is now {new}") from error
+        raise ImportError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def target_problems(config: Any) -> Iterator[tuple[str, str]]:
+    """The dotted key of each `_target_` that must not be followed, and why not.
+
+    config: plain containers. Hydra's other directives (`_args_`, `_partial_` and so on) are
+    problems everywhere.
+    """
+    for place, value in directives(config):
+        key, group = ".".join(place), place[0]
+        if place[-1] != TARGET:
+            yield key, f"not supported; write {TARGET} and plain values"
+        elif len(place) != (3 if group in SEVERAL else 2) or not group.isidentifier():
+            yield key, f"a {TARGET} must be at the top of its group"
+        elif not is_in_yaml_file(place, value):
+            places = f"{group}/ in {shown_config_dirs()}"
+            yield key, f"{value!r} is in no YAML file of {places}; --config-dir adds a folder"
+
+
+def directives(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every key that Hydra's `instantiate` would act on, such as `_target_`, and its value."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if isinstance(key, str) and len(key) > 2 and key[0] == key[-1] == "_":
+                yield (*place, key), value
+            yield from directives(value, (*place, str(key)))
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            yield from directives(value, (*place, str(number)))
+
+
+def is_in_yaml_file(place: Place, target: Any) -> bool:
+    """Whether a YAML file of the group has this `_target_` at this place."""
+    group = place[0]
+    for path in (path for folder in config_dirs for path in (folder / group).glob("*.yaml")):
+        try:
+            text = path.read_text("utf-8")
+            if str(target) in text:  # most are in one file, and reading YAML is slow
+                options = OmegaConf.to_container(OmegaConf.create(text))
+                if (place, target) in directives(options, (group,)):
+                    return True
+        except Exception:  # YAML has its own kinds
+            continue  # Hydra says what is wrong with the file where it is chosen
+    return False
+
+
+def shown_config_dirs() -> str:
+    return " or ".join(f"{folder}/" for folder in ("conf", *map(str, config_dirs[1:])))
+
+
+def check_saved_config(saved: Any, source: object) -> DictConfig:
+    """A saved config, YAML or plain containers, once it is known to name nothing foreign.
+
+    Raises BadInput, which names the source.
+    """
+    try:
+        check_size(saved)
+        config = OmegaConf.create(rename(OmegaConf.to_container(OmegaConf.create(saved))))
+        plain = OmegaConf.to_container(config)
+    except Exception as error:  # YAML has its own kinds
+        raise BadInput(f"{source}: the saved config cannot be read ({one_line(error)})") from None
+    if not isinstance(config, DictConfig) or not isinstance(plain, dict):
+        raise BadInput(f"{source}: the saved config is no mapping")
+    for value in strings(plain):
+        if "${" in value:
+            raise BadInput(f"{source}: the saved config has {value!r}; runs save plain values")
+    for key in ("defaults", "hydra"):
+        if key in plain:
+            raise BadInput(f"{source}: the saved config has {key}: it is Hydra's own")
+    for key, problem in target_problems(plain):
+        raise BadInput(f"{source}: the saved config has {key}: {problem}")
+    return config
+
+
+def check_size(saved: Any) -> None:
+    """Raises ValueError for lists in lists that a small file can make endless."""
+    left, nodes = MOST_VALUES, [saved]
+    while nodes:
+        node = nodes.pop()
+        inner = node.values() if isinstance(node, Mapping) else node
+        if isinstance(inner, str) or not isinstance(inner, Collection):
+            continue
+        left -= len(inner)
+        if left < 0:
+            raise ValueError(f"more than {MOST_VALUES} values")
+        nodes += inner
+
+
+def strings(node: Any) -> Iterator[str]:
+    """Every string in these containers, keys too."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from strings(key)
+            yield from strings(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from strings(value)

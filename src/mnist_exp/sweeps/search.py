@@ -1,0 +1,154 @@
+"""Optuna behind a sweep: Hydra's ranges as its distributions, one study in the sweep's folder.
+
+A job has the number of its trial, so that each worker finds its own in the study's file, and a
+trial that was killed finds its old folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import optuna
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from mnist_exp.errors import one_line
+from mnist_exp.sweeps.leaderboard import DAMAGED, Damaged, Outcome
+
+STATES = {
+    "FINISHED": TrialState.COMPLETE,
+    "PRUNED": TrialState.PRUNED,
+    "FAILED": TrialState.FAIL,
+}
+STUDY = "study.journal"  # in the sweep's folder
+NAME = "sweep"
+
+
+def open_study(folder: Path, seed: int = 0) -> optuna.Study:
+    """The sweep's study, made where there is none.
+
+    It maximises validation accuracy with TPE (Bergstra et al. 2011), and prunes a trial whose best
+    is below the median of the others at the same epoch, from the second on (Golovin et al. 2017).
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=NAME,
+        storage=JournalStorage(JournalFileBackend(str(folder / STUDY))),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    seed += len(study.get_trials())  # or a study that goes on would repeat its first draws
+    study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return study
+
+
+def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
+    """Raises Damaged where the study cannot be read or is not that of the sweep's jobs."""
+    path = folder / STUDY
+    try:
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):  # Optuna would add to it
+            raise ValueError("its last line is incomplete")
+        trials = open_study(folder).get_trials(deepcopy=False)
+        for outcome in outcomes:
+            params = typed_params(trials[outcome.job]) if outcome.job < len(trials) else None
+            if params is None or (outcome.reason != DAMAGED and params != outcome.chosen):
+                raise ValueError(f"it does not have the trial of job {outcome.job}")
+    except Exception as error:  # Optuna's of any kind
+        lost = "the search cannot be resumed, start it again"
+        kept = "its jobs' folders, checkpoints and leaderboard are still there"
+        raise Damaged(f"{path}: damaged ({one_line(error)}); {lost}; {kept}") from error
+
+
+def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Trial | FrozenTrial]:
+    """The trials of a resumed study that have no result, or whose job has lost its outcome."""
+    lost = {outcome.job for outcome in outcomes if outcome.reason == DAMAGED}
+    return [
+        trial
+        for trial in study.get_trials()
+        if trial.state is TrialState.RUNNING or trial.number in lost
+    ]
+
+
+def same_trial(study: optuna.Study, trial: Trial | FrozenTrial) -> FrozenTrial | None:
+    """The first trial before this one that has ended with the same values, if there is one."""
+    before = (other for other in list_ended(study) if other.number < trial.number)
+    return next((other for other in before if other.params == trial.params), None)
+
+
+def list_ended(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=tuple(STATES.values()))
+
+
+def is_exhausted(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> bool:
+    """Whether each combination of values has been tried."""
+    whole = (trial.params for trial in list_ended(study) if trial.params.keys() == space.keys())
+    tried = {tuple(params[key] for key in space) for params in whole}
+    return len(tried) >= math.prod(map(count, space.values()))
+
+
+def count(values: BaseDistribution) -> float:
+    """How many there are; infinite for an interval of floats."""
+    if isinstance(values, CategoricalDistribution):
+        return len(values.choices)
+    if isinstance(values, IntDistribution):
+        return (values.high - values.low) // values.step + 1
+    return 1 if values.single() else math.inf
+
+
+def typed_params(trial: Trial | FrozenTrial) -> dict[str, str]:
+    """The trial's values as they are typed for its job."""
+    return {key: str(value) for key, value in trial.params.items()}
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What a sweep over a key in Hydra's syntax is to Optuna; tag(log, ...) makes it logarithmic.
+
+    Both ends of interval(a,b) belong to it, the end of range(a,b) does not. int(interval(a,b)) and
+    a range between integers have integers.
+    """
+    space = override.value()
+    log = "log" in getattr(space, "tags", ())
+    if isinstance(space, IntervalSweep):
+        assert space.start is not None, "Hydra's grammar asks for both ends"
+        assert space.end is not None
+        if isinstance(space.start, int) and isinstance(space.end, int):
+            return IntDistribution(space.start, space.end, log=log)
+        return FloatDistribution(space.start, space.end, log=log)
+    if isinstance(space, RangeSweep):
+        values = list(space.range())
+        if all(isinstance(value, int) for value in values):
+            step = 1 if log else abs(int(space.step))
+            return IntDistribution(int(min(values)), int(max(values)), log=log, step=step)
+        return CategoricalDistribution(values)
+    assert isinstance(space, ChoiceSweep), "the command line has been checked"
+    return CategoricalDistribution([line.partition("=")[2] for line in typed(override)])
+
+
+def typed(override: Override) -> list[str]:
+    """Each value of a choice as Hydra writes it, so that it can be typed again."""
+    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+
+
+def pruning(folder: Path, number: int) -> Callable[[int, float], bool]:
+    """For the job of this number: what is told (epoch, accuracy), and says whether to stop."""
+    study = open_study(folder)
+    found = study.get_trials(deepcopy=False)[number]
+    if found.state.is_finished():  # its job has lost its outcome
+        return lambda epoch, accuracy: found.state is TrialState.PRUNED
+    trial = Trial(study, found._trial_id)
+
+    def told(epoch: int, accuracy: float) -> bool:
+        trial.report(accuracy, epoch)
+        return bool(trial.should_prune())
+
+    return told

@@ -1,0 +1,68 @@
+"""The packages stand in layers: each may import those after it, none before it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist_exp.paths import REPOSITORY
+
+SOURCES = REPOSITORY / "src" / "mnist_exp"
+LAYERS = (
+    *("cli", "sweeps", "inference", "experiment", "training", "data", "models", "tracking"),
+    *("figures", "files", "paths", "errors"),
+)
+UNTIL_HOOKS = {"experiment.run": {"inference"}}
+MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
+
+
+def name_of(module: Path) -> str:
+    """Its dotted name below the package."""
+    return ".".join(module.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(module: Path) -> Iterator[str]:
+    """What a module imports, at its top or in a function."""
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, "write the whole name instead of a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layers_of(module: Path) -> set[str]:
+    """The layers that a module imports."""
+    return {name.split(".")[1] for name in imports(module) if name.partition(".")[0] == "mnist_exp"}
+
+
+def test_the_package_has_these_layers_and_nothing_else() -> None:
+    found = {path.stem for path in SOURCES.iterdir() if path.stem not in ("__pycache__", "py")}
+    assert found - {"__init__", "__main__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_a_module_imports_only_its_own_layer_and_those_below(module: Path) -> None:
+    own = LAYERS.index(name_of(module).partition(".")[0])
+    above = layers_of(module) - set(LAYERS[own:])
+    assert above <= UNTIL_HOOKS.get(name_of(module), set())
+
+
+@pytest.mark.parametrize("script", sorted(REPOSITORY.glob("*.py")), ids=lambda path: path.name)
+def test_scripts_import_their_command_and_nothing_else_of_ours(script: Path) -> None:
+    assert layers_of(script) == {"cli"}
+
+
+@pytest.mark.parametrize(
+    "module", [path for path in MODULES if path.parent.name == "cli"], ids=name_of
+)
+def test_a_command_is_imported_without_anything_heavy(module: Path) -> None:
+    code = f"import sys, mnist_exp.{name_of(module)}; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "torchvision", "mlflow", "rich", "sklearn", "numpy", "fastapi", "uvicorn"}
+    assert set(done.stdout.split()) & heavy == set()
