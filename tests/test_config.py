@@ -9,8 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_exp.experiment.rules import OPTION_RULES, RULES, did_you_mean, leaves, rule_for
+from mnist_exp.experiment.rules import OPTION_RULES, RULES, leaves, rule_for
 from mnist_exp.paths import CONF
+from mnist_exp.training.rules import did_you_mean
 
 HUGE = 10**400  # no float is as large
 

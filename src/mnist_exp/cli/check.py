@@ -24,8 +24,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.errors import one_line, sanitize
-from mnist_exp.experiment.rules import RULES, did_you_mean, leaves, one_of, rule_for, wrong_secret
+from mnist_exp.experiment.rules import RULES, leaves, rule_for, wrong_secret
 from mnist_exp.experiment.targets import SEVERAL, TARGET, initialize_hydra, target_problems
+from mnist_exp.training.rules import did_you_mean, one_of
 
 
 class Plugin(NamedTuple):

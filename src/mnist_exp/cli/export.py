@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mnist_exp.cli.options import Parser, answer, chosen
 from mnist_exp.errors import BadInput, Failure, print_line
-from mnist_exp.experiment.rules import did_you_mean
+from mnist_exp.training.rules import did_you_mean
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript")}  # of the extra "export"

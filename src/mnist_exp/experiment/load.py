@@ -20,7 +20,6 @@ from mnist_exp.experiment.build import Form, build_parts, fitting_dataset
 from mnist_exp.experiment.metrics import tested_of
 from mnist_exp.experiment.ranking import find_best_run
 from mnist_exp.experiment.resume import find_run, folder_named, is_run_id
-from mnist_exp.experiment.rules import did_you_mean
 from mnist_exp.experiment.shell import resume_command
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.models.summary import summarize
@@ -28,6 +27,7 @@ from mnist_exp.paths import LAST
 from mnist_exp.tracking import EXPERIMENT
 from mnist_exp.training.loop import evaluate
 from mnist_exp.training.precision import Precision
+from mnist_exp.training.rules import did_you_mean
 from mnist_exp.training.state import Metrics, Progress
 
 

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint
-from mnist_exp.experiment.rules import did_you_mean
 from mnist_exp.experiment.shell import command
 from mnist_exp.paths import CONF, LAST, REPOSITORY
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun
+from mnist_exp.training.rules import did_you_mean
 
 
 def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:

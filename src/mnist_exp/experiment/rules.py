@@ -7,12 +7,8 @@ torch is imported.
 from __future__ import annotations
 
 import math
-import re
 import secrets
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Iterator
 from types import NoneType
 from typing import Any
 
@@ -22,92 +18,28 @@ from mnist_exp.errors import redact
 from mnist_exp.experiment.versions import register_resolver
 from mnist_exp.paths import REPOSITORY, is_name
 from mnist_exp.tracking.addresses import REMEDY, tracking_uri
+from mnist_exp.training.options import TrainerOptions
+from mnist_exp.training.rules import (
+    Rule,
+    finite,
+    flag,
+    fraction,
+    integer,
+    list_of,
+    not_negative,
+    number,
+    one_of,
+    optional,
+    per_channel,
+    positive,
+    rules_of,
+    seed,
+    text,
+)
 
 register_resolver("repository", lambda: str(REPOSITORY))
 register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 register_resolver("tracking_uri", tracking_uri)
-
-Test = Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value may be: in words, by its type, and by a test of values of that type."""
-
-    allowed: str
-    types: tuple[type, ...] = ()  # exactly these, so that true is no integer; none: any
-    test: Test = lambda value: True
-    words: tuple[str, ...] = ()  # the values themselves, where there are few
-
-    def admits(self, value: Any) -> bool:
-        return (not self.types or type(value) in self.types) and self.test(value)
-
-    def wrong(self, value: Any) -> str | None:
-        """What the value must be, and which is nearest, if it is not that."""
-        if self.admits(value):
-            return None
-        return f"must be {self.allowed}{did_you_mean(str(value), self.words)}"
-
-
-def integer(low: int, high: int | None = None) -> Rule:
-    if high is None:
-        return Rule(f"an integer >= {low}", (int,), lambda value: value >= low)
-    return Rule(f"an integer from {low} to {high}", (int,), lambda value: low <= value <= high)
-
-
-def number(allowed: str, test: Test = lambda value: True) -> Rule:
-    def finite_and(value: Any) -> bool:
-        return abs(value) <= sys.float_info.max and test(value)  # false for nan, too
-
-    return Rule(allowed, (int, float), finite_and)
-
-
-def one_of(*words: str) -> Rule:
-    return Rule(" | ".join(words), (str,), lambda value: value in words, words)
-
-
-def flag_or(*words: str) -> Rule:
-    def flag_or_word(value: Any) -> bool:
-        return isinstance(value, bool) or value in words
-
-    return Rule(" | ".join(["true", "false", *words]), (bool, str), flag_or_word, words)
-
-
-def optional(rule: Rule) -> Rule:
-    def none_or(value: Any) -> bool:
-        return value is None or rule.test(value)
-
-    return Rule(f"null or {rule.allowed}", (NoneType, *rule.types), none_or, rule.words)
-
-
-def list_of(rule: Rule) -> Rule:
-    return Rule(f"a list, each {rule.allowed}", (list,), lambda value: all(map(rule.admits, value)))
-
-
-def per_channel(rule: Rule) -> Rule:
-    each = list_of(rule)
-    return Rule(
-        f"{rule.allowed}, or a list of them, one for each channel",
-        (*rule.types, list),
-        lambda value: rule.admits(value) or (each.admits(value) and len(value) > 0),
-    )
-
-
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def is_device(name: str) -> bool:
-    return re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", name) is not None
-
-
-flag = Rule("true or false", (bool,))
-text = Rule("text that is not empty", (str,), lambda value: value != "")
-finite = number("a finite number")
-positive = number("a number > 0", lambda value: value > 0)
-not_negative = number("a number >= 0", lambda value: value >= 0)
-fraction = number("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
-seed = integer(0, 2**32 - 1)
 
 # The keys that this code reads itself.
 RULES = {
@@ -118,31 +50,7 @@ RULES = {
     "sweep.test": one_of("winner", "all"),
     "sweep.resume": optional(text),
     "sweep.max_jobs": integer(1),
-    "trainer.epochs": integer(1),
-    "trainer.device": Rule(
-        "auto | cpu | cuda | cuda:<index> | mps",
-        (str,),
-        is_device,
-        ("auto", "cpu", "cuda", "mps"),
-    ),
-    "trainer.threads": Rule(
-        "auto or an integer >= 1", (str, int), lambda value: value == "auto" or is_count(value)
-    ),
-    "trainer.channels_last": flag_or("auto"),
-    "trainer.precision": one_of("float64", "float32", "bfloat16", "float16"),
-    "trainer.compile": flag_or(
-        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
-    ),
-    "trainer.keep": one_of("best", "last"),
-    "trainer.label_smoothing": fraction,
-    "trainer.clip_norm": optional(positive),
-    "trainer.ema_decay": optional(fraction),
-    "trainer.patience": optional(integer(1)),
-    "trainer.accumulate": integer(1),
-    "trainer.deterministic": flag,
-    "trainer.checkpoint_every_steps": optional(integer(1)),
-    "trainer.max_batches": optional(integer(1)),
-    "trainer.test": flag,
+    **{f"trainer.{name}": rule for name, rule in rules_of(TrainerOptions).items()},
     "tracking.figures": flag,
 }
 
@@ -252,12 +160,6 @@ def wrong_secret(key: str, value: Any) -> str | None:
     if all(redact(text) == text for text in map(str, values)):
         return None
     return f"has a password in it, which would be saved; {REMEDIES.get(key, 'leave it out')}"
-
-
-def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
-    """A closing question that names the nearest of `words`, or nothing where none is near."""
-    near = get_close_matches(word, list(words), 1, cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def leaves(config: DictConfig, resolve: bool = True) -> Iterator[tuple[str, Any]]:

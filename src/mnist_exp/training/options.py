@@ -1,0 +1,52 @@
+"""The options of the trainer: what each may be and what it means to the loop.
+
+An option is two places: its line in conf/trainer/default.yaml, with today's default and a comment,
+and its field here. The default here is the value that changes nothing: what a checkpoint that is
+older than the option gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from mnist_exp.training.rules import (
+    Rule,
+    flag,
+    flag_or,
+    fraction,
+    integer,
+    is_count,
+    is_device,
+    one_of,
+    optional,
+    positive,
+)
+
+DEVICE = Rule(
+    "auto | cpu | cuda | cuda:<index> | mps", (str,), is_device, ("auto", "cpu", "cuda", "mps")
+)
+THREADS = Rule("auto or an integer >= 1", (str, int), lambda v: v == "auto" or is_count(v))
+COMPILE = flag_or("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How to train: the group `trainer` of the config."""
+
+    epochs: Annotated[int, integer(1)]
+    device: Annotated[str, DEVICE] = "auto"  # CUDA, then MPS, then CPU
+    threads: Annotated[int | str, THREADS] = "auto"  # of torch, on a CPU
+    channels_last: Annotated[bool | str, flag_or("auto")] = "auto"  # memory format
+    precision: Annotated[str, one_of("float64", "float32", "bfloat16", "float16")] = "float32"
+    compile: Annotated[bool | str, COMPILE] = False  # by torch.compile, in one of its modes
+    label_smoothing: Annotated[float, fraction] = 0.0  # Szegedy et al., 2016
+    clip_norm: Annotated[float | None, optional(positive)] = None  # Pascanu et al., 2013
+    ema_decay: Annotated[float | None, optional(fraction)] = None  # of the weights, per step
+    accumulate: Annotated[int, integer(1)] = 1  # micro-batches that a batch is computed in
+    patience: Annotated[int | None, optional(integer(1))] = None  # epochs without a better one
+    keep: Annotated[str, one_of("best", "last")] = "best"  # weights, by validation accuracy
+    deterministic: Annotated[bool, flag] = True  # only algorithms that give the same bits
+    checkpoint_every_steps: Annotated[int | None, optional(integer(1))] = None
+    max_batches: Annotated[int | None, optional(integer(1))] = None  # of training and validation
+    test: Annotated[bool, flag] = True  # open the test set once, after training
