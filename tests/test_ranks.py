@@ -16,7 +16,7 @@ from conftest import Clone
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mnist_exp.training.distributed import Ranks
+from mnist_exp.training.distributed import ProcessGroup
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 TWO = (*TORCHRUN, "train.py", "data=digits")
@@ -63,9 +63,9 @@ def wait_for_epochs(clone: Clone, count: int) -> Path:
 
 def test_the_parts_of_uneven_shares_add_up_to_the_mean_of_the_batch() -> None:
     losses = torch.rand(7, dtype=torch.float64)
-    three = [Ranks(rank, 3) for rank in range(3)]
-    assert [len(one.share(losses)) for one in three] == [3, 2, 2]
-    parts = [one.share(losses).sum() / len(losses) for one in three]
+    three = [ProcessGroup(rank, 3) for rank in range(3)]
+    assert [len(one.shard(losses)) for one in three] == [3, 2, 2]
+    parts = [one.shard(losses).sum() / len(losses) for one in three]
     torch.testing.assert_close(sum(parts), losses.mean())
 
 
@@ -151,7 +151,7 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(
 
 @pytest.mark.slow
 def test_a_rank_that_fails_ends_all_with_its_reason(clone: Clone) -> None:
-    augmentation = clone.root / "src" / "mnist_exp" / "augmentation.py"
+    augmentation = clone.root / "src" / "mnist_exp" / "training" / "augmentation.py"
     broken = 'if __import__("os").environ["RANK"] == "1": raise ValueError("worn\\nout")\n    '
     text = augmentation.read_text().replace("return images", f"{broken}return images", 1)
     augmentation.write_text(text)

@@ -109,11 +109,11 @@ def refuse(message: str) -> NoReturn:
 
 
 def met(folder: Path | None) -> list[str]:
-    """The overrides with which all ranks do the same. See `ranks.meet`."""
+    """The overrides with which all ranks do the same. See `distributed.rendezvous`."""
     end_at_once()  # a signal does not reach Python while torch waits for another rank
-    from mnist_exp.training.distributed import meet
+    from mnist_exp.training.distributed import rendezvous
 
-    agreed, going_on = meet(folder)
+    agreed, going_on = rendezvous(folder)
     overrides = [run_dir(agreed)]
     if going_on:
         overrides.append(f"resume={quoted(str(agreed))}")

@@ -17,7 +17,7 @@ import torch
 
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import CONF, REPOSITORY
-from mnist_exp.training.distributed import ALONE, Ranks, launched
+from mnist_exp.training.distributed import SINGLE, ProcessGroup, get_process_group
 
 # What OMP_NUM_THREADS or the number of cores allow, and Slurm, which counts by jobs.
 AVAILABLE_THREADS = min(
@@ -35,19 +35,19 @@ def present_devices() -> list[str]:
     return [*(["cuda", *cuda] if cuda else []), *mps, "cpu"]
 
 
-def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+def choose_device(name: str, group: ProcessGroup = SINGLE) -> torch.device:
     """The device of that name; "auto" is CUDA, then MPS, then the CPU, whichever is there first.
 
     Of several processes, which MPS cannot serve, each takes the GPU of its number.
     Raises BadInput for a device that this machine does not have.
     """
     present = present_devices()
-    if ranks.count > 1 and "mps" in present:
+    if group.world_size > 1 and "mps" in present:
         present.remove("mps")
     if name == "auto":
         name = present[0]
-    if name == "cuda" and ranks.count > 1:
-        name = f"cuda:{ranks.local}"
+    if name == "cuda" and group.world_size > 1:
+        name = f"cuda:{group.local_rank}"
     if name not in present:
         raise BadInput(f"trainer.device={name}: this machine has {', '.join(present)}")
     return torch.device(name)
@@ -92,7 +92,7 @@ def lacking(key: str, value: object, device: torch.device) -> str | None:
             return "this CPU does not compute in float16; take bfloat16"
         case "trainer.precision", "float64", "mps":
             return "mps does not compute in float64; take float32, or trainer.device=cpu"
-        case "batch_size", int(size), _ if left := size % (count := launched().count):
+        case "batch_size", int(size), _ if left := size % (count := get_process_group().world_size):
             near = [str(whole) for whole in (size - left, size - left + count) if whole]
             return f"cannot be shared out evenly among {count} processes; take {' or '.join(near)}"
         case "trainer.compile", True | str(), "cpu" if shutil.which(cxx_compiler()) is None:
@@ -119,7 +119,7 @@ def device_name(device: torch.device) -> str:
 
     With the number of processes, if there are several.
     """
-    threads, processes = torch.get_num_threads(), launched().count
+    threads, processes = torch.get_num_threads(), get_process_group().world_size
     name = f"{device.type}, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

@@ -61,7 +61,7 @@ from mnist_exp.tracking import (
 from mnist_exp.tracking.worker import Beside
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.compile import compile_in_place, failing_in_one_line
-from mnist_exp.training.distributed import launched
+from mnist_exp.training.distributed import get_process_group
 from mnist_exp.training.loop import Options, evaluate, fit
 from mnist_exp.training.state import Diverged, Epoch, Metrics, Progress
 
@@ -96,7 +96,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Resu
     Raises Failure for what a person can mend, and Interrupted. However the run ends, the tracker
     is told.
     """
-    with launched().failing_together():
+    with get_process_group().fail_together():
         return Experiment(config, folder, run_name(config, overrides)).run()
 
 
@@ -105,7 +105,7 @@ def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
 
     A run that has ended is left alone. Raises what `run` and `resumed` do.
     """
-    with launched().failing_together():
+    with get_process_group().fail_together():
         experiment = resumed(composed, folder, overrides)
         if experiment.ended:
             log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
@@ -146,16 +146,16 @@ class Experiment:
     ) -> None:
         self.config, self.folder, self.name = config, folder, name
         self.tags, self.parent = tags, parent
-        self.ranks = launched()
-        self.device = environment.choose_device(config.trainer.device, self.ranks)
+        self.group = get_process_group()
+        self.device = environment.choose_device(config.trainer.device, self.group)
         environment.set_deterministic(config.trainer.deterministic)
         environment.set_full_float32()
         self.dataset = fitting_dataset(config, self.device)
         parts = build_parts(config, self.dataset.kind, self.device)
         self.kind, self.precision, self.model, self.form = parts
         self.summary = tried(config, parts, min(self.smallest_part, 2))
-        share = config.batch_size / self.ranks.count
-        environment.set_threads(config.trainer.threads, 3 * self.summary.flops * share)
+        shard_size = config.batch_size / self.group.world_size
+        environment.set_threads(config.trainer.threads, 3 * self.summary.flops * shard_size)
         compile_in_place(self.model, config.trainer.compile)
         self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
         length = {"epochs": config.trainer.epochs, "epoch_steps": self.epoch_steps}
@@ -183,7 +183,7 @@ class Experiment:
         Raises Occupied where another process trains in the folder, BadInput where a new run finds
         another one there.
         """
-        if self.ranks.rank:
+        if self.group.rank:
             return self.follow()
         status: Status = "FAILED"
         with alone(self.folder), deferred() as check_signals:
@@ -238,7 +238,7 @@ class Experiment:
                 show_step(progress)
                 if every and len(progress.losses) % every == 0:
                     self.save(LAST)
-                check_signals(self.ranks.largest)
+                check_signals(self.group.max)
                 self.tracker.check()
 
             try:
@@ -258,10 +258,10 @@ class Experiment:
 
     def follow(self) -> Result:
         """What a rank after the first does: the same steps, and nothing else."""
-        at = f"{self.config.seed}/{self.ranks.rank}/{self.progress.steps}"
+        at = f"{self.config.seed}/{self.group.rank}/{self.progress.steps}"
         torch.manual_seed(random.Random(at).getrandbits(32))  # of its own, for dropout
         with deferred() as check_signals:
-            for _ in self.fit(lambda progress: check_signals(self.ranks.largest)):
+            for _ in self.fit(lambda progress: check_signals(self.group.max)):
                 pass
         return self.result()
 
@@ -278,7 +278,7 @@ class Experiment:
             average=self.average,
             augment=self.augment,
             precision=self.precision,
-            ranks=self.ranks,
+            group=self.group,
             on_step=on_step,
         )
 
@@ -292,7 +292,9 @@ class Experiment:
         """Images in the smallest part that this rank computes of a whole batch or the last one."""
         size, parts = self.config.batch_size, self.config.trainer.accumulate
         left = len(self.dataset.train) - (self.epoch_steps - 1) * size
-        shares = [len(range(self.ranks.rank, n, self.ranks.count)) for n in {size, min(left, size)}]
+        shares = [
+            len(range(self.group.rank, n, self.group.world_size)) for n in {size, min(left, size)}
+        ]
         return min((share - 1) % math.ceil(share / parts) + 1 for share in shares if share)
 
     def prepared(self) -> tuple[Split, Split]:

@@ -1,9 +1,9 @@
-"""Several processes that train one model, each on its share of every batch; torchrun starts them.
+"""Several processes that train one model, each on its shard of every batch; torchrun starts them.
 
     torchrun --nproc-per-node=2 train.py
 
-The first rank does what a process alone does: it writes, logs, and tells the tracker. The others
-take the same steps and nothing else.
+Rank 0 does what a single process does: it writes files, logs, and calls the tracker. The other
+ranks take the same steps and do nothing else.
 """
 
 from __future__ import annotations
@@ -26,136 +26,138 @@ from mnist_exp.errors import Failure, one_line
 from mnist_exp.paths import LAST
 
 
-class RankFailed(Failure):
-    """Another process of this training has failed."""
+class RankError(Failure):
+    """Another process of this training failed."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among all that train the model. One alone costs nothing."""
+class ProcessGroup:
+    """This process among all that train the model. Every method is free for a single process."""
 
     rank: int = 0
-    count: int = 1
-    local: int = 0  # the rank among those on this machine
+    world_size: int = 1
+    local_rank: int = 0  # the rank among the processes on this machine
 
-    def share(self, batch: Tensor) -> Tensor:
-        """What this rank takes of a batch: every count-th entry."""
-        return batch if self.count == 1 else batch[self.rank :: self.count]
+    def shard(self, batch: Tensor) -> Tensor:
+        """This rank's part of a batch: every world_size-th entry."""
+        return batch if self.world_size == 1 else batch[self.rank :: self.world_size]
 
-    def sum(self, *parts: Tensor) -> tuple[Tensor, ...]:
+    def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Each of these scalars summed over the ranks, in one message."""
-        if self.count == 1:
-            return parts
-        sums = torch.stack([part.double() for part in parts])
+        if self.world_size == 1:
+            return values
+        sums = torch.stack([value.double() for value in values])
         distributed.all_reduce(sums)
-        return tuple(total.to(part.dtype) for total, part in zip(sums, parts, strict=True))
+        return tuple(total.to(value.dtype) for total, value in zip(sums, values, strict=True))
 
-    def largest(self, number: int) -> int:
-        """Of every rank's number. Waits for the other processes, not for a GPU."""
-        if self.count == 1:
+    def max(self, number: int) -> int:
+        """The maximum over the ranks. Waits for the other processes, not for a GPU."""
+        if self.world_size == 1:
             return number
         numbers = torch.tensor(number)
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
         return int(numbers)
 
-    def joined(self, model: nn.Module) -> nn.Module:
-        """The model as all ranks train it: from the first one's state, on the sum of gradients."""
-        if self.count == 1:
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with rank 0's state, whose backward pass sums the gradients of all ranks."""
+        if self.world_size == 1:
             return model
-        together = DistributedDataParallel(model)
-        together.register_comm_hook(None, lambda state, bucket: _summed(bucket.buffer()))
-        return together
+        ddp_model = DistributedDataParallel(model)
+        ddp_model.register_comm_hook(None, lambda state, bucket: _sum_gradients(bucket.buffer()))
+        return ddp_model
 
-    def quiet(self, joined: nn.Module, until: bool) -> AbstractContextManager[None]:
-        """Keeps a backward pass from summing over the ranks, until the last of a step."""
-        if until or not isinstance(joined, DistributedDataParallel):
+    def no_sync(self, ddp_model: nn.Module, unless: bool) -> AbstractContextManager[None]:
+        """Keeps a backward pass from summing over the ranks, unless it is the last of a step."""
+        if unless or not isinstance(ddp_model, DistributedDataParallel):
             return nullcontext()
-        return joined.no_sync()
+        return ddp_model.no_sync()
 
-    def equal_buffers(self, model: nn.Module) -> None:
-        """Give each rank the first one's running statistics, which saw that one's shares."""
-        if self.count > 1:
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Give every rank the running statistics of rank 0, which come from its shards alone."""
+        if self.world_size > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
 
     @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Raises RankFailed, with its reason, where another rank has failed.
+    def fail_together(self) -> Iterator[None]:
+        """On rank 0, raises RankError with the reason when another rank failed.
 
-        Only on the first rank; another one ends silently, as the first says it.
+        The other ranks exit silently, because rank 0 reports the failure.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             yield
             return
         try:
             yield
         except Exception as error:
-            if not is_lost_contact(error):
-                _store().set(f"failed {_attempt()}", f"rank {self.rank}: {one_line(error)}")
+            key = f"failed {_restarts()}"
+            if not is_lost_connection(error):
+                _store().set(key, f"rank {self.rank}: {one_line(error)}")
                 raise
             if self.rank:
                 raise SystemExit(1) from error
             reason = "another process of this training was killed"
-            if _store().check([f"failed {_attempt()}"]):
-                reason = _store().get(f"failed {_attempt()}").decode()
-            raise RankFailed(reason) from error
+            if _store().check([key]):
+                reason = _store().get(key).decode()
+            raise RankError(reason) from error
 
 
-ALONE = Ranks()
+SINGLE = ProcessGroup()
 
 
-def launched() -> Ranks:
-    """What torchrun's variables in the environment say; without them, one process alone."""
+def get_process_group() -> ProcessGroup:
+    """The group in torchrun's environment variables; without them, a single process."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
-        return ALONE
+        return SINGLE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return Ranks(*(int(os.environ.get(name, "0")) for name in names))
+    return ProcessGroup(*(int(os.environ.get(name, "0")) for name in names))
 
 
-def meet(folder: Path | None) -> tuple[Path, bool]:
-    """Wait for all ranks: over gloo for the CPU, over NCCL for GPUs.
+def rendezvous(folder: Path | None) -> tuple[Path, bool]:
+    """Connect all ranks, over gloo on the CPU and over NCCL on GPUs.
 
-    Returns the first one's folder, and whether to go on with the run there. The folder has to be
-    seen by all machines; after a restart by torchrun it is the one before.
+    Returns rank 0's run folder, and whether to resume the run there. All machines must see the
+    folder; after a restart by torchrun it is the same one as before.
 
-    folder: where the run is to write, on the first rank; None on the others.
+    folder: where the run writes, on rank 0; None on the others.
     """
-    store, own, said = _store(), launched(), f"folder {_attempt()}"
-    contacts = PrefixStore(f"contacts {_attempt()}", store)  # torch would take those of before
-    distributed.init_process_group(store=contacts, rank=own.rank, world_size=own.count)
+    store, group, key = _store(), get_process_group(), f"folder {_restarts()}"
+    # A prefix of its own: after a restart, torch would read the addresses of dead processes.
+    addresses = PrefixStore(f"addresses {_restarts()}", store)
+    distributed.init_process_group(store=addresses, rank=group.rank, world_size=group.world_size)
     if folder is not None:
         restarted = store.check(["folder"])
         if restarted:
             folder = Path(store.get("folder").decode())
         store.set("folder", str(folder))
-        store.set(said, json.dumps([str(folder), restarted and (folder / LAST).is_file()]))
-    name, going_on = json.loads(store.get(said))
-    return Path(name), going_on
+        store.set(key, json.dumps([str(folder), restarted and (folder / LAST).is_file()]))
+    name, resumes = json.loads(store.get(key))
+    return Path(name), resumes
 
 
-def is_lost_contact(error: Exception) -> bool:
-    """Whether this is torch's error for another rank that has ended."""
-    said = str(error).lower()
+def is_lost_connection(error: Exception) -> bool:
+    """Whether this is torch's error for a rank that has exited."""
+    message = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        word in said for word in ("gloo", "nccl", "connection")
+        word in message for word in ("gloo", "nccl", "connection")
     )
 
 
-def _summed(gradients: Tensor) -> torch.futures.Future[Tensor]:
-    """DistributedDataParallel's own way divides by the number of ranks as well."""
+def _sum_gradients(gradients: Tensor) -> torch.futures.Future[Tensor]:
+    """DistributedDataParallel would also divide by the number of ranks."""
     work = distributed.all_reduce(gradients, async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def _attempt() -> int:
+def _restarts() -> int:
     """How often torchrun has restarted the processes."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @functools.cache
 def _store() -> Any:
-    """Notes that all ranks can read; torchrun keeps them over a restart."""
+    """Key-value store that all ranks can read; torchrun keeps it over a restart."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     served = "TORCHELASTIC_USE_AGENT_STORE" in os.environ
-    first = launched().rank == 0
+    first = get_process_group().rank == 0
     return PrefixStore("mnist_exp", TCPStore(address, port, is_master=first and not served))

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp.data.splits import Split
 from mnist_exp.training.augmentation import DRAWS, Augmentation, unchanged
-from mnist_exp.training.distributed import ALONE, Ranks
+from mnist_exp.training.distributed import SINGLE, ProcessGroup
 from mnist_exp.training.precision import FLOAT32, Precision
 from mnist_exp.training.state import Epoch, Metrics, Progress
 
@@ -58,7 +58,7 @@ def fit(
     average: AveragedModel | None = None,
     augment: Augmentation = unchanged,
     precision: Precision = FLOAT32,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Epoch]:
     """Train from where `progress` stands to the end, yielding each epoch as it ends.
@@ -72,20 +72,20 @@ def fit(
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
     loss_function = nn.CrossEntropyLoss(reduction="sum", label_smoothing=options.label_smoothing)
-    joined, scaler = ranks.joined(model), precision.scaler
+    ddp_model, scaler = group.wrap(model), precision.scaler
     evaluated = model if average is None else average.module
     while not progress.over(options.epochs, options.patience):
         if not progress.losses:
             progress.begin_epoch(lr=optimizer.param_groups[0]["lr"])
         model.train()
-        for share, size in batches(train, progress, options, augment, ranks):
+        for share, size in batches(train, progress, options, augment, group):
             optimizer.zero_grad()
             losses, right = [], []
             parts = share.chunk(options.accumulate)
             for part in parts:
-                with ranks.quiet(joined, until=part is parts[-1]):
+                with group.no_sync(ddp_model, unless=part is parts[-1]):
                     with precision.autocast:
-                        logits = joined(part.images)
+                        logits = ddp_model(part.images)
                         loss = loss_function(logits, part.labels)
                     scaler.scale(loss / size).backward()
                 losses.append(loss.detach())
@@ -98,16 +98,16 @@ def fit(
             scheduler.step()
             if average is not None:
                 average.update_parameters(model)
-            progress.note(*ranks.sum(sum(losses), sum(right)))
+            progress.note(*group.sum(sum(losses), sum(right)))
             on_step(progress)
         trained = mean_per_sample(progress.losses, progress.correct, len(train))
         speed = len(train) / (time.perf_counter() - progress.started)
-        validated = evaluate(evaluated, val, precision, ranks) if len(val) else None
+        validated = evaluate(evaluated, val, precision, group) if len(val) else None
         yield progress.end_epoch(trained, validated, speed, evaluated, options.keep)
 
 
 def batches(
-    train: Split, progress: Progress, options: Options, augment: Augmentation, ranks: Ranks
+    train: Split, progress: Progress, options: Options, augment: Augmentation, group: ProcessGroup
 ) -> Iterator[tuple[Split, int]]:
     """Of each batch that the running epoch has left: this rank's share, augmented, and its size.
 
@@ -116,9 +116,9 @@ def batches(
     done, of_epoch = len(progress.losses), (len(train), options.seed, progress.number)
     order = shuffled(*of_epoch).to(train.labels.device).split(options.batch_size)[done:]
     draws = drawn(*of_epoch).to(train.images.device).split(options.batch_size)[done:]
-    shares = train.batches([ranks.share(index) for index in order])
+    shares = train.batches([group.shard(index) for index in order])
     for index, uniform, share in zip(order, draws, shares, strict=True):
-        yield Split(augment(share.images, ranks.share(uniform)), share.labels), len(index)
+        yield Split(augment(share.images, group.shard(uniform)), share.labels), len(index)
 
 
 @torch.inference_mode()
@@ -126,7 +126,7 @@ def evaluate(
     model: nn.Module,
     split: Split,
     precision: Precision = FLOAT32,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE,
     on_logits: Callable[[Tensor], None] = lambda logits: None,
 ) -> Metrics:
     """Loss and accuracy of the model as it is, on a split that lies on its device.
@@ -134,15 +134,15 @@ def evaluate(
     on_logits: is told those of each batch, in the images' order where there is one rank.
     """
     model.eval()
-    ranks.equal_buffers(model)
+    group.broadcast_buffers(model)
     loss_function = nn.CrossEntropyLoss(reduction="sum")
     losses, correct = [], []
-    for share in in_order(split, ranks):
+    for share in in_order(split, group):
         with precision.autocast:
             logits = model(share.images)
             loss = loss_function(logits, share.labels)
         on_logits(logits)
-        loss, right = ranks.sum(loss, (logits.argmax(1) == share.labels).sum())
+        loss, right = group.sum(loss, (logits.argmax(1) == share.labels).sum())
         losses.append(loss)
         correct.append(right)
     return mean_per_sample(losses, correct, len(split))
@@ -156,12 +156,12 @@ def predict(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> T
         return torch.cat([model(share.images).argmax(1) for share in in_order(split)])
 
 
-def in_order(split: Split, ranks: Ranks = ALONE) -> Iterator[Split]:
+def in_order(split: Split, group: ProcessGroup = SINGLE) -> Iterator[Split]:
     """This rank's share of each batch of an evaluation."""
     fitting = max(1, EVALUATION_VALUES // math.prod(split.images.shape[1:]))
     size = min(EVALUATION_BATCH, fitting)
     starts = range(0, len(split), size)
-    return split.batches(slice(n + ranks.rank, n + size, ranks.count) for n in starts)
+    return split.batches(slice(n + group.rank, n + size, group.world_size) for n in starts)
 
 
 def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> Metrics:
