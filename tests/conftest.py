@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,17 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads on cores with other work wait
 
 from mnist_exp.paths import REPOSITORY, add_config_dir, config_dirs
+
+
+@dataclass(frozen=True)
+class Like:
+    """Equals every line that has these words in this order; … stands for any others, or none."""
+
+    words: str
+
+    def __eq__(self, other: object) -> bool:
+        pattern = ".*".join(map(re.escape, self.words.split("…")))
+        return isinstance(other, str) and re.fullmatch(pattern, other) is not None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Clone
+from conftest import Clone, Like
 from hydra import compose
 from omegaconf import OmegaConf
 
@@ -29,16 +29,19 @@ def said(command: str) -> list[str]:
 
 
 TOP = (
-    "no such key; there are augment, batch_size, data, model, optimizer, reproduce, resume, "
+    "no such key… augment, batch_size, data, model, optimizer, reproduce, resume, "
     "scheduler, seed, sweep, tracking, trainer"
 )
-ADAM = "no such key; optimizer=adam has lr, betas, eps, weight_decay, fused"
-MLP = "no such key; model=mlp has hidden_sizes, activation, dropout"
+ADAM = "no such key… optimizer=adam has lr, betas, eps, weight_decay, fused"
+MLP = "no such key… model=mlp has hidden_sizes, activation, dropout"
 MODELS = " | ".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 PRESETS = "accurate | baseline | cifar10 | fashion | speedrun"
-POSITIVE = "must be an integer >= 1"
-BETAS = "must be a list of two numbers from 0 up to but not including 1"
-QUOTE = "write key=value, or 'key=\"value\"' for special characters"
+POSITIVE = "…integer >= 1"
+BETAS = "…two numbers from 0 …not including 1"
+NAME = "…name…/ and \\…"
+NOT_ADDED = "keys cannot be added…"
+SEVERAL = "several values…-m"
+QUOTE = "…key=value…'key=\"value\"'…"
 
 # argument of a default job: what is wrong with it
 WRONG = {
@@ -51,18 +54,18 @@ WRONG = {
     "quite_other=1": TOP,
     "optimizer.epoch=1": ADAM,
     "optimizer.wieght_decay=0": f"{ADAM}; did you mean weight_decay?",
-    "optimizer.momentum=0.9": f"{ADAM}; optimizer.momentum is there with optimizer=muon | sgd",
+    "optimizer.momentum=0.9": f"{ADAM}; …optimizer=muon | sgd",
     "+optimizer.foo=1": ADAM,
     "++optimizer.foo=1": ADAM,
     "~optimizer.foo": ADAM,
     "model.lr=1": f"{MLP}; did you mean optimizer.lr?",
     "model.hidden_sizes.0=5": f"{MLP}; did you mean hidden_sizes?",
     "model._target_=torch.nn.Linear": MLP,
-    "+batch_size=32": "keys cannot be added or removed; write batch_size=<value>",
-    "++batch_size=32": "keys cannot be added or removed; write batch_size=<value>",
-    "~batch_size": "keys cannot be added or removed; write batch_size=<value>",
-    "~optimizer.lr=0.001": "keys cannot be added or removed; write optimizer.lr=<value>",
-    "batch_size@elsewhere=32": "keys cannot be added or removed; write batch_size=<value>",
+    "+batch_size=32": f"{NOT_ADDED}batch_size=<value>",
+    "++batch_size=32": f"{NOT_ADDED}batch_size=<value>",
+    "~batch_size": f"{NOT_ADDED}batch_size=<value>",
+    "~optimizer.lr=0.001": f"{NOT_ADDED}optimizer.lr=<value>",
+    "batch_size@elsewhere=32": f"{NOT_ADDED}batch_size=<value>",
     # types
     "batch_size=abc": POSITIVE,
     "batch_size=": POSITIVE,
@@ -73,91 +76,86 @@ WRONG = {
     "batch_size=null": POSITIVE,
     "batch_size=[32]": POSITIVE,
     "batch_size={a:1}": POSITIVE,
-    "optimizer.lr=fast": "must be a number > 0",
-    "optimizer.lr=[0.1]": "must be a number > 0",
-    "optimizer.fused=1": "must be true or false",
+    "optimizer.lr=fast": "…number > 0",
+    "optimizer.lr=[0.1]": "…number > 0",
+    "optimizer.fused=1": "…true or false",
     "optimizer.betas=0.9": BETAS,
     "optimizer.betas={a:1}": BETAS,
-    "model.hidden_sizes=128": "must be a list, each an integer >= 1",
-    "model.hidden_sizes=[128,x]": "must be a list, each an integer >= 1",
-    "tracking.experiment=5": "must be a name without / and \\, not . or ..",
-    "data.root=": "must be text that is not empty",
+    "model.hidden_sizes=128": "…list…integer >= 1",
+    "model.hidden_sizes=[128,x]": "…list…integer >= 1",
+    "tracking.experiment=5": NAME,
+    "data.root=": "…text…not empty",
     # ranges
     "batch_size=0": POSITIVE,
-    "optimizer.lr=-1": "must be a number > 0",
-    "optimizer.lr=nan": "must be a number > 0",
-    "optimizer.lr=inf": "must be a number > 0",
-    f"optimizer.lr={'9' * 400}": "must be a number > 0",
+    "optimizer.lr=-1": "…number > 0",
+    "optimizer.lr=nan": "…number > 0",
+    "optimizer.lr=inf": "…number > 0",
+    f"optimizer.lr={'9' * 400}": "…number > 0",
     "optimizer.betas=[0.9]": BETAS,
-    "data.val_fraction=1.5": "must be a number from 0 up to but not including 1",
+    "data.val_fraction=1.5": "…number from 0 …not including 1",
     "trainer.epochs=0": POSITIVE,
-    "trainer.max_batches=0": f"must be null or {POSITIVE.removeprefix('must be ')}",
-    "trainer.keep=lst": "must be best | last; did you mean last?",
-    "trainer.device=cudaa": ("must be auto | cpu | cuda | cuda:<index> | mps; did you mean cuda?"),
-    "trainer.precision=float": (
-        "must be float64 | float32 | bfloat16 | float16; did you mean float64?"
-    ),
+    "trainer.max_batches=0": f"…null or{POSITIVE}",
+    "trainer.keep=lst": "…best | last; did you mean last?",
+    "trainer.device=cudaa": ("…auto | cpu | cuda | cuda:<index> | mps; did you mean cuda?"),
+    "trainer.precision=float": ("…float64 | float32 | bfloat16 | float16; did you mean float64?"),
     "trainer.compile=max": (
-        "must be true | false | default | reduce-overhead | max-autotune | "
-        "max-autotune-no-cudagraphs"
+        "…true | false | default | reduce-overhead | max-autotune | max-autotune-no-cudagraphs"
     ),
-    "trainer.channels_last=first": "must be true | false | auto",
-    "seed=-1": "must be an integer from 0 to 4294967295",
+    "trainer.channels_last=first": "…true | false | auto",
+    "seed=-1": "…integer from 0 to 4294967295",
     # references
-    "optimizer.lr=${sed}": "Interpolation key 'sed' not found",
-    "optimizer.lr=${model.hidden_sizes}": "must be a number > 0",
-    "optimizer.lr=${oc.env:NOT_SET}": (
-        "KeyError raised while resolving interpolation: "
-        "\"Environment variable 'NOT_SET' not found\""
-    ),
-    "optimizer.lr=${no_resolver:1}": "Unsupported interpolation type no_resolver",
+    "optimizer.lr=${sed}": "Interpolation key 'sed'…",
+    "optimizer.lr=${model.hidden_sizes}": "…number > 0",
+    "optimizer.lr=${oc.env:NOT_SET}": "…NOT_SET…",
+    "optimizer.lr=${no_resolver:1}": "…no_resolver",
 }
 
 
 def test_every_wrong_key_and_value_of_a_line_is_told_in_its_order() -> None:
-    assert problems(list(WRONG)) == [f"{argument}: {wrong}" for argument, wrong in WRONG.items()]
+    assert problems(list(WRONG)) == [
+        Like(f"{argument}: {wrong}") for argument, wrong in WRONG.items()
+    ]
 
 
 # argument: what is wrong with it, before any job is thought of
 NOT_EVEN_READ = {
-    "mlp": f"not understood (missing EQUAL at '<EOF>'); {QUOTE}",
-    "=3": f"not understood (no key); {QUOTE}",
-    "seed==1": f"not understood (extraneous input '='); {QUOTE}",
-    " seed=1": f"not understood (token recognition error at: ' '); {QUOTE}",
-    "data.root=(a)": f"not understood (extraneous input '('); {QUOTE}",
-    "data.root=[a": f"not understood (no viable alternative at input '[a'); {QUOTE}",
-    "data.root=Zähler": f"not understood (token recognition error at: 'ä'); {QUOTE}",
-    "sämen=1": f"not understood (token recognition error at: 'ä'); {QUOTE}",
-    "optimizer.lr=${": f"not understood (extraneous input '{{'); {QUOTE}",
-    "seed=int(x)": (
-        "not understood (ValueError while evaluating 'int(x)': invalid literal for int() with "
-        f"base 10: 'x'); {QUOTE}"
-    ),
-    "batch_size=32,64": "several values; a sweep over them needs -m",
-    "model=mlp,linear": "several values; a sweep over them needs -m",
-    "model=mlpp": f"must be {MODELS}; did you mean mlp?",
-    "model=": f"must be {MODELS}",
-    "model=null": f"must be {MODELS}",
-    "model=[mlp,linear]": f"must be {MODELS}",
-    "model={dropout:0.1}": f"must be {MODELS}",
-    "experiment=basline": f"must be {PRESETS}; did you mean baseline?",
+    "mlp": f"not understood…EQUAL{QUOTE}",
+    "=3": f"not understood…no key{QUOTE}",
+    "seed==1": f"not understood…'='{QUOTE}",
+    " seed=1": f"not understood…' '{QUOTE}",
+    "data.root=(a)": f"not understood…'('{QUOTE}",
+    "data.root=[a": f"not understood…'[a'{QUOTE}",
+    "data.root=Zähler": f"not understood…'ä'{QUOTE}",
+    "sämen=1": f"not understood…'ä'{QUOTE}",
+    "optimizer.lr=${": f"not understood…'{{'{QUOTE}",
+    "seed=int(x)": f"not understood (ValueError…int(x)…){QUOTE}",
+    "batch_size=32,64": SEVERAL,
+    "model=mlp,linear": SEVERAL,
+    "model=mlpp": f"…{MODELS}; did you mean mlp?",
+    "model=": f"…{MODELS}",
+    "model=null": f"…{MODELS}",
+    "model=[mlp,linear]": f"…{MODELS}",
+    "model={dropout:0.1}": f"…{MODELS}",
+    "experiment=basline": f"…{PRESETS}; did you mean baseline?",
     "hydra/launcher=jobs": (
-        "must be basic | joblib | submitit_local | submitit_slurm; did you mean joblib?"
+        "…basic | joblib | submitit_local | submitit_slurm; did you mean joblib?"
     ),
-    "+model=mlp": "groups cannot be added or removed; write model=<option>",
-    "++model=mlp": "groups cannot be added or removed; write model=<option>",
-    "~scheduler": "groups cannot be added or removed; write scheduler=<option>",
-    "data@elsewhere=mnist": "groups cannot be added or removed; write data=<option>",
-    "hydra.rund.dir=x": "Key 'rund' not in 'HydraConf'; did you mean hydra.run.dir?",
-    "hydra.job.num=abc": "Value 'abc' of type 'str' could not be converted to Integer",
-    "hydra.searchpath=[file:///x]": "not supported; --config-dir FOLDER adds a folder of options",
-    "hydra.launcher._target_=os.system": "a _target_ cannot be typed; name it in a YAML file",
+    "+model=mlp": "groups cannot be added…model=<option>",
+    "++model=mlp": "groups cannot be added…model=<option>",
+    "~scheduler": "groups cannot be added…scheduler=<option>",
+    "data@elsewhere=mnist": "groups cannot be added…data=<option>",
+    "hydra.rund.dir=x": "…rund…; did you mean hydra.run.dir?",
+    "hydra.job.num=abc": "…abc…Integer",
+    "hydra.searchpath=[file:///x]": "not supported…--config-dir FOLDER…",
+    "hydra.launcher._target_=os.system": "…_target_ cannot be typed…YAML…",
 }
 
 
 def test_every_argument_that_cannot_be_read_or_chosen_is_told() -> None:
-    told = [f"{argument}: {wrong}" for argument, wrong in NOT_EVEN_READ.items()]
-    assert sorted(problems(list(NOT_EVEN_READ))) == sorted(told)
+    found = problems(list(NOT_EVEN_READ))
+    assert len(found) == len(NOT_EVEN_READ)
+    for argument, wrong in NOT_EVEN_READ.items():
+        assert Like(f"{argument}: {wrong}") in found
 
 
 # arguments of a default job that are as they should be
@@ -195,11 +193,8 @@ def test_what_the_device_cannot_do_is_told_whatever_is_typed_first(
 ) -> None:
     monkeypatch.setattr(environment, "present_devices", lambda: ["mps", "cpu"])
     monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
-    no_float16 = "trainer.precision=float16: this CPU does not compute in float16; take bfloat16"
-    no_float64 = (
-        "trainer.precision=float64: mps does not compute in float64; take float32, or "
-        "trainer.device=cpu"
-    )
+    no_float16 = Like("trainer.precision=float16: …CPU…float16…bfloat16")
+    no_float64 = Like("trainer.precision=float64: mps…float64…float32…trainer.device=cpu")
     assert said("trainer.precision=float64") == [no_float64]
     assert said("trainer.precision=float64 trainer.device=cpu") == []
     assert said("trainer.precision=float16 trainer.device=cpu") == [no_float16]
@@ -207,7 +202,7 @@ def test_what_the_device_cannot_do_is_told_whatever_is_typed_first(
     assert said("trainer.precision=float16") == []
     assert said("-m trainer.precision=float64,float32,float16") == [no_float64]
     assert said("trainer.precision=float64 trainer.device=cuda") == [
-        "trainer.device=cuda: not on this machine, which has mps, cpu"
+        Like("trainer.device=cuda: …machine…mps, cpu")
     ]
 
 
@@ -216,12 +211,12 @@ def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++")
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     monkeypatch.setattr(environment, "present_devices", lambda: ["cuda", "cpu"])
-    no_cxx = "needs a C++ compiler, and there is no g++; take false"
-    no_triton = "needs the package triton, which is not installed; take false"
+    no_cxx = "…C++ compiler…g++…false"
+    no_triton = "…triton…not installed…false"
     for typed in ("true", "max-autotune"):
         line = f"trainer.compile={typed}"
-        assert said(f"{line} trainer.device=cpu") == [f"{line}: {no_cxx}"]
-        assert said(line) == [f"{line}: {no_triton}"]
+        assert said(f"{line} trainer.device=cpu") == [Like(f"{line}: {no_cxx}")]
+        assert said(line) == [Like(f"{line}: {no_triton}")]
     assert said("trainer.compile=false trainer.device=cpu") == []
 
 
@@ -234,7 +229,7 @@ def test_nothing_is_wrong_with_any_option(group: str, option: str) -> None:
     assert problems([f"{group}={option}", *NEEDED.get(option, [])], multirun=True) == []
 
 
-ONE_OF = "must be mlflow | none | tensorboard"
+ONE_OF = "…mlflow | none | tensorboard"
 BOTH = "tracking=[mlflow,tensorboard]"
 
 
@@ -244,37 +239,37 @@ BOTH = "tracking=[mlflow,tensorboard]"
         (BOTH, None),
         (f"{BOTH} tracking.logdir=here tracking.uri=there tracking.figures=true", None),
         (f"-m {BOTH},none", None),
-        (f"{BOTH} tracking.figures=yes", "must be true or false"),
+        (f"{BOTH} tracking.figures=yes", "…true or false"),
         (
             f"{BOTH} tracking.log_dir=here",
-            f"no such key; {BOTH} has figures, experiment, uri, log_checkpoints, log_model, "
+            f"no such key… {BOTH} has figures, experiment, uri, log_checkpoints, log_model, "
             "register, logdir; did you mean logdir?",
         ),
         ("tracking=[mlflow,tensorbord]", f"{ONE_OF}; did you mean tensorboard?"),
         ("tracking=[mlflow,1]", ONE_OF),
-        ("tracking=[]", "has an option more than once, or none"),
-        ("tracking=[mlflow,mlflow]", "has an option more than once, or none"),
-        ("model=[mlp,cnn]", f"must be {MODELS}"),
+        ("tracking=[]", "…more than once…"),
+        ("tracking=[mlflow,mlflow]", "…more than once…"),
+        ("model=[mlp,cnn]", f"…{MODELS}"),
     ],
 )
 def test_several_trackers_are_a_list_and_checked_as_one_option_is(
     command: str, problem: str | None
 ) -> None:
     wrong = command.split()[-1]
-    assert said(command) == ([f"{wrong}: {problem}"] if problem else [])
+    assert said(command) == ([Like(f"{wrong}: {problem}")] if problem else [])
 
 
 def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "find_spec", lambda name: None)
     assert said("-m seed=1,2 hydra/launcher=joblib hydra/sweeper=optuna") == [
-        "hydra/launcher=joblib: is not installed; pip install -e '.[sweep]'",
-        "hydra/sweeper=optuna: is not installed; pip install -e '.[sweep]'",
+        Like("hydra/launcher=joblib: …not installed…pip install -e '.[sweep]'"),
+        Like("hydra/sweeper=optuna: …not installed…pip install -e '.[sweep]'"),
     ]
-    assert said(BOTH) == [f"{BOTH}: is not installed; pip install -e '.[tensorboard]'"]
+    assert said(BOTH) == [Like(f"{BOTH}: …not installed…pip install -e '.[tensorboard]'")]
 
 
-LISTS = "must be a list, each an integer >= 1"
-NO_DROPOUT = "no such key; model=linear has none; model.dropout is there with model=cnn | mlp"
+LISTS = "…list…integer >= 1"
+NO_DROPOUT = "no such key… model=linear has none…model=cnn | mlp"
 NOT_LINEAR = f"model.dropout=0.1: {NO_DROPOUT}"
 
 # command line: the whole answer
@@ -289,19 +284,15 @@ SWEEPS = {
     "-m batch_size=range(0,3)": [f"batch_size=0: {POSITIVE}"],
     "-m batch_size=choice(1,2,0)": [f"batch_size=0: {POSITIVE}"],
     "-m model.hidden_sizes=[64],[0]": [f"model.hidden_sizes=[0]: {LISTS}"],
-    "-m batch_size=range(1,1)": ["batch_size=range(1,1): gives no value"],
-    "-m model=glob(x*)": ["model=glob(x*): gives no value"],
-    "-m batch_size=range(1,9,0)": [
-        f"batch_size=range(1,9,0): not understood (range() arg 3 must not be zero); {QUOTE}"
-    ],
+    "-m batch_size=range(1,1)": ["batch_size=range(1,1): …no value"],
+    "-m model=glob(x*)": ["model=glob(x*): …no value"],
+    "-m batch_size=range(1,9,0)": [f"batch_size=range(1,9,0): not understood (…zero…){QUOTE}"],
     "-m optimizer.lr=interval(0.1,1)": [],  # which a search can do
-    "-m optimizer.lr=interval(-1,1)": ["optimizer.lr=-1.0: must be a number > 0"],
-    "-m hydra.run.dir=a,b": [
-        "hydra.run.dir=a,b: several values; Hydra cannot sweep over its own keys"
-    ],
+    "-m optimizer.lr=interval(-1,1)": ["optimizer.lr=-1.0: …number > 0"],
+    "-m hydra.run.dir=a,b": ["hydra.run.dir=a,b: several values…Hydra…"],
     # Without -m the values are checked all the same.
     "model.hidden_sizes=128,64": [
-        "model.hidden_sizes=128,64: several values; a sweep over them needs -m",
+        f"model.hidden_sizes=128,64: {SEVERAL}",
         f"model.hidden_sizes=128: {LISTS}",
         f"model.hidden_sizes=64: {LISTS}",
     ],
@@ -310,26 +301,26 @@ SWEEPS = {
 
 @pytest.mark.parametrize("command", SWEEPS)
 def test_a_sweep_is_checked_value_by_value(command: str) -> None:
-    assert said(command) == SWEEPS[command]
+    assert said(command) == [*map(Like, SWEEPS[command])]
 
 
 # command line: the whole answer
 OTHER_OPTIONS = {
     "model=linear model.dropout=0.1": [NOT_LINEAR],
-    "-m batch_size=32,64,32": ["batch_size=32,64,32: has 32 more than once"],
-    "-m optimizer.lr=0.001,1e-3": ["optimizer.lr=0.001,1e-3: has 0.001 more than once"],
+    "-m batch_size=32,64,32": ["batch_size=32,64,32: …32 more than once"],
+    "-m optimizer.lr=0.001,1e-3": ["optimizer.lr=0.001,1e-3: …0.001 more than once"],
     "-m modle=mlp,linear": [f"modle={m}: {TOP}; did you mean model?" for m in ("mlp", "linear")],
-    "sweep.test=all": ["sweep.test=all: is about a sweep, which needs -m"],
-    "hydra.mode=MULTIRUN": ["hydra.mode=MULTIRUN: cannot be set; a sweep needs -m"],
-    "sweep=seeds": ["sweep=seeds: is about a sweep, which needs -m"],
-    "-m sweep=seed": ["sweep=seed: must be lr_batch | seeds; did you mean seeds?"],
-    "-m sweep.test=none": ["sweep.test=none: must be winner | all; did you mean winner?"],
+    "sweep.test=all": ["sweep.test=all: …sweep…-m"],
+    "hydra.mode=MULTIRUN": ["hydra.mode=MULTIRUN: …-m"],
+    "sweep=seeds": ["sweep=seeds: …sweep…-m"],
+    "-m sweep=seed": ["sweep=seed: … lr_batch | seeds; did you mean seeds?"],
+    "-m sweep.test=none": ["sweep.test=none: … winner | all; did you mean winner?"],
     "-m model=linear,mlp model.dropout=0.1": [NOT_LINEAR],
     "model=linear model=mlp model.dropout=0.1": [],  # the last one counts
     "optimizer=sgd optimizer.momentum=0.5": [],
     "optimizer=sgd optimizer.betas=[0.9,0.9]": [
-        "optimizer.betas=[0.9,0.9]: no such key; optimizer=sgd has lr, momentum, weight_decay, "
-        "nesterov, fused; optimizer.betas is there with optimizer=adam | adamw | muon"
+        "optimizer.betas=[0.9,0.9]: no such key… optimizer=sgd has lr, momentum, weight_decay, "
+        "nesterov, fused; …optimizer=adam | adamw | muon"
     ],
     # Which keys an unknown option has is not known.
     "model=vit model.width=3": [f"model=vit: must be {MODELS}"],
@@ -342,7 +333,7 @@ OTHER_OPTIONS = {
 
 @pytest.mark.parametrize("command", OTHER_OPTIONS)
 def test_a_key_is_checked_against_the_options_of_its_job(command: str) -> None:
-    assert said(command) == OTHER_OPTIONS[command]
+    assert said(command) == [*map(Like, OTHER_OPTIONS[command])]
 
 
 # --- YAML files ---
@@ -375,8 +366,7 @@ PRESET = "# @package _global_\n"
             f"{PRESET}batch_size: 0\ntracking:\n  experiment: 5\n",
             [
                 f"batch_size=0 (conf/experiment/mine.yaml): {POSITIVE}",
-                "tracking.experiment=5 (conf/experiment/mine.yaml): must be a name without / and "
-                "\\, not . or ..",
+                f"tracking.experiment=5 (conf/experiment/mine.yaml): {NAME}",
             ],
         ),
         (
@@ -390,7 +380,7 @@ PRESET = "# @package _global_\n"
         (  # the first line is forgotten
             "batch_size: 32\n",
             [
-                "experiment.batch_size=32 (conf/experiment/mine.yaml): no such key; "
+                "experiment.batch_size=32 (conf/experiment/mine.yaml): no such key… "
                 "experiment=mine has none; did you mean batch_size?"
             ],
         ),
@@ -400,21 +390,15 @@ PRESET = "# @package _global_\n"
         ),
         (
             f"{PRESET}defaults:\n  - override /model: mlpp\n",
-            [f"experiment=mine: model=mlpp must be {MODELS}; did you mean mlp?"],
+            [f"experiment=mine: model=mlpp …{MODELS}; did you mean mlp?"],
         ),
         (
             f"{PRESET}hydra:\n  rund: x\n",
-            [
-                "experiment=mine: In 'experiment/mine': ConfigKeyError raised while composing "
-                "config: Key 'rund' not in 'HydraConf'"
-            ],
+            ["experiment=mine: …rund…"],
         ),
         (
             f"{PRESET}batch_size: ${{sed}}\n",
-            [
-                'batch_size="${sed}" (conf/experiment/mine.yaml): '
-                "Interpolation key 'sed' not found"
-            ],
+            ["batch_size=\"${sed}\" (conf/experiment/mine.yaml): …'sed'…"],
         ),
     ],
 )
@@ -422,7 +406,7 @@ def test_a_preset_is_checked_like_the_command_line(
     preset: str, told: list[str], write: Write
 ) -> None:
     write("experiment/mine.yaml", preset)
-    assert said("experiment=mine") == told
+    assert said("experiment=mine") == [*map(Like, told)]
 
 
 def test_a_preset_that_overrides_an_unknown_group_is_refused_with_its_name(write: Write) -> None:
@@ -440,19 +424,18 @@ def test_what_is_typed_replaces_what_is_wrong_in_a_file(write: Write) -> None:
 def test_a_file_that_is_no_yaml_is_told_with_its_line_and_hides_nothing_else(write: Write) -> None:
     write("experiment/mine.yaml", "batch_size: 32\n seed: 1\n")
     broken, *others = said("experiment=mine seed=-1")
-    assert broken.startswith("experiment=mine: mapping values are not allowed ")
-    assert broken.endswith('mine.yaml", line 2, column 6')
-    assert others == ["seed=-1: must be an integer from 0 to 4294967295"]
+    assert broken == Like('experiment=mine: …mine.yaml", line 2, column 6')
+    assert others == [Like("seed=-1: …integer from 0 to 4294967295")]
 
 
 def test_a_wrong_value_in_an_option_is_told_with_its_file(write: Write) -> None:
     write("trainer/mine.yaml", "defaults: [default]\nepochs: 0\n")
-    assert said("trainer=mine") == [f"trainer.epochs=0 (conf/trainer/mine.yaml): {POSITIVE}"]
+    assert said("trainer=mine") == [Like(f"trainer.epochs=0 (conf/trainer/mine.yaml): {POSITIVE}")]
 
 
 def test_a_wrong_default_is_told_with_its_file(write: Write) -> None:
     write("config.yaml", (CONF / "config.yaml").read_text().replace("size: 64", "size: many"))
-    assert said("") == [f'batch_size="many" (conf/config.yaml): {POSITIVE}']
+    assert said("") == [Like(f'batch_size="many" (conf/config.yaml): {POSITIVE}')]
 
 
 def test_a_trainer_that_lacks_a_key_is_told(write: Write) -> None:
@@ -460,7 +443,7 @@ def test_a_trainer_that_lacks_a_key_is_told(write: Write) -> None:
     assert said("trainer=mine") == []
     text = (CONF / "trainer" / "default.yaml").read_text()
     write("trainer/mine.yaml", re.sub("^keep:.*", "", text, flags=re.MULTILINE))
-    assert said("trainer=mine") == ["trainer.keep: in no YAML file; must be best | last"]
+    assert said("trainer=mine") == [Like("trainer.keep: …YAML…best | last")]
 
 
 MODEL = """
@@ -478,7 +461,7 @@ outputs: ???
 images: ${batch_size}
 """
 MINE = (
-    "no such key; model=mine has width, scale, activation, skip, kernels, block.depth, "
+    "no such key… model=mine has width, scale, activation, skip, kernels, block.depth, "
     "hidden_sizes, pretrained, outputs, images"
 )
 
@@ -500,27 +483,27 @@ def test_a_new_models_options_are_checked_by_the_types_of_their_defaults(write: 
     ]
     assert problems(right) == []
     wrong = {
-        "model.width=2.5": "must be an integer",
-        "model.scale=abc": "must be a finite number",
-        "model.activation=3": "must be text",
-        "model.skip=1": "must be true or false",
-        "model.kernels=[a]": "must be a list, each an integer",
-        "model.block.depth=a": "must be an integer",
+        "model.width=2.5": "…integer",
+        "model.scale=abc": "…finite number",
+        "model.activation=3": "…text",
+        "model.skip=1": "…true or false",
+        "model.kernels=[a]": "…list…integer",
+        "model.block.depth=a": "…integer",
         "model.block={depth:3}": f"{MINE}; did you mean block.depth?",
         "model.blok.depth=3": f"{MINE}; did you mean model.block.depth?",
-        "model.hidden_sizes=[64]": "must be an integer",
-        "model.images=a": "must be an integer",
+        "model.hidden_sizes=[64]": "…integer",
+        "model.images=a": "…integer",
         "model.widht=5": f"{MINE}; did you mean width?",
-        "model.dropout=0.1": f"{MINE}; model.dropout is there with model=cnn | mlp",
+        "model.dropout=0.1": f"{MINE}; …model=cnn | mlp",
     }
-    told = [f"{argument}: {problem}" for argument, problem in wrong.items()]
+    told = [Like(f"{argument}: {problem}") for argument, problem in wrong.items()]
     assert problems([*right, *wrong]) == told
 
 
 def test_an_option_without_a_default_has_to_be_typed(write: Write) -> None:
     write("model/mine.yaml", MODEL)
     assert said("model=mine") == [
-        'model.outputs="???" (conf/model/mine.yaml): has no default; write model.outputs=<value>'
+        Like('model.outputs="???" (conf/model/mine.yaml): …no default…model.outputs=<value>')
     ]
 
 
@@ -536,16 +519,18 @@ SIX = {
     "optimzer.lr=1": f"{TOP}; did you mean optimizer.lr?",
     "+optimizer.foo=1": ADAM,
     "batch_size=abc": POSITIVE,
-    "data.val_fraction=1.5": "must be a number from 0 up to but not including 1",
+    "data.val_fraction=1.5": "…number from 0 …not including 1",
     "trainer.epochs=0": POSITIVE,
-    "optimizer.lr=-1": "must be a number > 0",
+    "optimizer.lr=-1": "…number > 0",
 }
 
 
 def test_bad_input_ends_with_2_says_all_and_makes_nothing(clone: Clone) -> None:
     before = made(clone)
     done = clone.run("train.py", *SIX)
-    assert done.stderr == "".join(f"{argument}: {wrong}\n" for argument, wrong in SIX.items())
+    assert done.stderr.splitlines() == [
+        Like(f"{argument}: {wrong}") for argument, wrong in SIX.items()
+    ]
     assert (done.returncode, done.stdout) == (2, "")
     assert made(clone) == before
 
@@ -554,9 +539,9 @@ def test_a_bad_sweep_ends_with_2_says_all_and_makes_nothing(clone: Clone) -> Non
     before = made(clone)
     done = clone.run("train.py", "-m", "batch_size=32,0,abc", "model=mlp,mlpp")
     assert done.stderr.splitlines() == [
-        f"model=mlpp: must be {MODELS}; did you mean mlp?",
-        f"batch_size=0: {POSITIVE}",
-        f"batch_size=abc: {POSITIVE}",
+        Like(f"model=mlpp: …{MODELS}; did you mean mlp?"),
+        Like(f"batch_size=0: {POSITIVE}"),
+        Like(f"batch_size=abc: {POSITIVE}"),
     ]
     assert (done.returncode, done.stdout) == (2, "")
     assert made(clone) == before
@@ -566,7 +551,7 @@ def test_a_bad_preset_ends_with_2_and_makes_nothing(clone: Clone) -> None:
     (clone.root / "conf" / "experiment" / "mine.yaml").write_text(f"{PRESET}batch_size: 0\n")
     before = made(clone)
     done = clone.run("train.py", "experiment=mine")
-    assert done.stderr == f"batch_size=0 (conf/experiment/mine.yaml): {POSITIVE}\n"
+    assert done.stderr == Like(f"batch_size=0 (conf/experiment/mine.yaml): {POSITIVE}\n")
     assert (done.returncode, done.stdout) == (2, "")
     assert made(clone) == before
 
@@ -574,8 +559,7 @@ def test_a_bad_preset_ends_with_2_and_makes_nothing(clone: Clone) -> None:
 def test_an_absent_device_ends_with_2_and_makes_nothing(clone: Clone) -> None:
     before = made(clone)
     done = clone.run("train.py", "trainer.device=cuda:99")
-    assert done.stderr.startswith("trainer.device=cuda:99: not on this machine, which has ")
-    assert done.stderr.endswith("cpu\n")
+    assert done.stderr == Like("trainer.device=cuda:99: …cpu\n")
     assert (done.returncode, done.stdout) == (2, "")
     assert made(clone) == before
 
@@ -583,7 +567,7 @@ def test_an_absent_device_ends_with_2_and_makes_nothing(clone: Clone) -> None:
 def test_an_unknown_flag_ends_with_2_and_makes_nothing(clone: Clone) -> None:
     before = made(clone)
     done = clone.run("train.py", "--foo")
-    assert done.stderr.startswith("error: unrecognized arguments: --foo;")
+    assert done.stderr == Like("error: …--foo…\n")
     assert (done.returncode, done.stdout) == (2, "")
     assert made(clone) == before
 
