@@ -1,31 +1,120 @@
-"""What the README says to add: its files, put into a clone by its words alone, are trained with."""
+"""README and docs: links lead somewhere, commands are valid, and what extend.md adds works."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Clone
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mnist_exp.paths import REPOSITORY
+from mnist_exp.cli.check import problems
+from mnist_exp.paths import CONF, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
+EXTEND = (REPOSITORY / "docs" / "extend.md").read_text("utf-8")
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(REPOSITORY.glob("docs/*.md")))]
+WRITTEN = ["CHANGELOG.md", "RESULTS.md", "benchmarks/RESULTS.md"]
 QUICK = ("trainer.epochs=2", "optimizer.lr=1e-2")
 
 
-def put(clone: Clone, thing: str) -> list[Path]:
-    """Write the files that the paragraph on adding a thing shows, as many lines as it says."""
-    _, _, after = README.partition(f"\n**{thing}**")
-    paragraph = re.split(r"\n\*\*|\n## ", after, maxsplit=1)[0]
-    blocks = re.findall(r"```(?:python|yaml)\n(# (\S+)\n.*?)```", paragraph, re.DOTALL)
-    (said,) = re.findall(r"(\d+)\s+lines,\s+nothing\s+else\s+touched", paragraph)
-    assert sum(text.count("\n") for text, _ in blocks) == int(said)
+def read(page: str) -> str:
+    return (REPOSITORY / page).read_text("utf-8")
+
+
+# --- README and all pages ---
+
+
+def test_the_readme_has_at_most_1500_words() -> None:
+    assert len(README.split()) <= 1500
+
+
+def test_the_readme_lists_every_page_with_the_question_that_opens_it() -> None:
+    listed = dict(re.findall(r"\((docs/\w+\.md)\) \| (.+\?) \|", README))
+    assert sorted(listed) == sorted(PAGES[1:])
+    for page, question in listed.items():
+        assert read(page).splitlines()[2].startswith(question)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *WRITTEN])
+def test_relative_links_resolve(page: str) -> None:
+    text = re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if ":" in path:
+            continue
+        target = REPOSITORY / page if not path else (REPOSITORY / page).parent / path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, link
+
+
+def commands(page: str) -> Iterator[tuple[list[str], list[str]]]:
+    """The words of each command on the page, and the output shown below it."""
+    for block in re.findall(r"```console\n(.*?)```", read(page), re.DOTALL):
+        block = block.replace("\\\n", "")
+        if not block.startswith("$ "):
+            for line in block.splitlines():
+                yield shlex.split(line, comments=True), []
+            continue
+        command, *output = block.removeprefix("$ ").splitlines()
+        yield shlex.split(command), output
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/extend.md"])
+def test_commands_are_valid(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, output in commands(page):
+        if words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert all(f"\n{target}:" in read("Makefile") for target in targets)
+        if not (scripts := [word for word in words if re.fullmatch(r"\w+\.py", word)]):
+            continue
+        script, arguments = scripts[0], words[words.index(scripts[0]) + 1 :]
+        assert (REPOSITORY / script).is_file()
+        if script == "train.py":
+            overrides = [word for word in arguments if not word.startswith("-") and word != "job"]
+            assert problems(overrides, multirun="-m" in arguments) == output, words
+        else:
+            name = script.removesuffix(".py")
+            module = import_module(f"mnist_exp.cli.{name}")
+            monkeypatch.setattr(module, "answer", lambda act: None)
+            monkeypatch.setattr(sys, "argv", [script, *arguments])
+            getattr(module, name)()  # exits where the options are wrong
+
+
+def test_keys_and_options_in_the_pages_exist() -> None:
+    groups = "|".join(path.name for path in CONF.iterdir() if path.is_dir())
+    top = OmegaConf.load(CONF / "config.yaml")
+    for page in PAGES:
+        for group, key, option in re.findall(rf"`({groups})(?:\.(?!txt)(\w+)|=(\w+))", read(page)):
+            options = {path.stem: OmegaConf.load(path) for path in CONF.glob(f"{group}/*.yaml")}
+            if key:
+                assert any(key in values for values in [*options.values(), top.get(group, {})]), key
+            else:
+                assert option in options, f"{page}: {group}={option}"
+
+
+# --- docs/extend.md ---
+
+
+def put(clone: Clone, title: str) -> list[Path]:
+    """Write the files that this section shows, which must have as many lines as it says."""
+    _, _, after = EXTEND.partition(f"\n## {title}\n")
+    section = after.partition("\n## ")[0]
+    blocks = re.findall(r"```(?:python|yaml)\n(# (\S+)\n.*?)```", section, re.DOTALL)
+    (count,) = re.findall(r"(\d+)\s+lines,\s+no\s+other\s+change", section)
+    assert sum(text.count("\n") for text, _ in blocks) == int(count)
     paths = [clone.root / path for _, path in blocks]
     for path, (text, _) in zip(paths, blocks, strict=True):
         assert not path.exists()
@@ -34,24 +123,24 @@ def put(clone: Clone, thing: str) -> list[Path]:
 
 
 def train(clone: Clone, *arguments: str) -> str:
-    """What `python train.py` says; it has to end well."""
+    """The output of `python train.py`, which must succeed."""
     done = clone.run("train.py", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def checked(paths: list[Path]) -> None:
-    """As the project's own code is."""
+def check_style(paths: list[Path]) -> None:
+    """The examples pass the checks of the project's own code."""
     code = [str(path) for path in paths if path.suffix == ".py"]
     for command in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]):
         subprocess.run([sys.executable, "-m", *command, *code], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.slow
-def test_a_model_of_two_files_is_trained_gone_on_with_and_used(clone: Clone) -> None:
+def test_a_model_of_two_files_trains_resumes_and_predicts(clone: Clone) -> None:
     code, config = put(clone, "A model")
     assert (code.suffix, config.suffix) == (".py", ".yaml")
-    checked([code])
+    check_style([code])
     train(clone, "data=digits", "model=patches", "model.patch=2", *QUICK)
     train(clone, "resume=latest", "trainer.epochs=3")
     image = clone.root / "one.png"
@@ -67,8 +156,8 @@ def test_a_model_of_two_files_is_trained_gone_on_with_and_used(clone: Clone) -> 
 
 
 @pytest.mark.slow
-def test_a_data_set_of_two_files_is_trained_on(clone: Clone) -> None:
-    checked(put(clone, "A data set"))
+def test_a_data_set_of_two_files_trains(clone: Clone) -> None:
+    check_style(put(clone, "A data set"))
     digits = load_digits()
     images = (digits.images[:, None] * 15).astype(np.uint8)
     parts = {"train": slice(0, 1500), "test": slice(1500, None)}
