@@ -89,6 +89,14 @@ def test_what_several_processes_cannot_do_is_one_line(
     assert not list((clone.root / "outputs").iterdir())
 
 
+def test_one_process_by_torchrun_is_the_same_as_without_torchrun(clone: Clone) -> None:
+    env = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    sweep = ("-m", "seed=1,2", "data=digits", "trainer=debug", "tracking=none")
+    done = clone.run("train.py", *sweep, "batch_size=63", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(clone.folders()) == 2
+
+
 # --- two of them ---
 
 

@@ -6,7 +6,6 @@ Hydra itself stops at the first problem, and a wrong value shows only when the j
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -27,6 +26,7 @@ from mnist_exp.errors import one_line, sanitize
 from mnist_exp.experiment.rules import RULES, leaves, rule_for, wrong_secret
 from mnist_exp.experiment.targets import SEVERAL, TARGET, initialize_hydra, target_problems
 from mnist_exp.training.rules import did_you_mean, one_of
+from mnist_exp.training.torchrun import is_distributed
 
 
 class Plugin(NamedTuple):
@@ -43,11 +43,9 @@ PLUGINS = {
     "optuna": Plugin("optuna", "sweep"),
     "tensorboard": Plugin("tensorboard", "tensorboard"),
 }
-# By torchrun, as one of several processes.
-LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 # Values that each machine can do. Of others its torch is asked, which takes a second to import.
 EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
-if LAUNCHED:  # it is shared out
+if is_distributed():  # it is split among the processes
     EVERYWHERE["batch_size"] = ()
 PRESETS = "experiment"  # the group whose options are laid over all others
 
@@ -144,7 +142,7 @@ def wrong_mode(override: Override, multirun: bool) -> str | None:
         return "is about a sweep, which needs -m"
     if key in ("resume", "reproduce") and multirun:
         return "is about one run; leave out -m"
-    if key == "reproduce" and LAUNCHED:
+    if key == "reproduce" and is_distributed():
         return "compares one process with one; leave out torchrun"
     if key == "hydra.mode":
         return "cannot be set; a sweep needs -m"

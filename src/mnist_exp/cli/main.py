@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from mnist_exp.cli.arguments import plan_folder, plan_sweep, preset_axes
-from mnist_exp.cli.check import LAUNCHED, problems
+from mnist_exp.cli.check import problems
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, leave
 from mnist_exp.errors import BadInput, Failure, sanitize
@@ -33,6 +33,7 @@ from mnist_exp.experiment.versions import MAIN
 from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import process_for
+from mnist_exp.training.torchrun import is_distributed, rank, restarts
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ UNSUPPORTED = {
     "config_name": "resume= and reproduce= take the config of a run; conf/experiment/ has presets",
     "experimental_rerun": "reproduce= trains a run again",
 }
-FIRST = not LAUNCHED or os.environ["RANK"] == "0"  # it alone checks, writes and tells
-RESTARTED = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun
+FIRST = rank() == 0  # it alone checks, writes and logs
 
 
 def train() -> None:
@@ -71,7 +71,7 @@ def train() -> None:
         return
     if arguments.multirun and (arguments.cfg or arguments.info):
         leave("error: -m runs a sweep, --cfg and --info only show; choose one", BadInput.exit_code)
-    if arguments.multirun and LAUNCHED and FIRST:
+    if arguments.multirun and is_distributed() and FIRST:
         leave("error: -m starts its jobs itself; leave out torchrun", BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
@@ -85,7 +85,7 @@ def train() -> None:
                     leave("", code=sweep(preset, arguments.overrides))
                 shows = bool(arguments.cfg or arguments.info)
                 folder = folder_of_run(arguments.overrides, shows)
-        if LAUNCHED:
+        if is_distributed():
             sys.argv += met(folder)
         elif folder:
             sys.argv.append(run_dir(folder))
@@ -193,12 +193,12 @@ def folder_of_run(arguments: list[str], shows: bool) -> Path | None:
     overrides = OverridesParser.create().parse_overrides(arguments)
     typed: dict[str, Any] = {o.key_or_group: o.value() for o in overrides}
     if typed.get("resume") is None:
-        if not LAUNCHED and not any(key.startswith("hydra.") for key in typed):
+        if not is_distributed() and not any(key.startswith("hydra.") for key in typed):
             return None
         folder = plan_folder(arguments)
-        if not (shows or RESTARTED):
+        if not (shows or restarts()):
             check_new(folder)
-        return folder if LAUNCHED else None
+        return folder if is_distributed() else None
     if typed.get("reproduce") is not None:
         raise BadInput(
             "resume goes on with a run, reproduce starts one anew; leave out one of them"

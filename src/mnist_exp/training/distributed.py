@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnist_exp.errors import Failure, one_line
 from mnist_exp.paths import LAST
+from mnist_exp.training.torchrun import is_distributed, rank, restarts, world_size
 
 
 class RankError(Failure):
@@ -90,7 +91,7 @@ class ProcessGroup:
         try:
             yield
         except Exception as error:
-            key = f"failed {_restarts()}"
+            key = f"failed {restarts()}"
             if not is_lost_connection(error):
                 _store().set(key, f"rank {self.rank}: {one_line(error)}")
                 raise
@@ -107,10 +108,9 @@ SINGLE = ProcessGroup()
 
 def get_process_group() -> ProcessGroup:
     """The group in torchrun's environment variables; without them, a single process."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+    if not is_distributed():
         return SINGLE
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return ProcessGroup(*(int(os.environ.get(name, "0")) for name in names))
+    return ProcessGroup(rank(), world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def rendezvous(folder: Path | None) -> tuple[Path, bool]:
@@ -121,9 +121,9 @@ def rendezvous(folder: Path | None) -> tuple[Path, bool]:
 
     folder: where the run writes, on rank 0; None on the others.
     """
-    store, group, key = _store(), get_process_group(), f"folder {_restarts()}"
+    store, group, key = _store(), get_process_group(), f"folder {restarts()}"
     # A prefix of its own: after a restart, torch would read the addresses of dead processes.
-    addresses = PrefixStore(f"addresses {_restarts()}", store)
+    addresses = PrefixStore(f"addresses {restarts()}", store)
     distributed.init_process_group(store=addresses, rank=group.rank, world_size=group.world_size)
     if folder is not None:
         restarted = store.check(["folder"])
@@ -149,15 +149,10 @@ def _sum_gradients(gradients: Tensor) -> torch.futures.Future[Tensor]:
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def _restarts() -> int:
-    """How often torchrun has restarted the processes."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 @functools.cache
 def _store() -> Any:
     """Key-value store that all ranks can read; torchrun keeps it over a restart."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     served = "TORCHELASTIC_USE_AGENT_STORE" in os.environ
-    first = get_process_group().rank == 0
-    return PrefixStore("mnist_exp", TCPStore(address, port, is_master=first and not served))
+    master = rank() == 0 and not served
+    return PrefixStore("mnist_exp", TCPStore(address, port, is_master=master))
