@@ -290,7 +290,7 @@ def store_runs(clone: Clone, env: dict[str, str]) -> list[str]:
     code = (
         "import json; from mnist_exp.tracking.addresses import tracking_uri as uri;"
         "from mnist_exp.experiment.ranking import rank_runs;"
-        "print(json.dumps([run.word for run in rank_runs('mnist_exp', uri())]))"
+        "print(json.dumps([run.reference for run in rank_runs('mnist_exp', uri())]))"
     )
     done = clone.run("-c", code, env=env)
     assert done.returncode == 0, done.stderr

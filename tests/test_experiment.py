@@ -19,7 +19,7 @@ from mnist_exp.experiment.run import Experiment, resumed, run, run_name
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
-from mnist_exp.tracking import NoTracker
+from mnist_exp.tracking.worker import Trackers
 
 
 def config_of(*overrides: str) -> DictConfig:
@@ -79,7 +79,7 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
     monkeypatch.setattr(Dataset, "prepare", spy_prepare)
     prepared.cache_clear()
     monkeypatch.setattr(
-        NoTracker, "log", lambda self, metrics, step, at: events.append(min(metrics))
+        Trackers, "log", lambda self, metrics, step, at: events.append(min(metrics))
     )
     run(config_of(*quick), tmp_path)
     assert events == [

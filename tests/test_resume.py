@@ -40,8 +40,8 @@ from mnist_exp.experiment.resume import find_run, resumed_config
 from mnist_exp.experiment.shell import quoted
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import LAST
-from mnist_exp.tracking import NoTracker, TrackerError
-from mnist_exp.tracking.worker import Here
+from mnist_exp.tracking import TrackerError
+from mnist_exp.tracking.worker import Trackers
 
 # 77 steps an epoch, with dropout, a checkpoint after every third step.
 SETTINGS = ("data=digits", "batch_size=16", "model.dropout=0.2", "trainer.checkpoint_every_steps=3")
@@ -463,7 +463,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
         patch.setattr("mnist_exp.tracking.store.REPOSITORY", folder)
         patch.setattr("mnist_exp.tracking.store.LOCAL_URI", uri)
         patch.setattr("mnist_exp.tracking.store.LOCAL_ARTIFACTS", folder / "mlruns")
-        patch.setattr("mnist_exp.tracking.worker.the_process", Here)
+        patch.setattr("mnist_exp.tracking.worker.start_worker", lambda options: None)
         yield MlflowClient(uri)
 
 
@@ -498,7 +498,7 @@ def test_a_test_whose_weights_stay_the_best_is_not_done_again(
 ) -> None:
     told: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        NoTracker, "log", lambda self, metrics, step, at: told.append((*metrics, step, at))
+        Trackers, "log", lambda self, metrics, step, at: told.append((*metrics, step, at))
     )
     desk = new_desk()
     desk.run("tracking=none", "optimizer=sgd", "optimizer.lr=1e-9", "trainer.epochs=1")
@@ -520,6 +520,20 @@ def test_a_run_without_a_tracker_can_get_one_later(
     points = store.get_metric_history(run.info.run_id, "val/loss")
     assert [point.step for point in points] == [1, 2, 3, 4]
     assert run.info.status == "FINISHED"
+
+
+def test_a_checkpoint_that_names_the_former_empty_tracker_resumes(
+    new_desk: Callable[[], Desk],
+) -> None:
+    whole, desk = new_desk(), new_desk()
+    whole.run("tracking=none", "trainer.epochs=3")
+    desk.run("tracking=none", "trainer.epochs=2")
+    saved = checkpoint.load(desk.folder / LAST)
+    saved["config"]["tracking"]["none"] = {"_target_": "mnist_exp.tracking.NoTracker"}
+    checkpoint.save(desk.folder / LAST, saved)
+    desk.resume("trainer.epochs=3")
+    assert weights(desk.folder) == weights(whole.folder)
+    assert "NoTracker" not in (desk.folder / "config.yaml").read_text()
 
 
 class Kill(BaseException):
@@ -616,7 +630,7 @@ def test_a_run_whose_tracker_does_not_answer_can_be_gone_on_with_once_it_does(
     whole, desk = new_desk(), new_desk()
     whole.run("tracking=none", "trainer.epochs=3")
     with monkeypatch.context() as patch:
-        patch.setattr(NoTracker, "start", refuse)
+        patch.setattr(Trackers, "check", refuse)
         with pytest.raises(TrackerError, match="nobody there"):
             desk.run("tracking=none", "trainer.epochs=2")
     desk.resume("trainer.epochs=3")
@@ -631,7 +645,7 @@ SAVED = OmegaConf.create(
         "model": {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [128, 64], "dropout": 0.2},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
         "scheduler": {"_target_": "mnist_exp.training.schedules.constant"},
-        "tracking": {"none": {"_target_": "mnist_exp.tracking.NoTracker"}, "figures": False},
+        "tracking": {"figures": False},
         "trainer": {"epochs": 3, "device": "cpu", "checkpoint_every_steps": None},
         "batch_size": 64,
         "resume": None,

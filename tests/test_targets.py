@@ -26,7 +26,7 @@ from mnist_exp.paths import CONF, LAST
 
 MODEL = {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [8]}
 CALL = {"_target_": "os.mkdir", "_args_": ["harm"]}
-TRACKER = {"_target_": "mnist_exp.tracking.NoTracker"}
+TRACKER = {"_target_": "mnist_exp.tracking.mlflow.MLflowTracker"}
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_a_saved_config_names_only_what_is_in_a_yaml_file_of_the_group(target: A
         {"hydra": {"launcher": CALL}},
         {"tracking": TRACKER},
         {"tracking": {"other": TRACKER}},
-        {"tracking": {"none": {"deep": TRACKER}}},
-        {"tracking": {"none": {**TRACKER, "uri": CALL}}},
+        {"tracking": {"mlflow": {"deep": TRACKER}}},
+        {"tracking": {"mlflow": {**TRACKER, "uri": CALL}}},
         {"_target_": "mnist_exp.models.MLP"},
         CALL,
     ],

@@ -21,91 +21,90 @@ import pytest
 from conftest import Clone
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from omegaconf import OmegaConf
 
-from mnist_exp.tracking import Patient, RunRecord, Status, TrackerError, worker
+from mnist_exp.tracking import RunRecord, Status, TrackerError, worker
 from mnist_exp.tracking.store import explain_deletion
-from mnist_exp.tracking.worker import Beside, the_process
+from mnist_exp.tracking.worker import RetryQueue, Trackers, get_worker
 
 
 class Flaky:
-    """Remembers what it was told; raises while it is away."""
+    """Remembers what it recorded; raises while it is away."""
 
     def __init__(self) -> None:
         self.away = False
-        self.told: list[object] = []
+        self.recorded: list[object] = []
 
-    def _hear(self, what: object) -> None:
+    def _record(self, what: object) -> None:
         if self.away:
             raise ConnectionError("nobody there\nat all")
-        self.told.append(what)
+        self.recorded.append(what)
 
     def start(self, record: RunRecord) -> None: ...
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
-        self._hear(step)
+        self._record(step)
 
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
-        self._hear(folder)
+        self._record(folder)
 
     def end(self, status: Status) -> None:
-        self._hear(status)
+        self._record(status)
 
-    def where(self) -> None: ...
+    def get_viewer(self) -> None: ...
 
 
-def test_what_a_tracker_missed_it_is_told_in_order_when_it_is_back(
+def test_calls_that_a_tracker_missed_are_repeated_in_order_when_it_is_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mnist_exp.tracking.PATIENCE", 0)
+    monkeypatch.setattr("mnist_exp.tracking.worker.BACKOFF", 0)
     flaky = Flaky()
-    patient = Patient(flaky)
-    assert patient.tell("log", {}, 1, 0.0) is None
+    queue = RetryQueue(flaky)
+    assert queue.call("log", {}, 1, 0.0) is None
     flaky.away = True
-    assert patient.tell("log", {}, 2, 0.0) == "nobody there at all"
-    assert patient.tell("log", {}, 3, 0.0) == "nobody there at all"
+    assert queue.call("log", {}, 2, 0.0) == "nobody there at all"
+    assert queue.call("log", {}, 3, 0.0) == "nobody there at all"
     flaky.away = False
-    assert patient.tell("log", {}, 4, 0.0) is None
-    assert flaky.told == [1, 2, 3, 4]
+    assert queue.call("log", {}, 4, 0.0) is None
+    assert flaky.recorded == [1, 2, 3, 4]
 
 
-def test_the_end_is_told_at_once_however_long_the_tracker_was_away() -> None:
+def test_the_end_is_tried_at_once_however_long_the_tracker_was_away() -> None:
     flaky = Flaky()
-    patient = Patient(flaky)
+    queue = RetryQueue(flaky)
     flaky.away = True
-    patient.tell("log", {}, 1, 0.0)
+    queue.call("log", {}, 1, 0.0)
     flaky.away = False
-    patient.tell("end", "FINISHED")
-    assert flaky.told == [1, "FINISHED"]
+    queue.call("end", "FINISHED")
+    assert flaky.recorded == [1, "FINISHED"]
 
 
 FLAKY = {"_target_": f"{__name__}.Flaky"}
-CONFIG = OmegaConf.create({"flaky": FLAKY})
+OPTIONS = {"flaky": FLAKY}
 RECORD = RunRecord("key", "name", {}, {})
 
 
-def test_a_tracker_is_told_in_another_process_and_warns_once_that_it_is_gone(
+def test_a_tracker_runs_in_another_process_and_one_warning_says_that_it_is_gone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tracker = Beside(CONFIG)
+    tracker = Trackers(OPTIONS)
     try:
         tracker.start(RECORD)
         tracker.log({}, 1, 0.0)
         assert tracker.end("FINISHED")
-        os.kill(tracker.process.worker.pid, signal.SIGKILL)
+        os.kill(tracker.worker.process.pid, signal.SIGKILL)
         with caplog.at_level(logging.WARNING):
             tracker.log({}, 2, 0.0)
             tracker.log({}, 3, 0.0)
             assert not tracker.end("FINISHED")
         assert [record.getMessage() for record in caplog.records] == [
-            "the tracker does not answer (its process was killed); the run goes on"
+            "the tracker does not answer (its process was killed); the run continues"
         ]
     finally:
-        the_process.cache_clear()
+        get_worker.cache_clear()
 
 
 def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:
-    tracker = Beside(OmegaConf.create({"flaky": {**FLAKY, "more": 1}}))
+    tracker = Trackers({"flaky": {**FLAKY, "more": 1}})
     tracker.start(RECORD)
     tracker.log({}, 1, 0.0)
     with pytest.raises(TrackerError, match="unexpected keyword argument 'more'"):
@@ -121,23 +120,23 @@ class Placed(Flaky):
     def start(self, record: RunRecord) -> None:
         self.away = self.place == "far"
 
-    def where(self) -> str:
+    def get_viewer(self) -> str:
         return self.place
 
 
-def test_each_of_several_trackers_gets_its_options_and_is_told_though_another_is_away(
+def test_each_tracker_gets_its_options_and_records_while_another_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker, "_opened", {})
+    monkeypatch.setattr(worker, "_queues", {})
     placed = {"_target_": f"{__name__}.Placed"}
     config = {"first": placed, "place": "far", "second": FLAKY, "third": FLAKY}
     assert worker._start(config, RECORD) == ["far"]
-    assert worker._tell("key", "log", {}, 1, 0.0) == "nobody there at all"
-    told = [patient.tracker.told for patient in worker._opened["key"]]
-    assert told == [[], [1], [1]]
+    assert worker._call("key", "log", {}, 1, 0.0) == "nobody there at all"
+    recorded = [queue.tracker.recorded for queue in worker._queues["key"]]
+    assert recorded == [[], [1], [1]]
 
 
-def test_what_was_opened_is_ended_when_another_tracker_cannot_be(
+def test_a_started_tracker_is_ended_when_another_cannot_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ends: list[Status] = []
@@ -149,12 +148,12 @@ def test_what_was_opened_is_ended_when_another_tracker_cannot_be(
     assert ends == ["FAILED"]
 
 
-def test_the_trackers_process_ends_with_this_one() -> None:
+def test_the_worker_process_ends_with_this_one() -> None:
     code = """if True:
-        from mnist_exp.tracking.worker import Process
-        process = Process()
-        assert process.submit(abs, -1).result() == 1
-        print(process.worker.pid, flush=True)
+        from mnist_exp.tracking.worker import Worker
+        worker = Worker()
+        assert worker.submit(abs, -1).result() == 1
+        print(worker.process.pid, flush=True)
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -200,7 +199,7 @@ def test_a_tracker_out_of_reach_at_the_start_is_one_line(clone: Clone, server: o
     (folder,) = clone.folders()
     assert advice == "the tracker has not got everything; once it answers:"
     assert command == f"python train.py resume={folder.relative_to(clone.root)}"
-    assert "the run goes on" not in done.stdout
+    assert "the run continues" not in done.stdout
 
 
 def test_a_long_training_ends_within_seconds_when_no_run_can_be_opened(clone: Clone) -> None:

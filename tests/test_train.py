@@ -208,14 +208,16 @@ def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_pat
     assert len(list(clone.root.glob("mlruns/mnist_exp/*/artifacts/config.yaml"))) == 1
 
 
-def test_tracking_none_imports_no_mlflow_and_leaves_nothing_of_it(clone: Clone) -> None:
+def test_tracking_none_imports_no_mlflow_starts_no_worker_and_leaves_no_store(clone: Clone) -> None:
     code = (
         "import os, sys; from mnist_exp.cli import main as cli; "
-        "cli.leave = lambda *a, **k: print('mlflow' in sys.modules, 'torchvision' in sys.modules); "
+        "from mnist_exp.tracking.worker import get_worker; "
+        "cli.leave = lambda *a, **k: print('mlflow' in sys.modules, "
+        "'torchvision' in sys.modules, get_worker.cache_info().currsize); "
         "sys.argv = ['train.py', 'data=digits', 'tracking=none', 'trainer=debug']; cli.train()"
     )
     done = clone.run("-c", code)
-    assert done.stdout.splitlines()[-1] == "False False", done.stderr
+    assert done.stdout.splitlines()[-1] == "False False 0", done.stderr
     assert not (clone.root / "mlflow.db").exists()
     assert list((clone.root / "mlruns").iterdir()) == []
 

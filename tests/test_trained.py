@@ -89,7 +89,9 @@ def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validat
     client.log_metric(sweep.info.run_id, "val/accuracy", 0.98)  # its winner's, told again
     client.set_terminated(sweep.info.run_id)
     assert find("best", store, "mixed") == best
-    ranked = [(run.accuracy, time.time() - run.began < 60) for run in rank_runs("mixed", store)]
+    ranked = [
+        (run.accuracy, time.time() - run.start_time < 60) for run in rank_runs("mixed", store)
+    ]
     assert ranked == [(accuracy, True) for accuracy in (0.95, 0.95, 0.9, 0.6, None)]
 
 

@@ -77,11 +77,11 @@ def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
     except Failure:
         return []
     runs.sort(key=lambda run: (run.data != data, run.data))
-    return [(describe(run), run.word) for run in runs[:MOST_RUNS]]
+    return [(describe(run), run.reference) for run in runs[:MOST_RUNS]]
 
 
 def describe(run: FinishedRun) -> str:
     """A run's data set, name, accuracy and beginning: its name alone others may have, too."""
     worth = "not validated" if run.accuracy is None else f"{run.accuracy:.2%} in validation"
-    began = datetime.fromtimestamp(run.began)
+    began = datetime.fromtimestamp(run.start_time)
     return f"{run.data}, {run.name}, {worth}, {began:%Y-%m-%d %H:%M}"

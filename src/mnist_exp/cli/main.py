@@ -32,7 +32,7 @@ from mnist_exp.experiment.signals import end_at_once, raising
 from mnist_exp.experiment.versions import MAIN
 from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.tracking.addresses import tracking_uri
-from mnist_exp.tracking.worker import process_for
+from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, rank, restarts
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def run_dir(folder: Path) -> str:
 def sweep(preset: list[str], typed: list[str]) -> int:
     """All jobs of a sweep; returns the exit code."""
     plan = plan_sweep([*preset, *typed])
-    process_for(plan.config.tracking)  # imports MLflow while this one imports torch
+    start_worker(plan.config.tracking)  # imports MLflow while this one imports torch
     from mnist_exp.sweeps.sweep import run_sweep
 
     def launch(folder: Path) -> None:
@@ -160,7 +160,7 @@ def run_with_hydra(config: DictConfig) -> object:
     with open_dict(config):
         del config["sweep"]  # how a run came about is no part of it
     if FIRST:
-        process_for(config.tracking)  # imports MLflow while this one imports torch
+        start_worker(config.tracking)  # imports MLflow while this one imports torch
     if hydras.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps.sweep import run_job
 

@@ -79,7 +79,7 @@ def find(word: str, uri: str | None = None, experiment: str = EXPERIMENT) -> Pat
     if Path(word).is_file():
         return Path(word)
     if re.fullmatch("best(:.+)?", word):
-        word = find_best_run(word, experiment, uri).word
+        word = find_best_run(word, experiment, uri).reference
     named = folder_named(word)
     if is_run_id(word) and not named:
         from mnist_exp.tracking.store import output_file  # two seconds to import

@@ -27,7 +27,7 @@ def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
     validated = [run for run in rank_runs(experiment, uri) if run.accuracy is not None]
     candidates = [run for run in validated if run.data == data]
     if candidates:
-        last = max(candidates, key=lambda run: run.began)
+        last = max(candidates, key=lambda run: run.start_time)
         return next(run for run in candidates if run.digest == last.digest)
     names = sorted({run.data for run in validated})
     if names:
@@ -69,7 +69,9 @@ def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
                     runs += find_untracked_run(path, experiment, known)
             except checkpoint.CheckpointError:
                 continue  # no run of this code
-    return sorted(runs, key=lambda run: (run.accuracy is None, -(run.accuracy or 0), run.began))
+    return sorted(
+        runs, key=lambda run: (run.accuracy is None, -(run.accuracy or 0), run.start_time)
+    )
 
 
 def find_untracked_run(path: Path, experiment: str, known: Collection[str]) -> list[FinishedRun]:
@@ -93,11 +95,11 @@ def find_untracked_run(path: Path, experiment: str, known: Collection[str]) -> l
     val = epochs[saved["progress"]["best"] - 1]["val"]
     return [
         FinishedRun(
-            word=str(path.parent.parent),
+            reference=str(path.parent.parent),
             name=saved["name"],
             data=data["name"],
             digest=data["digest"][:DIGEST_LETTERS],
-            began=float(epochs[0]["ended"] - epochs[0]["seconds"]),
+            start_time=float(epochs[0]["ended"] - epochs[0]["seconds"]),
             accuracy=float(val["accuracy"]) if val else None,
         )
     ]

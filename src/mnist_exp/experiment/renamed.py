@@ -11,8 +11,11 @@ TARGETS = {
     "mnist_exp.optimizers": "mnist_exp.training.optimizers",
     "mnist_exp.schedules": "mnist_exp.training.schedules",
 }
-# Old dotted key → new.
-KEYS: dict[str, str] = {}
+# Old dotted key → new; None: it is dropped.
+KEYS: dict[str, str | None] = {
+    # 0.2.0
+    "tracking.none": None,  # it named a tracker that did nothing
+}
 
 
 def new_target(name: str) -> str:
@@ -31,8 +34,9 @@ def rename(config: Any) -> Any:
         node = find_node(renamed, groups)
         if isinstance(node, dict) and key in node:
             value = node.pop(key)
-            *groups, key = new.split(".")
-            find_node(renamed, groups, create=True)[key] = value
+            if new is not None:
+                *groups, key = new.split(".")
+                find_node(renamed, groups, create=True)[key] = value
     return renamed
 
 

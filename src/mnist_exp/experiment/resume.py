@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def resumed_config(
         if was.get(key) != now[key] and not (growing and now[key] > was[key]):
             verdict = "can only be raised" if growing else "cannot change"
             problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")
-    if further and not names_tracking(typed) and is_elsewhere(uri := was.get("tracking.uri")):
+    says_where = "tracking.uri" in typed or chooses_trackers(overrides)
+    if further and not says_where and is_elsewhere(uri := was.get("tracking.uri")):
         # Its owner would get this machine's MLflow password, and says where MLflow writes files.
         problems.append(
             f"tracking.uri={uri}: the checkpoint names it, MLFLOW_TRACKING_URI does not; set that "
@@ -98,19 +99,20 @@ def resumed_config(
         )
     if problems:
         raise BadInput(*problems)
-    if any(key.startswith("tracking.") and key.endswith("._target_") for key in typed):
+    if chooses_trackers(overrides):
         config.tracking = {}  # other trackers have other keys
     for key in typed - {"resume", "reproduce"}:
         OmegaConf.update(config, key, now[key])
     return config
 
 
-def names_tracking(typed: Collection[str]) -> bool:
-    """Whether the typed keys say where to log."""
-    return any(
-        key == "tracking.uri" or (key.startswith("tracking.") and key.endswith("._target_"))
-        for key in typed
-    )
+def chooses_trackers(overrides: Sequence[str]) -> bool:
+    """Whether an override, or a preset, names an option of the group tracking."""
+    return any(name_of(override) in ("tracking", "experiment") for override in overrides)
+
+
+def name_of(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
 
 
 def is_elsewhere(uri: str | None) -> bool:
@@ -121,7 +123,7 @@ def is_elsewhere(uri: str | None) -> bool:
 def typed_keys(overrides: Sequence[str], config: dict[str, Any]) -> Iterator[str]:
     """The leaves that these overrides set: one key, all of a group, all there are by a preset."""
     for override in overrides:
-        name = override.lstrip("+").partition("=")[0]
+        name = name_of(override)
         for key in config:
             if name in (key, "experiment") or key.startswith(f"{name}."):
                 yield key

@@ -58,7 +58,7 @@ from mnist_exp.tracking import (
     Status,
     TrackerError,
 )
-from mnist_exp.tracking.worker import Beside
+from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.compile import compile_in_place, failing_in_one_line
 from mnist_exp.training.distributed import get_process_group
@@ -167,7 +167,8 @@ class Experiment:
             seed=config.seed,
             **{key: config.trainer[key] for key in TRAINER_OPTIONS},
         )
-        self.tracker = Beside(config.tracking)
+        tracking: Any = OmegaConf.to_container(config.tracking, resolve=True)
+        self.tracker = Trackers(tracking)
         self.progress = Progress(self.model)
         self.tested: Tested | None = None
         self.key = uuid4().hex  # by which the tracker finds the run again
@@ -203,10 +204,10 @@ class Experiment:
                 raise
             finally:
                 self.close(status)
-            for became in self.tracker.registered():
-                log.info("registered  %s", became)
-            for where in self.tracker.where() if show else ():
-                log.info("compare  %s", where)
+            for registration in self.tracker.get_registrations():
+                log.info("registered  %s", registration)
+            for viewer in self.tracker.get_viewers() if show else ():
+                log.info("compare  %s", viewer)
         return result
 
     def describe(self) -> None:

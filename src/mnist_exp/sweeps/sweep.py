@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 from uuid import uuid4
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, Failure, one_line
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.environment import code_digest
 from mnist_exp.experiment.load import Trained, load
-from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import Experiment, Stopped, resumed
 from mnist_exp.experiment.shell import command, shown, typed_as
 from mnist_exp.experiment.signals import Interrupted
@@ -40,7 +40,7 @@ from mnist_exp.sweeps.leaderboard import (
 )
 from mnist_exp.sweeps.plan import Plan
 from mnist_exp.tracking import RunRecord, Status
-from mnist_exp.tracking.worker import Beside
+from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.state import Epoch
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,8 @@ def run_jobs(folder: Path, sweep: Sweep, plan: Plan, launch: Callable[[Path], No
 
     However it ends, there is a leaderboard of what is there, and the parent run is ended.
     """
-    tracker = Beside(plan.config.tracking)
+    options: Any = OmegaConf.to_container(plan.config.tracking, resolve=True)
+    tracker = Trackers(options)
     record = RunRecord(
         key=sweep.key,
         name="sweep of " + " × ".join(leaderboard.short(sweep.swept).values() or ["one job"]),
@@ -186,7 +187,7 @@ def find_sweep(word: str) -> Path:
     raise BadInput(f"sweep.resume={word}: neither a sweep's folder nor latest")
 
 
-def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
+def close(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> int:
     """Leaderboard, picture, the winner's test, and the parent's end; returns the exit code.
 
     Raises Interrupted, after the parent's end.
@@ -208,7 +209,7 @@ def close(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> int:
 
 
 def report(
-    folder: Path, sweep: Sweep, outcomes: Sequence[Outcome], tracker: Beside, test_winner: bool
+    folder: Path, sweep: Sweep, outcomes: Sequence[Outcome], tracker: Trackers, test_winner: bool
 ) -> None:
     """Leaderboard, picture and the winner's test. Raises what a test can raise."""
     warn_of_other_code(outcomes)
@@ -239,7 +240,7 @@ def warn_of_other_code(outcomes: Iterable[Outcome]) -> None:
         log.warning(text, said)
 
 
-def end(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> Status:
+def end(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> Status:
     """Hand the files to the tracker, end the parent run, and say how to look and to resume.
 
     Returns the status, which is FAILED where the parent run was deleted meanwhile.
@@ -251,15 +252,15 @@ def end(folder: Path, sweep: Sweep, tracker: Beside, status: Status) -> Status:
         log.error("error: %s", deletion)
         status = "FAILED"
     log.info("outputs  %s", shown(folder))
-    for where in tracker.where():
-        log.info("compare  %s", where)
+    for viewer in tracker.get_viewers():
+        log.info("compare  %s", viewer)
     if status != "FINISHED" or not whole:
         text = "to run what has not finished:\n%s"
         log.info(text, command("-m", *sweep.typed, f"sweep.resume={typed_as(folder)}"))
     return status
 
 
-def test(folder: Path, sweep: Sweep, winner: Row, tracker: Beside) -> None:
+def test(folder: Path, sweep: Sweep, winner: Row, tracker: Trackers) -> None:
     """Open the test set for the winner, chosen on validation: once for each of its seeds."""
     tested = dict(sweep.tested)
     for job in winner.finished:
@@ -387,7 +388,7 @@ def experiment_of(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experim
     folder = outcome.folder
     config.trainer.test = sweep.test == "all"
     if (folder / LAST).exists():
-        experiment = resumed(config, folder, list(dict(leaves(config))))
+        experiment = resumed(config, folder, list(config))
         before = experiment.tags.get("code", UNKNOWN).split("+")
         codes = before if experiment.ended else dict.fromkeys([*before, outcome.code])
         experiment.tags = {**experiment.tags, "code": "+".join(codes)}

@@ -34,7 +34,7 @@ class MLflowTracker:
     ) -> None:
         self.experiment, self.uri = experiment, uri or store.LOCAL_URI
         self.log_checkpoints, self.register = log_checkpoints, register
-        self.became: str | None = None  # of what was to be registered
+        self.registration: str | None = None  # its result
         if log_model or register:
             # Half a second, beside the training and not after it.
             import mnist_exp.tracking.models  # noqa: F401
@@ -101,16 +101,16 @@ class MLflowTracker:
 
         model = models.log_model(self.client, self.run_id, record)
         if self.register:
-            self.became = models.register(self.client, self.register, model, record)
+            self.registration = models.register(self.client, self.register, model, record)
 
     def end(self, status: Status) -> None:
         self.client.set_terminated(self.run_id, status)
 
-    def where(self) -> str:
-        return store.where(self.uri)
+    def get_viewer(self) -> str:
+        return store.get_viewer(self.uri)
 
     def explain_deletion(self) -> str | None:
         return store.explain_deletion(self.client, self.run_id)
 
-    def registered(self) -> str | None:
-        return self.became
+    def get_registration(self) -> str | None:
+        return self.registration

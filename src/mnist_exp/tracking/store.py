@@ -21,7 +21,7 @@ from mnist_exp.tracking import EXPERIMENT, FinishedRun, TrackerError, root_cause
 from mnist_exp.tracking.addresses import REMEDY, restore_secret
 
 # Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
-# server that does not answer is given up after seconds instead of minutes (`Patient` tries again,
+# server that does not answer is given up after seconds instead of minutes (`RetryQueue` tries again
 # later).
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -75,7 +75,7 @@ def answering_client(uri: str) -> MlflowClient:
     return client
 
 
-def where(uri: str) -> str:
+def get_viewer(uri: str) -> str:
     """What a person types to look at it, or its address."""
     if uri != LOCAL_URI:
         return uri

@@ -95,9 +95,9 @@ class TensorBoardTracker:
         self.writer.add_event(Event(wall_time=at, step=self.step, summary=summary))
         self.writer.flush()
 
-    def where(self) -> str:
+    def get_viewer(self) -> str:
         return f"tensorboard --logdir {shlex.quote(os.path.relpath(self.logdir))}"
 
     def explain_deletion(self) -> None: ...
 
-    def registered(self) -> None: ...
+    def get_registration(self) -> None: ...

@@ -1,8 +1,8 @@
-"""Trackers in a process of their own: what they wait for, no training waits for.
+"""Trackers in a process of their own, so that training never waits for them.
 
-MLflow takes two seconds to import and to open its store. On another core they pass beside the
-import of torch and the first epoch; a thread, which shares the interpreter's lock with the steps,
-measured no gain. Costs 150 MB while the run lasts.
+MLflow takes two seconds to import and to open its store. In another process this happens during
+the import of torch and the first epoch; a thread, which shares the interpreter's lock with the
+training steps, measured no gain. The process costs 150 MB while the run lasts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from importlib import import_module
@@ -26,231 +27,249 @@ from pkgutil import resolve_name
 from queue import SimpleQueue
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from mnist_exp.tracking import (
-    ModelRecord,
-    Patient,
-    RunRecord,
-    Status,
-    Tracker,
-    TrackerError,
-    root_cause,
-)
+from mnist_exp.tracking import ModelRecord, RunRecord, Status, Tracker, TrackerError, root_cause
 
 log = logging.getLogger(__name__)
 
+BACKOFF = 10  # a call that failed for a second is tried again after ten
 
-class Beside:
-    """The trackers that a config names. Telling them returns at once, all but the `end`.
 
-    config: the group "tracking". Each mapping in it names a tracker by `_target_`; the other keys
-    are for all trackers that have arguments of their names. So the files of several make one.
+class Trackers:
+    """The trackers of one run. Each method returns at once, except `end` and the questions.
+
+    options: the config group "tracking" in plain containers. Each mapping in it names a tracker by
+    `_target_`; the other keys go to every tracker that has a parameter of that name, so the YAML
+    files of several trackers can be combined. Without a tracker no process is started.
     """
 
-    def __init__(self, config: DictConfig) -> None:
-        self.config = config
-        self.takes_models = bool(config.get("log_model") or config.get("register"))
-        self.process: Here | Process
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+        self.takes_models = bool(options.get("log_model") or options.get("register"))
         self.key: str  # of the record
-        self.opened: Future[list[str]]
+        self.worker: Worker | None
+        self.started: Future[list[str]]
         self.warned = False
 
     def start(self, record: RunRecord) -> None:
-        self.key, self.process = record.key, process_for(self.config)
-        trackers = OmegaConf.to_container(self.config, resolve=True)
-        self.opened = self.process.submit(_start, trackers, record)
+        self.key, self.worker = record.key, start_worker(self.options)
+        self.started = self._submit(_start, self.options, record)
 
     def check(self, wait: bool = False) -> None:
-        """Raises TrackerError once it is known that no run could be opened."""
-        if wait or self.opened.done():
-            self.opened.result()
+        """Raises TrackerError as soon as it is known that the run could not be started."""
+        if wait or self.started.done():
+            self.started.result()
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
-        self._tell("log", metrics, step, at)
+        self._call("log", metrics, step, at)
 
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
-        self._tell("upload", paths, folder)
+        self._call("upload", paths, folder)
 
     def log_model(self, record: ModelRecord) -> None:
-        self._tell("log_model", record)
+        self._call("log_model", record)
 
     def end(self, status: Status) -> bool:
-        """Waits for it; returns whether each tracker has been told everything."""
-        return _reason(self._tell("end", status)) is None
+        """Wait for every call; return whether each tracker has recorded everything."""
+        return _get_reason(self._call("end", status)) is None
 
-    def where(self) -> list[str]:
-        """What a person types or opens to look at the run, of each. Raises TrackerError."""
-        return self.opened.result()
+    def get_viewers(self) -> list[str]:
+        """Each tracker's command or address to look at the run. Raises TrackerError."""
+        return self.started.result()
 
     def explain_deletion(self) -> str | None:
-        """That a person has deleted the run since its start, if so, and how to restore it."""
-        said = self.process.submit(_explain_deletion, self.key)
-        return None if said.exception() else said.result()
+        """If a person deleted the run since its start: that it is so, and how to restore it."""
+        return next(iter(self._ask("explain_deletion")), None)
 
-    def registered(self) -> list[str]:
-        """What has become of the model's registration, once the run has ended."""
-        said = self.process.submit(_registered, self.key)
-        return [] if said.exception() else said.result()
+    def get_registrations(self) -> list[str]:
+        """The results of registering the model, once the run has ended."""
+        return self._ask("get_registration")
 
-    def _tell(self, what: str, *arguments: object) -> Future[str | None]:
-        told = self.process.submit(_tell, self.key, what, *arguments)
-        told.add_done_callback(self._warn)
-        return told
+    def _call(self, method: str, *arguments: object) -> Future[str | None]:
+        call = self._submit(_call, self.key, method, *arguments)
+        call.add_done_callback(self._warn)
+        return call
 
-    def _warn(self, told: Future[str | None]) -> None:
-        reason = _reason(told)
-        if reason and not self.warned and self.opened.exception() is None:
-            log.warning("the tracker does not answer (%s); the run goes on", reason)
+    def _ask(self, method: str) -> list[str]:
+        answers = self._submit(_ask, self.key, method)
+        return [] if answers.exception() else answers.result()
+
+    def _submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+        if self.worker:
+            return self.worker.submit(function, *arguments)
+        result: Future[Any] = Future()
+        result.set_result(function(*arguments))  # for an empty list of trackers
+        return result
+
+    def _warn(self, call: Future[str | None]) -> None:
+        reason = _get_reason(call)
+        if reason and not self.warned and self.started.exception() is None:
+            log.warning("the tracker does not answer (%s); the run continues", reason)
             self.warned = True
 
 
-def _reason(told: Future[str | None]) -> str | None:
-    """Why something is untold, or None."""
-    error = told.exception()
-    return str(error) if error else told.result()
+def _get_reason(call: Future[str | None]) -> str | None:
+    """Why a call is still pending, or None."""
+    error = call.exception()
+    return str(error) if error else call.result()
 
 
-def process_for(config: DictConfig) -> Here | Process:
-    """Where the trackers run; for those that have to be imported, the process starts to do so."""
-    named = [str(node._target_) for node in config.values() if OmegaConf.is_config(node)]
-    modules = {name.rpartition(".")[0] for name in named if not name.endswith(".NoTracker")}
-    if not modules:
-        return Here()
-    process = the_process()
-    for module in sorted(modules):
-        process.submit(_import, module)
-    return process
+def start_worker(options: Mapping[str, Any]) -> Worker | None:
+    """The worker process, which starts to import these trackers; None where there are none."""
+    targets = [str(node["_target_"]) for node in options.values() if isinstance(node, Mapping)]
+    if not targets:
+        return None
+    worker = get_worker()
+    for module in sorted({target.rpartition(".")[0] for target in targets}):
+        worker.submit(_import, module)
+    return worker
 
 
-class Here:
-    """Calls at once, in this process."""
+class Worker:
+    """A process that executes calls in order. It ends with this process, however this one ends.
 
-    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(call(*arguments))
-        except TrackerError as error:
-            done.set_exception(error)
-        return done
-
-
-class Process:
-    """Calls in a process of its own, in order. It ends with this one, however this one ends.
-
-    Not one of multiprocessing, which would import the main script again and wants to be closed.
+    It is not a multiprocessing.Process, which would import the main script again and would have to
+    be closed.
     """
 
     def __init__(self) -> None:
         serve = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
-        self.worker = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-c", serve],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is this process's to answer
+            start_new_session=True,  # only this process handles Ctrl-C
         )
-        atexit.register(self._end)
+        atexit.register(self._kill)
         self.calls: SimpleQueue[tuple[Future[Any], bytes]] = SimpleQueue()
-        threading.Thread(target=self._ask, daemon=True).start()
+        threading.Thread(target=self._send, daemon=True).start()
 
-    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        self.calls.put((done, pickle.dumps((call, arguments))))
-        return done
+    def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+        result: Future[Any] = Future()
+        self.calls.put((result, pickle.dumps((function, arguments))))
+        return result
 
-    def _end(self) -> None:
-        self.worker.kill()  # whoever has to wait for an answer has done so
-        self.worker.wait()
+    def _kill(self) -> None:
+        self.process.kill()  # whoever needed an answer has waited for it
+        self.process.wait()
 
-    def _ask(self) -> None:
-        questions, answers = self.worker.stdin, self.worker.stdout
-        assert questions is not None
+    def _send(self) -> None:
+        requests, answers = self.process.stdin, self.process.stdout
+        assert requests is not None
         assert answers is not None
         while True:
-            done, call = self.calls.get()
+            result, call = self.calls.get()
             try:
-                questions.write(call)
-                questions.flush()
-                result, error = pickle.load(answers)
+                requests.write(call)
+                requests.flush()
+                value, error = pickle.load(answers)
             except (EOFError, OSError):
-                result, error = None, TrackerError("its process was killed")
+                value, error = None, TrackerError("its process was killed")
             if error is None:
-                done.set_result(result)
+                result.set_result(value)
             else:
-                done.set_exception(error)
+                result.set_exception(error)
 
 
-the_process = functools.cache(Process)
+get_worker = functools.cache(Worker)
 
 
-# --- what runs in the trackers' process ---
+# --- what runs in the worker process ---
 
-_opened: dict[str, list[Patient]] = {}  # by the record's key
+
+class RetryQueue:
+    """Calls to a tracker that may become unreachable after the run has started.
+
+    A call that fails stays pending. It is repeated, in order, before a later call, and before the
+    end at the latest.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.pending: list[tuple[str, tuple[object, ...]]] = []
+        self.reason: str | None = None  # why calls are pending
+        self.next_try = 0.0  # on the clock of time.monotonic
+
+    def call(self, method: str, *arguments: object) -> str | None:
+        """Call all pending methods, then this one; return why calls are pending now, or None."""
+        self.pending.append((method, arguments))
+        started = time.monotonic()
+        if started < self.next_try and method != "end":
+            return self.reason
+        try:
+            while self.pending:
+                name, values = self.pending[0]
+                getattr(self.tracker, name)(*values)
+                del self.pending[0]
+            self.reason = None
+        except Exception as error:  # a database or a network can raise anything
+            ended = time.monotonic()
+            self.next_try = ended + BACKOFF * (ended - started)
+            self.reason = root_cause(error)
+        return self.reason
+
+
+_queues: dict[str, list[RetryQueue]] = {}  # by the record's key
 
 
 def _import(module: str) -> None:
     import_module(module)
 
 
-def _start(config: dict[str, Any], record: RunRecord) -> list[str]:
-    opened: list[Tracker] = []
+def _start(options: Mapping[str, Any], record: RunRecord) -> list[str]:
+    trackers: list[Tracker] = []
     try:
-        for tracker in _trackers(config):
+        for tracker in _build(options):
             tracker.start(record)
-            opened.append(tracker)
+            trackers.append(tracker)
     except Exception:
-        for tracker in opened:
-            Patient(tracker).tell("end", "FAILED")
+        for tracker in trackers:
+            RetryQueue(tracker).call("end", "FAILED")
         raise
-    _opened[record.key] = [Patient(tracker) for tracker in opened]
-    return [where for tracker in opened if (where := tracker.where())]
+    _queues[record.key] = [RetryQueue(tracker) for tracker in trackers]
+    return [viewer for tracker in trackers if (viewer := tracker.get_viewer())]
 
 
-def _trackers(config: dict[str, Any]) -> list[Tracker]:
-    made, options = [], {k: value for k, value in config.items() if not isinstance(value, dict)}
-    for node in config.values():
-        if isinstance(node, dict):
-            own = dict(node)
-            tracker = resolve_name(own.pop("_target_"))
-            shared = signature(tracker).parameters.keys() & options.keys() - own.keys()
-            made.append(tracker(**own, **{key: options[key] for key in shared}))
-    return made
+def _build(options: Mapping[str, Any]) -> list[Tracker]:
+    nodes = [dict(value) for value in options.values() if isinstance(value, Mapping)]
+    shared = {key: value for key, value in options.items() if not isinstance(value, Mapping)}
+    trackers = []
+    for own in nodes:
+        tracker = resolve_name(own.pop("_target_"))
+        names = signature(tracker).parameters.keys() & shared.keys() - own.keys()
+        trackers.append(tracker(**own, **{name: shared[name] for name in names}))
+    return trackers
 
 
-def _tell(key: str, what: str, *arguments: object) -> str | None:
-    """Why something is untold, or None."""
-    if key not in _opened:
-        return "no run could be opened"
-    reasons = [patient.tell(what, *arguments) for patient in _opened[key]]
+def _call(key: str, method: str, *arguments: object) -> str | None:
+    """Why calls are pending, or None."""
+    if key not in _queues:
+        return "the run could not be started"
+    reasons = [queue.call(method, *arguments) for queue in _queues[key]]
     return next(filter(None, reasons), None)
 
 
-def _explain_deletion(key: str) -> str | None:
-    said = (patient.tracker.explain_deletion() for patient in _opened.get(key, []))
-    return next(filter(None, said), None)
-
-
-def _registered(key: str) -> list[str]:
-    said = (patient.tracker.registered() for patient in _opened.get(key, []))
-    return list(filter(None, said))
+def _ask(key: str, method: str) -> list[str]:
+    """What the trackers' methods without arguments return, where it is something."""
+    answers = [getattr(queue.tracker, method)() for queue in _queues.get(key, [])]
+    return [answer for answer in answers if answer is not None]
 
 
 def _serve() -> None:
-    """Answer calls until the other end is closed, which ends this process in whatever it is."""
+    """Execute calls until stdin is closed, which ends this process whatever it is doing."""
     gc.set_threshold(100_000)  # MLflow's import makes a million objects, none of them garbage
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's, which the other end answers
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to the parent, too
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what MLflow prints is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what MLflow prints must not mix with answers
     calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
     threading.Thread(target=_receive, args=(calls,)).start()
     while True:
-        call, arguments = calls.get()
+        function, arguments = calls.get()
         answer: tuple[Any, TrackerError | None]
         try:
-            answer = call(*arguments), None
+            answer = function(*arguments), None
         except TrackerError as error:
             answer = None, error
-        except Exception as error:  # which may not be known at the other end
+        except Exception as error:  # the parent may not be able to unpickle another one
             answer = None, TrackerError(root_cause(error))
         pickle.dump(answer, answers)
         answers.flush()
