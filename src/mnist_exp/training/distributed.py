@@ -60,12 +60,8 @@ class ProcessGroup:
         return int(numbers)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with rank 0's state, whose backward pass sums the gradients of all ranks."""
-        if self.world_size == 1:
-            return model
-        ddp_model = DistributedDataParallel(model)
-        ddp_model.register_comm_hook(None, lambda state, bucket: _sum_gradients(bucket.buffer()))
-        return ddp_model
+        """The model with rank 0's state; its backward pass averages the gradients of all ranks."""
+        return model if self.world_size == 1 else DistributedDataParallel(model)
 
     def no_sync(self, ddp_model: nn.Module, unless: bool) -> AbstractContextManager[None]:
         """Keeps a backward pass from summing over the ranks, unless it is the last of a step."""
@@ -141,12 +137,6 @@ def is_lost_connection(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(
         word in message for word in ("gloo", "nccl", "connection")
     )
-
-
-def _sum_gradients(gradients: Tensor) -> torch.futures.Future[Tensor]:
-    """DistributedDataParallel would also divide by the number of ranks."""
-    work = distributed.all_reduce(gradients, async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
 
 
 @functools.cache

@@ -87,7 +87,8 @@ def fit(
                     with precision.autocast:
                         logits = ddp_model(part.images)
                         loss = loss_function(logits, part.labels)
-                    scaler.scale(loss / size).backward()
+                    # By the mean size of a shard, because DDP averages over the ranks.
+                    scaler.scale(loss / (size / group.world_size)).backward()
                 losses.append(loss.detach())
                 right.append((logits.argmax(1) == part.labels).sum())
             if options.clip_norm is not None:
