@@ -128,18 +128,18 @@ def test_the_champion_is_the_best_in_validation_of_one_data_set(
     assert registered(first, accuracy=None) == nothing
     assert registered(second, accuracy=0.9) == better.format(2, "0.9000")
     assert registered(second, accuracy=0.9) == "digits version 2, the champion"
-    stays = "digits version {}; version 2 stays the champion"
+    stays = "digits version {}; version 2 remains the champion"
     assert registered(third, accuracy=0.9) == (
         f"{stays.format(3)} (validation accuracy 0.9000, here 0.9000)"
     )
     other_set = registered(fourth, accuracy=1.0, digest="1" * 64)
-    assert other_set == f"{stays.format(4)}, of another data set"
+    assert other_set == f"{stays.format(4)}, which was trained on another data set"
     assert champion(client).run_id == second
     assert registered(fifth, accuracy=0.90004) == better.format(5, "0.9000, before 0.9000")
     assert champion(client).run_id == fifth
     client.delete_model_version_tag("digits", "5", "val_accuracy")
     assert registered(sixth, accuracy=0.99) == (
-        "digits version 6; version 5 stays the champion, of which no validation accuracy is known"
+        "digits version 6; version 5 remains the champion, which has no validation accuracy"
     )
     assert len(client.search_model_versions("name = 'digits'")) == 6
 

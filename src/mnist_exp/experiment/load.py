@@ -82,9 +82,9 @@ def find(word: str, uri: str | None = None, experiment: str = EXPERIMENT) -> Pat
         word = find_best_run(word, experiment, uri).reference
     named = folder_named(word)
     if is_run_id(word) and not named:
-        from mnist_exp.tracking.store import output_file  # two seconds to import
+        from mnist_exp.tracking.store import find_output_file  # two seconds to import
 
-        return output_file(word, LAST, uri)
+        return find_output_file(word, LAST, uri)
     if word != "latest" and not named:
         near = did_you_mean(word, ["best", "latest"])
         raise BadInput(f"--run {word}: no file, no folder, no MLflow run id{near}")

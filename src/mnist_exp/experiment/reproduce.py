@@ -14,7 +14,7 @@ from mnist_exp.experiment.resume import FREE, resumed_config
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import Experiment
 from mnist_exp.experiment.targets import check_saved_config
-from mnist_exp.tracking.store import RecordedRun, recorded_run
+from mnist_exp.tracking.store import RecordedRun, read_run
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
     NotReproduced when a metric differs in any bit, BadInput when there is none, when the config is
     not to be trusted or is to change, and what a run raises.
     """
-    first = recorded_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
+    first = read_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
     source = f"reproduce={composed.reproduce}"
     if not first.metrics:
         raise BadInput(f"{source}: the run has no metrics to compare with")

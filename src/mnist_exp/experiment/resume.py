@@ -43,9 +43,9 @@ def find_run(word: str, tracking_uri: str | None, asked: str = "resume=") -> Pat
         return found.parents[1]
     folder = folder_named(word)
     if folder is None and is_run_id(word):
-        from mnist_exp.tracking.store import output_folder  # two seconds to import
+        from mnist_exp.tracking.store import find_output_folder  # two seconds to import
 
-        folder = output_folder(word, tracking_uri)
+        folder = find_output_folder(word, tracking_uri)
     if folder is None:
         raise BadInput(f"{asked}{word}: neither a folder, nor an MLflow run id, nor latest")
     if not (folder / LAST).is_file():

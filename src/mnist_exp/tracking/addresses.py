@@ -1,7 +1,7 @@
-"""MLflow's address, and what is done so that a password in it is never shown or saved.
+"""MLflow's address, without ever showing or saving a password in it.
 
-MLFLOW_TRACKING_URI may have one. Configs, checkpoints, logs and messages have the address that
-`tracking_uri` returns; `restore_secret` puts the secret back where MLflow's client is made.
+MLFLOW_TRACKING_URI may contain one. Configs, checkpoints, logs and messages contain the address
+that `tracking_uri` returns; `restore_secret` restores the secret for MLflow's client.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ REMEDY = (
 
 
 def tracking_uri() -> str | None:
-    """MLFLOW_TRACKING_URI without its secret; None stands for the repository's own store."""
+    """MLFLOW_TRACKING_URI without its secret; None means the repository's own store."""
     return redact(os.environ.get("MLFLOW_TRACKING_URI", "")) or None
 
 
 def restore_secret(address: str) -> str | None:
-    """The address with the secret that `redact` took out, or None where there is none.
+    """The address with the secret that `redact` removed, or None if the secret is unknown.
 
-    MLFLOW_TRACKING_URI, if it is the same place; else the address itself, whose password MLflow's
-    client takes from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from
+    This is MLFLOW_TRACKING_URI if it names the same place; else the address itself, for which
+    MLflow's client reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or
     MLFLOW_TRACKING_TOKEN.
     """
     place, today = strip_user(address), os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -1,4 +1,4 @@
-"""One run told to MLflow."""
+"""Logs one run to MLflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mnist_exp.tracking import (
     RunRecord,
     Status,
     TrackerError,
-    store,  # sets what mlflow reads when it is imported
+    store,  # sets the environment variables that mlflow reads when it is imported
 )
 
 # isort: split
@@ -22,7 +22,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 
 
 class MLflowTracker:
-    """One MLflow run, told through a client: MLflow's global state is left alone."""
+    """One MLflow run, logged through a client that leaves MLflow's global state alone."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class MLflowTracker:
         self.log_checkpoints, self.register = log_checkpoints, register
         self.registration: str | None = None  # its result
         if log_model or register:
-            # Half a second, beside the training and not after it.
+            # Takes half a second: now, during the training, rather than after it.
             import mnist_exp.tracking.models  # noqa: F401
         self.client: MlflowClient
         self.run_id: str
@@ -58,11 +58,11 @@ class MLflowTracker:
             self._describe(record, experiment_id)
         except TrackerError:
             raise
-        except Exception as error:  # whatever a database or a network can think of
-            raise store.no_answer(self.uri, error) from error
+        except Exception as error:  # a database or a network can raise anything
+            raise store.unreachable(self.uri, error) from error
 
     def _describe(self, record: RunRecord, experiment_id: str) -> None:
-        """Tags, params and the data set. A param that a resumed run has changed keeps its value."""
+        """Log tags, params and the data set. A param that was changed on resume keeps its value."""
         known = self.client.get_run(self.run_id).data.params
         params = [
             Param(key, str(value)) for key, value in record.params.items() if key not in known
@@ -86,7 +86,7 @@ class MLflowTracker:
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
-        # MLflow ignores a metric that it has with the same value, step and time.
+        # MLflow ignores a metric that it already has with the same value, step and time.
         batch = [Metric(key, value, int(at * 1000), step) for key, value in metrics.items()]
         self.client.log_batch(self.run_id, batch)
 

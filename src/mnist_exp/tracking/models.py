@@ -1,4 +1,4 @@
-"""A trained model in MLflow: logged with its run, and registered by a name."""
+"""A trained model in MLflow: logged with its run, and registered under a name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ EPOCH, ACCURACY, DIGEST = "epoch", "val_accuracy", "data_digest"  # tags
 
 
 def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedModel:
-    """The run's model of that epoch, made unless it is there and whole."""
+    """The run's model of that epoch; logged unless it is there and complete."""
     experiment_id = client.get_run(run_id).info.experiment_id
-    model = logged_model(client, experiment_id, run_id, record.epoch)
+    model = find_model(client, experiment_id, run_id, record.epoch)
     if model is None:
         tags = {EPOCH: str(record.epoch)}
         model = client.create_logged_model(
@@ -39,12 +39,12 @@ def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedM
             write(folder, record, Model(run_id=run_id, model_id=model.model_id))
             client.log_model_artifacts(model.model_id, str(folder))
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=record.epoch)])
-        client.log_batch(run_id, metrics_of(client, run_id, model.model_id, record.epoch))
+        client.log_batch(run_id, copy_metrics(client, run_id, model.model_id, record.epoch))
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model
 
 
-def logged_model(
+def find_model(
     client: MlflowClient, experiment_id: str, run_id: str, epoch: int
 ) -> LoggedModel | None:
     found = client.search_logged_models(
@@ -54,16 +54,16 @@ def logged_model(
 
 
 def write(folder: Path, record: ModelRecord, model: Model) -> None:
-    """As mlflow.pyfunc would, which neither pickles nor imports torch or looks for requirements."""
+    """Write the model for mlflow.pyfunc; this pickles nothing and does not import torch."""
     example = np.array(record.example, np.uint8)
-    given = TensorSpec(example.dtype, (-1, *example.shape[1:]))  # unnamed: a bare array is taken
+    images = TensorSpec(example.dtype, (-1, *example.shape[1:]))  # unnamed: takes a bare array
     labels = TensorSpec(np.dtype(str), (-1,), "labels")
     probabilities = TensorSpec(np.dtype(np.float32), (-1, len(record.class_names)), "probabilities")
     save_model(
         folder,
         python_model=Path(__file__).with_name("served.py"),
         artifacts={NAME: str(record.file)},
-        signature=ModelSignature(Schema([given]), Schema([labels, probabilities])),
+        signature=ModelSignature(Schema([images]), Schema([labels, probabilities])),
         input_example=example,
         pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch")],
         metadata={"class_names": list(record.class_names)},
@@ -71,8 +71,8 @@ def write(folder: Path, record: ModelRecord, model: Model) -> None:
     )
 
 
-def metrics_of(client: MlflowClient, run_id: str, model_id: str, epoch: int) -> list[Metric]:
-    """The run's metrics of that epoch as the model's, too: the UI shows them beside it."""
+def copy_metrics(client: MlflowClient, run_id: str, model_id: str, epoch: int) -> list[Metric]:
+    """The run's metrics of that epoch as metrics of the model, which the UI shows with it."""
     return [
         Metric(past.key, past.value, past.timestamp, past.step, model_id, run_id=run_id)
         for key in client.get_run(run_id).data.metrics
@@ -82,16 +82,16 @@ def metrics_of(client: MlflowClient, run_id: str, model_id: str, epoch: int) -> 
 
 
 def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelRecord) -> str:
-    """The model as a version of that name, made unless it is there; the champion if it is better.
+    """Register the model as a version of that name, and as its champion if it is better.
 
-    Returns what became of it, in a line.
+    A version that exists already is kept. Returns the result, in one line.
     """
-    with FileLock(REPOSITORY / "mlflow.db.lock"):  # no other run of ours compares meanwhile
-        version = version_of(client, name, model, record)
-        champion = present_champion(client, name)
+    with FileLock(REPOSITORY / "mlflow.db.lock"):  # one run compares at a time
+        version = get_or_create_version(client, name, model, record)
+        champion = get_champion(client, name)
         if champion and int(champion.version) == int(version.version):
             return f"{name} version {version.version}, the champion"
-        if reason := objection(record, champion):
+        if reason := explain_rejection(record, champion):
             return f"{name} version {version.version}; {reason}"
         client.set_registered_model_alias(name, CHAMPION, version.version)
     before = f", before {float(champion.tags[ACCURACY]):.4f}" if champion else ""
@@ -101,7 +101,7 @@ def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelR
     )
 
 
-def version_of(
+def get_or_create_version(
     client: MlflowClient, name: str, model: LoggedModel, record: ModelRecord
 ) -> ModelVersion:
     try:
@@ -120,22 +120,22 @@ def version_of(
     )
 
 
-def present_champion(client: MlflowClient, name: str) -> ModelVersion | None:
+def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     version = client.get_registered_model(name).aliases.get(CHAMPION)
     return client.get_model_version(name, version) if version else None
 
 
-def objection(record: ModelRecord, champion: ModelVersion | None) -> str | None:
-    """Why the model is not the new champion, if there is a reason."""
+def explain_rejection(record: ModelRecord, champion: ModelVersion | None) -> str | None:
+    """Why the model does not become the champion; None if it does."""
     if record.accuracy is None:
         return "no champion without a validation accuracy"
     if champion is None:
         return None
-    stays = f"version {champion.version} stays the champion"
+    stays = f"version {champion.version} remains the champion"
     if champion.tags.get(DIGEST) != record.digest:
-        return f"{stays}, of another data set"
+        return f"{stays}, which was trained on another data set"
     if ACCURACY not in champion.tags:
-        return f"{stays}, of which no validation accuracy is known"
+        return f"{stays}, which has no validation accuracy"
     theirs = float(champion.tags[ACCURACY])
     if record.accuracy <= theirs:
         return f"{stays} (validation accuracy {theirs:.4f}, here {record.accuracy:.4f})"

@@ -1,8 +1,8 @@
-"""What an MLflow model of ours does when it is loaded or served.
+"""The code of an MLflow model that this package logged: loads it and answers requests.
 
-MLflow keeps a copy of this file beside the exported model and runs it, also where this package is
-not installed: nothing of ours is imported. The tracker runs it, too, when the model is logged, so
-that torch waits for the loading.
+MLflow keeps a copy of this file with the exported model and runs it, even where this package is
+not installed, so it imports nothing from it. The tracker also runs it when it logs the model;
+torch is therefore imported only when the model is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class Classifier(PythonModel):
-    """Answers to raw images: uint8 [n, height, width], in colour [n, channels, height, width]."""
+    """Takes raw images: uint8 [n, height, width], in color [n, channels, height, width]."""
 
     def load_context(self, context: Any) -> None:
         import torch
@@ -34,7 +34,7 @@ class Classifier(PythonModel):
         model_input: np.ndarray,  # type: ignore[type-arg, unused-ignore] # bare, for MLflow
         params: Any = None,
     ) -> Any:
-        """labels: the classes' names [n]; probabilities: float32 [n, classes], in their order."""
+        """labels: names of classes [n]; probabilities: float32 [n, classes], in the same order."""
         import torch
 
         images = torch.from_numpy(np.array(model_input))

@@ -1,4 +1,4 @@
-"""MLflow's store, SQLite and files in the repository or a server: opened, and asked about runs."""
+"""MLflow's store, SQLite and files in the repository or a server: opens it and finds runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from mnist_exp.paths import REPOSITORY, is_name
 from mnist_exp.tracking import EXPERIMENT, FinishedRun, TrackerError, root_cause
 from mnist_exp.tracking.addresses import REMEDY, restore_secret
 
-# Read by mlflow: no telemetry unless the person has turned it on, no bar for each small file, and a
-# server that does not answer is given up after seconds instead of minutes (`RetryQueue` tries again
-# later).
+# Read by mlflow: no telemetry unless the user has turned it on, no progress bar for each small
+# file, and seconds instead of minutes until a request fails (`RetryQueue` tries again later).
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -32,25 +31,25 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-mlflows = logging.getLogger("mlflow")
-mlflows.setLevel(logging.WARNING)  # its import has set INFO
-for handler in mlflows.handlers:
+mlflow_log = logging.getLogger("mlflow")
+mlflow_log.setLevel(logging.WARNING)  # its import has set INFO
+for handler in mlflow_log.handlers:
     handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
 
 LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
 LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
 
-AT_ONCE = 1000  # metrics; MLflow admits no more
-MOST_RUNS = 50_000  # in an answer; MLflow admits no more
-KEY = "key"  # the tag by which a run is found again: its id is MLflow's to choose
+MAX_METRICS = 1000  # in one request; MLflow allows no more
+MAX_RUNS = 50_000  # in one answer; MLflow allows no more
+KEY = "key"  # the tag by which a run is found again: MLflow chooses the run's id
 ANOTHER_EXPERIMENT = "log to another experiment with tracking.experiment=NAME"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
 
 
 def open_store(uri: str) -> MlflowClient:
-    """A client whose store has answered.
+    """A client of a store that has answered.
 
-    A database is opened under a lock, because several processes that open a fresh SQLite store at
+    A database is opened under a lock, because several processes that create an SQLite store at
     once can break it for good. A secret that `uri` shows as *** comes from the environment. Raises
     TrackerError.
     """
@@ -59,45 +58,45 @@ def open_store(uri: str) -> MlflowClient:
         raise TrackerError(f"MLflow at {uri}: runs do not save its password; {REMEDY}")
     try:
         if uri.startswith("http"):
-            return answering_client(address)
+            return connect(address)
         from mlflow.store.db import utils  # half a second to import
 
         utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
         with FileLock(REPOSITORY / "mlflow.db.lock"):
-            return answering_client(address)
-    except Exception as error:  # whatever a database or a network can think of
-        raise no_answer(uri, error) from error
+            return connect(address)
+    except Exception as error:  # a database or a network can raise anything
+        raise unreachable(uri, error) from error
 
 
-def answering_client(uri: str) -> MlflowClient:
+def connect(uri: str) -> MlflowClient:
     client = MlflowClient(uri)
     client.search_experiments(max_results=1)
     return client
 
 
 def get_viewer(uri: str) -> str:
-    """What a person types to look at it, or its address."""
+    """The command that shows the store, or its address."""
     if uri != LOCAL_URI:
         return uri
     here = Path.cwd() == REPOSITORY
     return "mlflow ui" if here else f"cd {shlex.quote(str(REPOSITORY))} && mlflow ui"
 
 
-def no_answer(uri: str, error: Exception) -> TrackerError:
+def unreachable(uri: str, error: Exception) -> TrackerError:
     return TrackerError(
         f"MLflow at {uri} does not answer ({root_cause(error)}); tracking=none trains without it"
     )
 
 
 def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
-    """The experiment's id. Raises TrackerError for a name that leads out of LOCAL_ARTIFACTS."""
+    """The experiment's id. Raises TrackerError for a name that would leave LOCAL_ARTIFACTS."""
     if not is_name(experiment):
         raise TrackerError(f"tracking.experiment={experiment}: not a name; leave out / and \\")
     with FileLock(REPOSITORY / "mlflow.db.lock"):
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            # Stated, because the server behind `mlflow ui` has a default scheme of its own, which
-            # a client of the database cannot write to.
+            # Set here, because `mlflow ui` would choose a scheme that a client of the database
+            # cannot write to.
             artifacts = (LOCAL_ARTIFACTS / experiment).as_uri() if uri == LOCAL_URI else None
             return client.create_experiment(experiment, artifacts, KIND)
     if found.lifecycle_stage == "deleted":
@@ -106,13 +105,13 @@ def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
 
 
 def find_key(client: MlflowClient, experiment_id: str, key: str) -> str | None:
-    """The id of the run whose record has this key, also of a deleted one."""
+    """The id of the run whose record has this key, even if it is deleted."""
     found = client.search_runs([experiment_id], f"tags.{KEY} = '{key}'", ViewType.ALL, 1)
     return found[0].info.run_id if found else None
 
 
 def explain_deletion(client: MlflowClient, run_id: str) -> str | None:
-    """That the run or its experiment is deleted, if it is, and how to restore it."""
+    """If the run or its experiment is deleted: that it is so, and how to restore it."""
     try:
         run = client.get_run(run_id).info
     except MlflowException as error:
@@ -128,7 +127,7 @@ def explain_deletion(client: MlflowClient, run_id: str) -> str | None:
 
 
 def explain_restoring(experiment: Experiment) -> str:
-    """For a deleted experiment, which the UI does not show."""
+    """How to restore a deleted experiment, which the UI does not show."""
     return (
         f"the MLflow experiment {experiment.name} is deleted; restore it with "
         f"mlflow experiments restore -x {experiment.experiment_id}"
@@ -137,7 +136,7 @@ def explain_restoring(experiment: Experiment) -> str:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What MLflow holds of a run."""
+    """What MLflow has recorded of a run."""
 
     name: str
     tags: dict[str, str]
@@ -147,18 +146,18 @@ class RecordedRun:
     versions: str  # name==version, a line each
 
 
-def existing_store(uri: str | None, asked: str) -> MlflowClient:
-    """The store, which is not made for what is `asked`. Raises BadInput, TrackerError."""
+def open_existing(uri: str | None, purpose: str) -> MlflowClient:
+    """The store, which is not created for this `purpose`. Raises BadInput, TrackerError."""
     uri = uri or LOCAL_URI
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not database.exists():
-        raise BadInput(f"{asked}: there is no {database}")
+        raise BadInput(f"{purpose}: there is no {database}")
     return open_store(uri)
 
 
 def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
-    """The run and the client that knows it. Raises BadInput for an unknown id, TrackerError."""
-    client = existing_store(uri, f"no MLflow run {run_id}")
+    """The run, and the client of its store. Raises BadInput for an unknown id, TrackerError."""
+    client = open_existing(uri, f"no MLflow run {run_id}")
     try:
         return client, client.get_run(run_id)
     except MlflowException as error:
@@ -167,12 +166,12 @@ def find_run(run_id: str, uri: str | None) -> tuple[MlflowClient, Run]:
 
 
 def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedRun], set[str]]:
-    """All finished runs but those with trainer.max_batches, and the keys and output folders of all
-    that are finished or deleted.
+    """All finished runs except those with trainer.max_batches; and the keys and output folders of
+    all runs that are finished or deleted.
 
-    Raises BadInput where there is no such experiment, unless it is the default, and TrackerError.
+    Raises BadInput if there is no such experiment, unless it is the default one, and TrackerError.
     """
-    client = existing_store(uri, f"no best run of {experiment}")
+    client = open_existing(uri, f"no best run of {experiment}")
     found = client.get_experiment_by_name(experiment)
     if found is None:
         if experiment == EXPERIMENT:
@@ -181,7 +180,7 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
         raise BadInput(f"no MLflow experiment {experiment}; there are {', '.join(sorted(names))}")
     finished: list[FinishedRun] = []
     known: set[str] = set()
-    for run in client.search_runs([found.experiment_id], "", ViewType.ALL, MOST_RUNS):
+    for run in client.search_runs([found.experiment_id], "", ViewType.ALL, MAX_RUNS):
         deleted = run.info.lifecycle_stage == "deleted"
         if not deleted and run.info.status != "FINISHED":
             continue
@@ -196,14 +195,14 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
                     inputs[0].dataset.name,
                     inputs[0].dataset.digest,
                     run.info.start_time / 1000,
-                    kept_accuracy(client, run),
+                    get_kept_accuracy(client, run),
                 )
             )
     return finished, known
 
 
-def kept_accuracy(client: MlflowClient, run: Run) -> float | None:
-    """In validation. MLflow itself knows the last epoch's, and asks the store for the others."""
+def get_kept_accuracy(client: MlflowClient, run: Run) -> float | None:
+    """On validation, of the kept weights. MLflow's answer has only the last epoch's accuracy."""
     last = run.data.metrics.get("val/accuracy")
     if last is None or run.data.params.get("trainer.keep") == "last":
         return last
@@ -211,16 +210,16 @@ def kept_accuracy(client: MlflowClient, run: Run) -> float | None:
     return max(metric.value for metric in history)
 
 
-def output_folder(run_id: str, uri: str | None) -> Path:
-    """Where the run's outputs lie on the machine that it ran on. Raises what `find_run` does."""
+def find_output_folder(run_id: str, uri: str | None) -> Path:
+    """The run's output folder on the machine that it ran on. Raises what `find_run` does."""
     _, run = find_run(run_id, uri)
     return Path(run.data.tags.get("output_folder", "(unknown)"))
 
 
-def output_file(run_id: str, name: Path, uri: str | None) -> Path:
-    """A file of the run's outputs; from another machine's a copy, for as long as this process is.
+def find_output_file(run_id: str, name: Path, uri: str | None) -> Path:
+    """A file of the run's outputs; if the run is from another machine, a temporary copy.
 
-    Raises what `find_run` does, and BadInput where the file is nowhere.
+    Raises what `find_run` does, and BadInput if the file is nowhere.
     """
     client, run = find_run(run_id, uri)
     file = Path(run.data.tags.get("output_folder", "(unknown)"), name)
@@ -236,8 +235,8 @@ def output_file(run_id: str, name: Path, uri: str | None) -> Path:
         ) from None
 
 
-def recorded_run(run_id: str, uri: str | None) -> RecordedRun:
-    """All that another run can be compared with. Raises what `find_run` does, TrackerError."""
+def read_run(run_id: str, uri: str | None) -> RecordedRun:
+    """Everything that MLflow has recorded of a run. Raises what `find_run` does, TrackerError."""
     client, run = find_run(run_id, uri)
     metrics = {
         key: {metric.step: metric.value for metric in client.get_metric_history(run_id, key)}
@@ -250,7 +249,7 @@ def recorded_run(run_id: str, uri: str | None) -> RecordedRun:
                 for name in ("config.yaml", "requirements.txt")
             )
         except (MlflowException, OSError) as error:
-            raise TrackerError(f"{run_id}: its artifacts are gone ({root_cause(error)})") from None
+            raise TrackerError(f"{run_id}: artifacts are missing ({root_cause(error)})") from None
     data = run.data
     return RecordedRun(run.info.run_name, data.tags, data.params, metrics, config, versions)
 
@@ -263,12 +262,12 @@ def log_to_run(
     at: float,
     files: Mapping[str, Sequence[Path]],
 ) -> str:
-    """Add to a run that has ended, found by its key; returns its id. Its state stays as it is.
+    """Log to a run that has ended, found by its key; return its id. Its status stays the same.
 
-    files: by their folder among its artifacts. Raises BadInput where no run has the key,
+    files: by their folder among its artifacts. Raises BadInput if no run has the key,
     TrackerError.
     """
-    client = existing_store(uri, "--log")
+    client = open_existing(uri, "--log")
     try:
         for experiment in client.search_experiments():
             if run_id := find_key(client, experiment.experiment_id, key):
@@ -278,20 +277,20 @@ def log_to_run(
         if deletion := explain_deletion(client, run_id):
             raise BadInput(f"--log: {deletion}")
         batch = [
-            Metric(allowed(name), value, int(at * 1000), step) for name, value in metrics.items()
+            Metric(clean_name(name), value, int(at * 1000), step) for name, value in metrics.items()
         ]
-        for start in range(0, len(batch), AT_ONCE):
-            client.log_batch(run_id, batch[start : start + AT_ONCE])
+        for start in range(0, len(batch), MAX_METRICS):
+            client.log_batch(run_id, batch[start : start + MAX_METRICS])
         for folder, paths in files.items():
             for path in paths:
                 client.log_artifact(run_id, str(path), folder)
     except BadInput:
         raise
-    except Exception as error:  # whatever a database or a network can think of
+    except Exception as error:  # a database or a network can raise anything
         raise TrackerError(f"--log: MLflow at {uri or LOCAL_URI}: {root_cause(error)}") from error
     return run_id
 
 
-def allowed(name: str) -> str:
-    """A metric's name, with what MLflow does not admit replaced: classes are called anything."""
+def clean_name(name: str) -> str:
+    """A metric's name, with characters that MLflow refuses replaced: classes can have any name."""
     return re.sub(r"[^\w./: -]", "_", name)
