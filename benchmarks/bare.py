@@ -1,9 +1,9 @@
-"""The floor: the same network and steps as `python train.py`, and nothing but them.
+"""The lower bound: the network and the steps of `python train.py`, and nothing else.
 
 Tensors in memory, fused Adam, one thread (two are slower at this size); no validation, no metrics,
-no files. What a run costs beyond this is what the project adds.
+no files. Everything that a run costs beyond this, the project adds.
 
-    python benchmarks/bare.py FOLDER         # that holds MNIST/raw, as torchvision lays it out
+    python benchmarks/bare.py FOLDER         # contains MNIST/raw, as torchvision arranges it
 """
 
 import sys
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-IMAGES = 51_000  # of the 60,000; the others would be for validation
+IMAGES = 51_000  # of 60,000; the others are for validation
 
 
 def read(path: Path, header: int) -> Tensor:
-    """The bytes of an IDX file behind its header."""
+    """The bytes of an IDX file after its header, uint8 [n]."""
     return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8, offset=header)
 
 

@@ -1,10 +1,10 @@
-"""What a run costs, beside the least and the usual that the same work costs.
+"""What a run costs, compared with the minimum and with the usual cost of the same work.
 
     python benchmarks/bench.py [--rounds 5] [--only SECTION ...] [--out FILE]
 
-A section's commands run in turn, round after round, so that what else the machine does meets all
-of them alike; they are compared within a round, and the median of the rounds is told, with the
-least and the most. Tracked runs stay in MLflow's experiment "bench"; nothing else is left.
+The commands of a section run in turn, round after round, so that other load on the machine affects
+all of them alike. Ratios are taken within a round. The report has the median of the rounds, with
+minimum and maximum. Tracked runs stay in MLflow's experiment "bench"; nothing else remains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
-from measure import Bar, Column, Section, measured, processor, run
+from measure import Bar, Column, Section, measure_section, name_processor, run
 
 from mnist_exp.files import replacing
 from mnist_exp.paths import CONF, REPOSITORY
@@ -49,18 +49,18 @@ MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
 PRECISIONS = [f"trainer.precision={name}" for name in ("float64", "float32", "bfloat16", "float16")]
 
 
-def each(start: str, words: Iterable[str]) -> dict[str, str]:
-    """Commands that differ in their last words, by which they are called."""
+def append_each(start: str, words: Iterable[str]) -> dict[str, str]:
+    """Commands that differ in their last words, by these words."""
     return {word: f"{start} {word}" for word in words}
 
 
-def wall(one: str, other: str, limit: str = "", times: int = 1) -> Bar:
-    """The wall time of the one, or so many times it, over that of the other."""
+def compare_wall(one: str, other: str, limit: str = "", times: int = 1) -> Bar:
+    """The wall time of `one`, multiplied by `times`, divided by that of `other`."""
     text = f"{times} × {one} / {other}" if times > 1 else f"{one} / {other}"
     return Bar(text, lambda runs: times * runs[one].wall / runs[other].wall, limit)
 
 
-def answer(words: str) -> Bar:
+def limit_wall(words: str) -> Bar:
     """The wall time of a command that trains nothing, in seconds."""
     return Bar(words, lambda runs: runs[words].wall, "≤ 0.6")
 
@@ -70,8 +70,8 @@ SECTIONS = {
         "Whole processes, the same work",
         "MNIST, 784-128-64-10, Adam at 1e-3, batches of 64, five epochs. The tutorial has a "
         "DataLoader and per-sample transforms; the bare loop has tensors in memory, one thread, no "
-        "validation, no metrics and no files. An epoch is the median of those after the first: "
-        "51,000 images, and but for the bare loop 9,000 to validate on. images/s are of training.",
+        "validation, no metrics, and no files. An epoch is the median of those after the first: "
+        "51,000 images, and except in the bare loop 9,000 to validate on. images/s count training.",
         {
             "tutorial": TUTORIAL,
             "bare loop": "benchmarks/bare.py DATA",
@@ -80,61 +80,65 @@ SECTIONS = {
         },
         [WALL, CPU, MEMORY, EPOCH, SPEED, TEST],
         [
-            wall("tutorial", "train.py", "≥ 4.5"),
-            wall("train.py", "bare loop", "≤ 1.5"),
-            wall("train.py tracking=none", "bare loop", "≤ 1.2"),
+            compare_wall("tutorial", "train.py", "≥ 4.5"),
+            compare_wall("train.py", "bare loop", "≤ 1.5"),
+            compare_wall("train.py tracking=none", "bare loop", "≤ 1.2"),
             Bar(
                 "epoch of train.py / epoch of the bare loop × 60,000 / 51,000",
-                lambda runs: EPOCH.of(runs["train.py"]) / (EPOCH.of(runs["bare loop"]) * 60 / 51),
+                lambda runs: (
+                    EPOCH.value(runs["train.py"]) / (EPOCH.value(runs["bare loop"]) * 60 / 51)
+                ),
                 "≤ 1.1",
             ),
         ],
     ),
     "answers": Section(
         "Answers without training",
-        "`train.py` with these words: wall seconds of the process.",
-        answers := each("train.py", ["--help", "--cfg job", "optimizer.lrr=1"]),
-        bars=[answer(words) for words in answers],
+        "`train.py` with these arguments: wall seconds of the process.",
+        answers := append_each("train.py", ["--help", "--cfg job", "optimizer.lrr=1"]),
+        bars=[limit_wall(words) for words in answers],
     ),
     "batch": Section(
         "An epoch by batch size",
         "`train.py tracking=none trainer.epochs=3`: the median of the epochs after the first.",
-        each(SHORT, (f"batch_size={2**power}" for power in range(4, 13))),
+        append_each(SHORT, (f"batch_size={2**power}" for power in range(4, 13))),
         [EPOCH, SPEED],
     ),
     "model": Section(
         "An epoch by model",
         "`train.py tracking=none trainer.epochs=3`: the median of the epochs after the first.",
-        each(SHORT, (f"model={model}" for model in MODELS)),
+        append_each(SHORT, (f"model={model}" for model in MODELS)),
         [EPOCH, SPEED, VAL],
     ),
     "epochs": Section(
         "The cost of more epochs",
-        "`train.py tracking=none`: an epoch in the mean, relative to the first row. The first "
-        "epoch of a run warms up as well.",
-        each(UNTRACKED, (f"trainer.epochs={number}" for number in (1, 2, 4, 8))),
+        "`train.py tracking=none`: the mean of the epochs, relative to the first row. The first "
+        "epoch of a run includes the warm-up.",
+        append_each(UNTRACKED, (f"trainer.epochs={number}" for number in (1, 2, 4, 8))),
         [EPOCHS, PER_EPOCH],
     ),
     "images": Section(
         "The cost of more images",
-        "`train.py tracking=none`, batches of 64: training on an image, relative to the first row, "
-        "after the first epoch.",
-        each(UNTRACKED, (f"trainer.max_batches={number}" for number in (100, 200, 400, 800))),
+        "`train.py tracking=none`, batches of 64: training time per image after the first epoch, "
+        "relative to the first row.",
+        append_each(
+            UNTRACKED, (f"trainer.max_batches={number}" for number in (100, 200, 400, 800))
+        ),
         [EPOCHS, PER_IMAGE],
     ),
     "sweep": Section(
         "Nine trainings",
-        "A sweep over nine seeds, and the tutorial, started once and counted nine times.",
+        "A sweep over nine seeds, and the tutorial, run once and counted nine times.",
         {"tutorial": TUTORIAL, "sweep": f"train.py -m seed=1,2,3,4,5,6,7,8,9 {TRACKED}"},
         [WALL, CPU, MEMORY],
-        [wall("tutorial", "sweep", times=9)],
-        most_rounds=3,
+        [compare_wall("tutorial", "sweep", times=9)],
+        max_rounds=3,
     ),
     "precision": Section(
         "Precision and compilation",
         "`train.py tracking=none trainer.epochs=3 trainer.max_batches=200`: the median of the "
-        "epochs after the first, which compiles the model: the wall time has that, too.",
-        each(
+        "epochs after the first, which compiles the model. The wall time includes compilation.",
+        append_each(
             f"{SHORT} trainer.max_batches=200",
             (
                 f"model={model} {words}"
@@ -148,8 +152,8 @@ SECTIONS = {
 
 
 @contextmanager
-def mnist() -> Iterator[str]:
-    """A folder with MNIST as torchvision lays it out, after a run that fetched and read it all."""
+def provide_mnist() -> Iterator[str]:
+    """A folder with MNIST as torchvision arranges it, after a run that has downloaded it."""
     run(f"train.py {TRACKED} trainer=debug")
     with tempfile.TemporaryDirectory() as data:
         raw = Path(data, "MNIST", "raw")
@@ -159,11 +163,11 @@ def mnist() -> Iterator[str]:
         yield data
 
 
-def circumstances() -> str:
-    """When, what and where: the figures are no one else's."""
+def describe_environment() -> str:
+    """When, what, and where was measured."""
     describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(describe, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
-    cpu, memory = processor(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    cpu, memory = name_processor(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     packages = ("torch", "torchvision", "mlflow", "hydra-core")
     lines = [
         "# Measured",
@@ -172,26 +176,28 @@ def circumstances() -> str:
         f"- {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, commit {commit}",
         f"- {cpu}, {os.cpu_count()} cores, {memory:.0f} GB, load before {os.getloadavg()[0]:.1f}",
         f"- Python {platform.python_version()}, {', '.join(f'{p} {version(p)}' for p in packages)}",
-        "- figures: median of the rounds (least to most); ratios are taken within a round",
+        "- numbers: median of the rounds (minimum to maximum); ratios are taken within a round",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="5 by default")
+    parser.add_argument("--rounds", type=int, default=5, help="default 5")
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}"
     )
-    parser.add_argument("--out", type=Path, help="benchmarks/RESULTS.md, but none with --only")
+    parser.add_argument(
+        "--out", type=Path, help="default benchmarks/RESULTS.md, or none with --only"
+    )
     options = parser.parse_args()
     out = options.out or (None if options.only else RESULTS)
 
-    parts = [circumstances()]
+    parts = [describe_environment()]
     print(parts[0])
-    with mnist() as data:
+    with provide_mnist() as data:
         for name in options.only or SECTIONS:
-            parts.append(measured(SECTIONS[name], options.rounds, data))
+            parts.append(measure_section(SECTIONS[name], options.rounds, data))
             print(f"\n{parts[-1]}")
     if out:
         with replacing(out) as temporary:
@@ -202,4 +208,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; nothing is written")
+        sys.exit("\ninterrupted; nothing was written")

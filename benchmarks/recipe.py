@@ -1,9 +1,10 @@
-"""The yardstick of the preset `speedrun`: the best public recipe for 99 % on MNIST in one epoch.
+"""The reference for the preset `speedrun`: the best public recipe for 99 % on MNIST in one epoch.
 
-Network, optimizer and schedule are those of github.com/tuomaso/train_mnist_fast, which needs 0.76 s
-on a GPU; written anew, in plain PyTorch: images in memory, in the order of the file, every thread.
+Network, optimizer, and schedule are those of github.com/tuomaso/train_mnist_fast, which needs
+0.76 s on a GPU. This is a new implementation in plain PyTorch: images in memory, in the order of
+the file, on all threads.
 
-    python benchmarks/recipe.py FOLDER 1 2 3    # seeds; the IDX files, as in data/cache/mnist
+    python benchmarks/recipe.py FOLDER 1 2 3    # seeds; FOLDER has IDX files, like data/cache/mnist
 """
 
 import functools
@@ -16,20 +17,20 @@ from bare import read
 from torch import Tensor, nn
 
 BATCH = 256
-THREADS = torch.get_num_threads()  # every core; a model that was loaded since may have set one
-Images = tuple[Tensor, Tensor]  # float32 [n, 1, 28, 28], normalised, and int64 [n]
+THREADS = torch.get_num_threads()  # all cores; loading a model may set fewer later
+Images = tuple[Tensor, Tensor]  # float32 [n, 1, 28, 28], normalized, and int64 [n]
 
 
 @functools.cache
 def load(folder: str, part: str) -> Images:
-    """part: "train" or "t10k", as the files are called."""
+    """part: "train" or "t10k", as in the names of the files."""
     pixels = read(Path(folder, f"{part}-images-idx3-ubyte"), header=16).view(-1, 1, 28, 28)
     labels = read(Path(folder, f"{part}-labels-idx1-ubyte"), header=8)
     return pixels.float().div_(255).sub_(0.1307).div_(0.3081), labels.long()
 
 
 def network() -> nn.Sequential:
-    """A maximum is taken before ReLU, which gives the same for a quarter of the work."""
+    """Pool before ReLU: the same result for a quarter of the work."""
     first = [nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()]
     second = [nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()]
     dense = [nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)]
@@ -37,7 +38,7 @@ def network() -> nn.Sequential:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """One epoch; returns the loop's seconds."""
+    """Train one epoch; return the seconds of the loop."""
     batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.7, 0.9))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -46,8 +47,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     loss_function = nn.CrossEntropyLoss()
     model.train()
     started = time.perf_counter()
-    for images_of_step, labels_of_step in batches:
-        loss = loss_function(model(images_of_step), labels_of_step)
+    for batch, expected in batches:
+        loss = loss_function(model(batch), expected)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -58,15 +59,15 @@ def train(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
-    right = [
-        (model(some).argmax(1) == theirs).sum()
-        for some, theirs in zip(images.split(1000), labels.split(1000), strict=True)
+    correct = [
+        (model(batch).argmax(1) == expected).sum()
+        for batch, expected in zip(images.split(1000), labels.split(1000), strict=True)
     ]
-    return sum(right).item() / len(labels)
+    return sum(correct).item() / len(labels)
 
 
 def run(seed: int, folder: str) -> tuple[float, float]:
-    """The loop's seconds, and the accuracy 0..1 on the test images."""
+    """Train; return the seconds of the loop, and the accuracy 0..1 on the test images."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
     model = network()
@@ -76,8 +77,8 @@ def run(seed: int, folder: str) -> tuple[float, float]:
 
 def main(folder: str, seeds: list[str]) -> None:
     for seed in seeds or ["1"]:
-        seconds, found = run(int(seed), folder)
-        print(f"seed {seed}  {seconds:.3f} s  test accuracy {found:.4f}", flush=True)
+        seconds, test_accuracy = run(int(seed), folder)
+        print(f"seed {seed}  {seconds:.3f} s  test accuracy {test_accuracy:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the presets reach, told in RESULTS.md.
+"""Measure what the presets reach, and write RESULTS.md.
 
     python benchmarks/results.py [--only PRESET ...] [--set [PRESET:]KEY=VALUE ...]
 
-A preset is trained over its seeds by the command that a person types, and its row is read from what
-the runs left. The rows are kept in benchmarks/results.json and the page is written from all of
-them: `--only` measures these presets anew, and without a name none. The runs stay in outputs/; they
-are not tracked, so that no other process is at work beside them.
+Each preset trains over its seeds by the command that a person types, and its row is read from the
+files that the runs leave. The rows are kept in benchmarks/results.json, and the page is written
+from all of them: `--only` measures these presets again, and without a name it measures none. The
+runs stay in outputs/. They are not tracked, so that no other process runs next to them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 import recipe
 from hydra.errors import HydraException
-from measure import processor
+from measure import name_processor
 from omegaconf import DictConfig, OmegaConf
-from page import Row, Run, told
+from page import Row, Run, render_page
 
 from mnist_exp import figures
 from mnist_exp.cli.arguments import plan_sweep
@@ -45,14 +45,18 @@ from mnist_exp.training.loop import predict
 
 PAGE = REPOSITORY / "RESULTS.md"
 ROWS = REPOSITORY / "benchmarks" / "results.json"
-WRITTEN = ("RESULTS.md", "benchmarks/results.json", "docs/*.png")  # by this program: no other code
-PLACES = ("data.root=", "data.cache=", "data.mirrors=")  # of this machine; they change no figure
+WRITTEN = ("RESULTS.md", "benchmarks/results.json", "docs/*.png")  # by this program
+PLACES = (
+    "data.root=",
+    "data.cache=",
+    "data.mirrors=",
+)  # depend on the machine and change no result
 
 
 class Preset(NamedTuple):
-    seeds: int  # 1 to this
-    recipe_seeds: int = 0  # of the recipe, each before its share of the preset's
-    picture: str = ""  # of what it gets wrong
+    seeds: int  # from 1 to this one
+    recipe_seeds: int = 0  # of the recipe, each before an equal part of the preset's
+    picture: str = ""  # of its errors
     note: str = ""
 
 
@@ -68,41 +72,41 @@ PRESETS = {
 }
 
 
-def measured(name: str, overrides: Sequence[str]) -> Row:
-    """A preset over all its seeds. What fails is told by the row."""
+def measure_preset(name: str, overrides: Sequence[str]) -> Row:
+    """Train a preset over all its seeds. The row lists failures."""
     preset = PRESETS[name]
-    row = begun(preset.note)
+    row = start_row(preset.note)
     placed = [word for word in overrides if word.startswith(PLACES)]
     row.placed = [word.partition("=")[0] for word in placed]
     try:
-        config = fetched([f"experiment={name}", *overrides])
+        config = download_data([f"experiment={name}", *overrides])
     except (Failure, HydraException) as error:
         row.failures.append(first_line(error))
         return row
     jobs: list[Outcome] = []
-    for number, seeds in enumerate(rounds(preset)):
+    for number, seeds in enumerate(split_seeds(preset)):
         if preset.recipe_seeds:
-            row.recipe.append(run_of_recipe(number, Path(config.data.cache, "mnist")))
+            row.recipe.append(run_recipe(number, Path(config.data.cache, "mnist")))
         words = ["train.py", "-m", f"experiment={name}", f"seed={','.join(map(str, seeds))}"]
         words += ["sweep.test=all", "tracking=none"]
         words += [word for word in overrides if word not in placed]
         row.commands.append(shlex.join(["python", *words]))
-        jobs += swept(row, number, [*words, *placed])
+        jobs += run_sweep(row, number, [*words, *placed])
     try:
-        look_at_weights(row, jobs, preset.picture)
-    except Exception as error:  # the row is not to be lost, which may have taken hours
+        load_weights(row, jobs, preset.picture)
+    except Exception as error:  # keep the row, which may have taken hours
         row.failures.append(f"the weights: {type(error).__name__}: {first_line(error)}")
     return row
 
 
-def rounds(preset: Preset) -> list[range]:
-    """The seeds of each of its sweeps."""
+def split_seeds(preset: Preset) -> list[range]:
+    """The seeds of each sweep of the preset."""
     share = preset.seeds // (preset.recipe_seeds or 1)
     return [range(first, first + share) for first in range(1, preset.seeds + 1, share)]
 
 
-def fetched(words: Sequence[str]) -> DictConfig:
-    """The config that these words make, its data fetched and decoded: a clock is not to see that.
+def download_data(words: Sequence[str]) -> DictConfig:
+    """Compose the config, then download and decode its data, which must not be timed.
 
     Raises Failure and HydraException.
     """
@@ -111,35 +115,35 @@ def fetched(words: Sequence[str]) -> DictConfig:
     return config
 
 
-def run_of_recipe(number: int, folder: Path) -> Run:
+def run_recipe(number: int, folder: Path) -> Run:
     seconds, accuracy = recipe.run(number + 1, str(folder))
     print(f"recipe, seed {number + 1}: {seconds:.2f} s, {accuracy:.4f}", flush=True)
     return Run(number, number + 1, accuracy, seconds)
 
 
-def swept(row: Row, number: int, words: Sequence[str]) -> list[Outcome]:
-    """Run one sweep and add to the row what it left; returns the jobs that finished."""
+def run_sweep(row: Row, number: int, words: Sequence[str]) -> list[Outcome]:
+    """Run one sweep and add its results to the row; return the jobs that finished."""
     started = time.perf_counter()
-    code, printed = ended([sys.executable, *words])
+    code, printed = run_command([sys.executable, *words])
     row.wall += time.perf_counter() - started
     folders = re.findall(r"^outputs +(.+)$", printed, re.MULTILINE)
     if not folders:
-        last = (printed.strip().splitlines() or ["nothing was said"])[-1]
+        last = (printed.strip().splitlines() or ["no output"])[-1]
         row.failures.append(f"exit code {code}: {last}")
         return []
     jobs = leaderboard.read(REPOSITORY / folders[-1])
     for job in jobs:
         if job.finished:
-            row.runs.append(run_of(job, number))
+            row.runs.append(read_run(job, number))
         else:
-            row.failures.append(f"seed {seed_of(job)}: {job.status} {job.reason}".strip())
+            row.failures.append(f"seed {read_seed(job)}: {job.status} {job.reason}".strip())
     if means := re.findall(r"^(?:seed=|job )\d+ on (.+): [\d,]+ parameters", printed, re.MULTILINE):
         row.device = means[0]
     return [job for job in jobs if job.finished]
 
 
-def ended(command: Sequence[str]) -> tuple[int, str]:
-    """The command's exit code, and what it printed, passed on to the screen as it came."""
+def run_command(command: Sequence[str]) -> tuple[int, str]:
+    """Run the command and show its output; return its exit code and its output."""
     lines = []
     process = subprocess.Popen(
         command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -150,27 +154,27 @@ def ended(command: Sequence[str]) -> tuple[int, str]:
             print(line, end="", flush=True)
             lines.append(line)
     finally:
-        process.wait()  # Ctrl-C has reached it, too
+        process.wait()  # Ctrl-C reached it, too
     return process.returncode, "".join(lines)
 
 
-def run_of(job: Outcome, number: int) -> Run:
-    found = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
-    (accuracy,) = (line["test/accuracy"] for line in found if "test/accuracy" in line)
-    seconds = sum(line.get("epoch_seconds", 0.0) for line in found)
-    return Run(number, seed_of(job), accuracy, seconds)
+def read_run(job: Outcome, number: int) -> Run:
+    metrics = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    (accuracy,) = (line["test/accuracy"] for line in metrics if "test/accuracy" in line)
+    seconds = sum(line.get("epoch_seconds", 0.0) for line in metrics)
+    return Run(number, read_seed(job), accuracy, seconds)
 
 
-def seed_of(job: Outcome) -> int:
-    """The config of a job that failed may not be there."""
+def read_seed(job: Outcome) -> int:
+    """The seed from the overrides, because a failed job may have no config."""
     values = dict(override.split("=", 1) for override in job.overrides)
     return int(values["seed"])
 
 
-def look_at_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
-    """Count the parameters, and where there is to be a picture, what each seed's weights get wrong.
+def load_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
+    """Count the parameters; if a picture is wanted, draw the errors of all seeds.
 
-    The test set is opened for it once more; that the answers are those of the run is checked.
+    The picture opens the test set again, and checks that the accuracy is that of the run.
     """
     labels: list[int] = []
     predictions: list[int] = []
@@ -180,26 +184,26 @@ def look_at_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
         if not picture:
             return
         test = trained.prepared_test()
-        found = predict(trained.model, test, trained.precision)
-        right = (found == test.labels).sum().item()
-        if abs(right - run.accuracy * len(test)) > 2:  # near a tie the last bits decide
-            row.failures.append(f"seed {run.seed}: its weights now give {right / len(test):.4f}")
+        predicted = predict(trained.model, test, trained.precision)
+        correct = (predicted == test.labels).sum().item()
+        if abs(correct - run.accuracy * len(test)) > 2:  # near a tie the last bits decide
+            row.failures.append(f"seed {run.seed}: its weights now give {correct / len(test):.4f}")
         labels += test.labels.tolist()
-        predictions += found.tolist()
+        predictions += predicted.tolist()
     if labels:
         (REPOSITORY / picture).parent.mkdir(exist_ok=True)
         figures.confusion(REPOSITORY / picture, trained.kind.class_names, labels, predictions)
         row.picture = picture
 
 
-def begun(note: str) -> Row:
-    """A row of which nothing is known but when, where and with what it begins to be measured."""
+def start_row(note: str) -> Row:
+    """An empty row, with the time, the machine, and the versions of its measurement."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = ("torch", "torchvision", "numpy", "hydra-core")
     return Row(
         began=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        commit=commit(),
-        machine=f"{processor()}, {cores} cores, load before {os.getloadavg()[0]:.1f}",
+        commit=describe_commit(),
+        machine=f"{name_processor()}, {cores} cores, load before {os.getloadavg()[0]:.1f}",
         versions=", ".join(
             [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]
         ),
@@ -207,8 +211,8 @@ def begun(note: str) -> Row:
     )
 
 
-def commit() -> str:
-    """With "-dirty" where any file of it has changed but those that this program writes."""
+def describe_commit() -> str:
+    """The commit, with "-dirty" if files have changed other than those this program writes."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
@@ -230,49 +234,51 @@ def read_rows() -> dict[str, Row]:
 
 
 def write(rows: dict[str, Row]) -> None:
-    """The rows, in the order of PRESETS, and the page."""
+    """Write the rows, in the order of PRESETS, and the page."""
     rows = {name: rows[name] for name in PRESETS if name in rows}
     text = json.dumps({name: asdict(row) for name, row in rows.items()}, indent=1)
-    for path, written in ((ROWS, text + "\n"), (PAGE, told(rows))):
+    for path, written in ((ROWS, text + "\n"), (PAGE, render_page(rows))):
         with replacing(path) as temporary:
             temporary.write_text(written, "utf-8")
 
 
-def addressed(word: str) -> tuple[str, str]:
-    """A word for train.py, and the preset that it is for, or "" where it is for all."""
+def parse_override(word: str) -> tuple[str, str]:
+    """The preset, or "" for all of them, and the override for it."""
     prefix = re.match(r"(\w+):", word)
-    whose, word = (prefix[1], word[prefix.end() :]) if prefix else ("", word)
-    if whose and whose not in PRESETS:
-        raise argparse.ArgumentTypeError(f"{whose} is no preset; there are {', '.join(PRESETS)}")
-    return whose, word
+    preset, word = (prefix[1], word[prefix.end() :]) if prefix else ("", word)
+    if preset and preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise argparse.ArgumentTypeError(f"{preset} is not a preset; there are {known}")
+    return preset, word
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    choice = f"of {', '.join(PRESETS)}"
+    choice = f"from {', '.join(PRESETS)}"
     parser.add_argument("--only", nargs="*", choices=PRESETS, metavar="PRESET", help=choice)
     parser.add_argument(
         "--set",
         nargs="+",
-        type=addressed,
+        type=parse_override,
         default=[],
         metavar="[PRESET:]KEY=VALUE",
-        help="more words for train.py, such as data.root=FOLDER",
+        help="more overrides for train.py, such as data.root=FOLDER",
     )
     options = parser.parse_args()
     names = list(PRESETS) if options.only is None else options.only
     rows = read_rows()
     for name in names:
-        rows[name] = measured(name, [word for whose, word in options.set if whose in ("", name)])
+        overrides = [word for preset, word in options.set if preset in ("", name)]
+        rows[name] = measure_preset(name, overrides)
         write(rows)  # after each: a later one may be interrupted
     write(rows)
-    print(told(rows))
+    print(render_page(rows))
     if any(rows[name].failures for name in names):
-        sys.exit("something failed; RESULTS.md says what")
+        sys.exit("something failed; see RESULTS.md")
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; RESULTS.md has the presets that were done")
+        sys.exit("\ninterrupted; RESULTS.md has the finished presets")

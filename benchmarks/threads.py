@@ -1,9 +1,9 @@
-"""From how many floating-point operations a step is faster on all threads than on one.
+"""How many floating-point operations make a step faster on all threads than on one.
 
-python benchmarks/threads.py [ROUNDS]    # 5 by default; some minutes, and nothing else running
+python benchmarks/threads.py [ROUNDS]    # default 5; takes minutes, with nothing else running
 
-For models and batches of many sizes the steps of both are timed in turn, in one process. What it
-finds is environment.THREADED_FROM.
+Time steps of models and batches of many sizes on one and on all threads, in turn, in one process.
+The result is environment.THREADED_FROM.
 """
 
 import statistics
@@ -27,10 +27,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "cnn": lambda: CNN(SHAPE, CLASSES).to(memory_format=torch.channels_last),
 }
 BATCHES = (16, 64, 256, 1024, 4096)
-SECONDS = 0.1  # of steps in a row
+SECONDS = 0.1  # of consecutive steps per measurement
 
 
-def made_step(model: nn.Module, batch: int) -> Callable[[], None]:
+def make_step(model: nn.Module, batch: int) -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     loss_function = nn.CrossEntropyLoss()
     images, labels = torch.rand(batch, *SHAPE), torch.randint(CLASSES, (batch,))
@@ -45,9 +45,9 @@ def made_step(model: nn.Module, batch: int) -> Callable[[], None]:
 
 
 def seconds(step: Callable[[], None], threads: int, steps: int) -> float:
-    """Of one step, the mean of so many in a row."""
+    """The seconds of one step: the mean of this many consecutive ones."""
     torch.set_num_threads(threads)
-    step()  # the threads wake up
+    step()  # wake up the threads
     started = time.perf_counter()
     for _ in range(steps):
         step()
@@ -57,10 +57,10 @@ def seconds(step: Callable[[], None], threads: int, steps: int) -> float:
 def main(rounds: int) -> None:
     many = f"{AVAILABLE_THREADS} threads"
     print(f"{'model':<16} {'batch':>5} {'FLOPs':>9} {'1 thread':>12} {many:>12} {'ratio':>6}")
-    for name, made in MODELS.items():
+    for name, make_model in MODELS.items():
         for batch in BATCHES:
-            model = made()
-            step = made_step(model, batch)
+            model = make_model()
+            step = make_step(model, batch)
             steps = max(1, int(SECONDS / seconds(step, 1, 2)))
             times = [
                 (seconds(step, 1, steps), seconds(step, AVAILABLE_THREADS, steps))

@@ -1,8 +1,8 @@
-"""The yardstick: MNIST as most tutorials train it, with a DataLoader and per-sample transforms.
+"""The baseline: MNIST as most tutorials train it, with a DataLoader and per-sample transforms.
 
-The same network, split sizes, optimizer and steps as `python train.py`, and nothing clever.
+Network, split sizes, optimizer, and steps are those of `python train.py`.
 
-    python benchmarks/tutorial.py FOLDER     # that holds MNIST/raw, as torchvision lays it out
+    python benchmarks/tutorial.py FOLDER     # contains MNIST/raw, as torchvision arranges it
 """
 
 import sys
@@ -31,8 +31,8 @@ def evaluate(
 
 def main(root: str) -> None:
     torch.manual_seed(42)
-    normalise = transforms.Normalize((0.1307,), (0.3081,))
-    transform = transforms.Compose([transforms.ToTensor(), normalise])
+    normalize = transforms.Normalize((0.1307,), (0.3081,))
+    transform = transforms.Compose([transforms.ToTensor(), normalize])
     whole = datasets.MNIST(root, train=True, transform=transform)
     train, val = random_split(whole, [51_000, 9_000])
     test = datasets.MNIST(root, train=False, transform=transform)

@@ -6,7 +6,7 @@ import shlex
 
 import bench
 import pytest
-from measure import Bar, Column, Run, Section, parsed, run, told
+from measure import Bar, Column, Run, Section, parse_metrics, render_section, run
 
 from mnist_exp.cli.check import problems
 from mnist_exp.paths import REPOSITORY
@@ -29,9 +29,9 @@ def test_nothing_is_wrong_with_a_command() -> None:
 
 def test_a_process_that_ends_with_2_has_refused_and_one_that_fails_ends_the_benchmark() -> None:
     done = run("-c 'print(1)'")
-    assert (done.found, done.refused) == ([], "")
+    assert (done.metrics, done.refusal) == ([], "")
     assert min(done.wall, done.cpu, done.memory) > 0
-    assert run("-c 'print(\"not so\"); exit(2)'").refused == "not so"
+    assert run("-c 'print(\"not so\"); exit(2)'").refusal == "not so"
     with pytest.raises(SystemExit, match="ended with 1"):
         run("-c 1/0")
 
@@ -41,8 +41,8 @@ def test_what_a_program_printed_is_read_as_metrics_jsonl_is() -> None:
         "epoch 1  train 0.2841 0.9169  val 0.1678 0.9504  9.415 s  6,309 images/s\n"
         "test   loss 0.0903  accuracy 0.9747\n"
     )
-    journal = '{"epoch_seconds": 9.415, "images_per_second": 6309}\n{"test/accuracy": 0.9747}\n'
-    assert parsed(printed) == parsed(journal)
+    file = '{"epoch_seconds": 9.415, "images_per_second": 6309}\n{"test/accuracy": 0.9747}\n'
+    assert parse_metrics(printed) == parse_metrics(file)
 
 
 def test_a_section_is_told_as_medians_with_the_least_and_the_most() -> None:
@@ -67,7 +67,7 @@ def test_a_section_is_told_as_medians_with_the_least_and_the_most() -> None:
         {"a": took(a), "b": took(b, found=0.97), "c": took(0, refused="no")}
         for a, b in ((1, 2), (2, 3), (1, 9))
     ]
-    assert told(section, rounds) == (
+    assert render_section(section, rounds) == (
         "## Title\n\nText. Rounds: 3.\n\n"
         "|   | wall, s          | relative            | val accuracy |\n"
         "| - | ---------------- | ------------------- | ------------ |\n"

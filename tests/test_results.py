@@ -77,7 +77,7 @@ def test_the_page_tells_every_row_its_command_place_and_failures() -> None:
         "single": made([0.9], [7.5], note="the only one", wall=9, parameters=10, device="cpu"),
         "none": made([], [], failures=["no such preset"]),
     }
-    told = page.told(rows)
+    told = page.render_page(rows)
     assert told.startswith("# Results\n\n")
     table, _, rest = told[told.index("| preset") :].partition("\n\n")
     assert [
@@ -95,11 +95,11 @@ def test_the_page_tells_every_row_its_command_place_and_failures() -> None:
         "- `single`: the only one.\n"
         "- `none`: **failed**: no such preset.\n"
         "\n"
-        "## What `one` gets wrong\n"
+        "## Errors of `one`\n"
         "\n"
         "![Errors by true and predicted class](docs/errors.png)\n"
         "\n"
-        "All seeds together, each with the weights that it was tested with.\n"
+        "All seeds together, each with the weights that were tested.\n"
         "\n"
         "## Commands\n"
         "\n"
@@ -120,8 +120,10 @@ def test_the_page_tells_every_row_its_command_place_and_failures() -> None:
 def test_beside_the_recipe_ratios_are_taken_within_a_round_and_of_the_means() -> None:
     row = made([0.9896, 0.99, 0.9904, 0.992], [1.0, 2.0, 3.0, 5.0], share=2)
     row.recipe = [Run(0, 1, 0.989, 10.0), Run(1, 2, 0.99, 10.0)]
-    told = page.told({"fast": row}).partition("## In a second\n\n")[2].partition("\n\n## ")[0]
-    assert "in turn: 2 rounds, each of\none seed of the recipe and then one sweep over 2 of" in told
+    told = (
+        page.render_page({"fast": row}).partition("## In a second\n\n")[2].partition("\n\n## ")[0]
+    )
+    assert "2 rounds, each\nwith one seed of the recipe and then one sweep over 2 seeds" in told
     assert told.partition("\n\n")[2] == (
         "|        | loop, s             | test accuracy, % | n |\n"
         "| ------ | ------------------- | ---------------- | - |\n"
@@ -154,11 +156,11 @@ def test_only_measures_what_it_names_and_the_page_keeps_the_other_rows(
     results.write({"speedrun": kept, "accurate": made([0.5], [1.0])})
     asked = []
 
-    def measured(name: str, words: list[str]) -> Row:
+    def measure_preset(name: str, words: list[str]) -> Row:
         asked.append((name, words))
         return made([0.75], [2.0])
 
-    monkeypatch.setattr(results, "measured", measured)
+    monkeypatch.setattr(results, "measure_preset", measure_preset)
     words = ["--only", "accurate", "baseline", "--set", "a=1", "accurate:b=c:d", "fashion:e=2"]
     monkeypatch.setattr(sys, "argv", ["results.py", *words])
     results.main()
@@ -166,7 +168,7 @@ def test_only_measures_what_it_names_and_the_page_keeps_the_other_rows(
     rows = results.read_rows()
     assert list(rows) == ["baseline", "speedrun", "accurate"]
     assert (rows["speedrun"], rows["accurate"]) == (kept, made([0.75], [2.0]))
-    assert (own_files / "RESULTS.md").read_text() == page.told(rows)
+    assert (own_files / "RESULTS.md").read_text() == page.render_page(rows)
 
 
 def test_a_word_for_no_preset_is_refused(
@@ -175,12 +177,12 @@ def test_a_word_for_no_preset_is_refused(
     monkeypatch.setattr(sys, "argv", ["results.py", "--set", "acurate:data.root=x"])
     with pytest.raises(SystemExit, match="2"):
         results.main()
-    assert "acurate is no preset; there are baseline, " in capsys.readouterr().err
+    assert "acurate is not a preset; there are baseline, " in capsys.readouterr().err
 
 
 def test_a_preset_that_cannot_be_composed_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(results.PRESETS, "nowhere", results.Preset(2))
-    row = results.measured("nowhere", [])
+    row = results.measure_preset("nowhere", [])
     assert (row.runs, row.failures) == ([], ["In 'config': Could not find 'experiment/nowhere'"])
 
 
@@ -201,9 +203,9 @@ def test_a_row_is_read_from_what_the_jobs_left_with_validation_or_without(
         (folder / "outcome.json").write_text(json.dumps(outcome))
     printed = "seed=4 on cpu, 2 threads, x86_64: 1,000 parameters, 0.1 MFLOP an image\n"
     printed += f"epoch 1/1\noutputs  {tmp_path}\n"
-    monkeypatch.setattr(results, "ended", lambda command: (1, printed))
+    monkeypatch.setattr(results, "run_command", lambda command: (1, printed))
     row = Row(**HERE)
-    finished = results.swept(row, 3, ["train.py"])
+    finished = results.run_sweep(row, 3, ["train.py"])
     assert row.runs == [Run(3, 4, 0.75, 4.0), Run(3, 5, 0.75, 1.5)]
     assert row.failures == ["seed 6: FAILED no memory"]
     assert (row.device, [job.job for job in finished]) == ("cpu, 2 threads, x86_64", [0, 1])
@@ -213,7 +215,7 @@ def test_the_commit_is_dirty_where_more_has_changed_than_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "REPOSITORY", tmp_path)
-    assert results.commit() == "unknown"
+    assert results.describe_commit() == "unknown"
 
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=b")
@@ -225,9 +227,9 @@ def test_the_commit_is_dirty_where_more_has_changed_than_the_results(
     (tmp_path / "RESULTS.md").write_text("new")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "errors.png").write_text("new")
-    assert results.commit() == git("rev-parse", "--short", "HEAD") != ""
+    assert results.describe_commit() == git("rev-parse", "--short", "HEAD") != ""
     (tmp_path / "code.py").write_text("new")
-    assert results.commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
+    assert results.describe_commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
 
 
 @pytest.mark.slow
@@ -246,7 +248,7 @@ def test_presets_are_measured_through_the_command_and_failures_are_told(clone: C
     words = ["baseline:data=digits", "baseline:optimizer.lr=1e30", cache]
     only = ["baseline", "speedrun", "accurate", "fashion"]
     done = clone.run("benchmarks/results.py", "--only", *only, "--set", *words, timeout=280)
-    assert (done.returncode, done.stderr) == (1, "something failed; RESULTS.md says what\n")
+    assert (done.returncode, done.stderr) == (1, "something failed; see RESULTS.md\n")
 
     rows = json.loads((clone.root / "benchmarks" / "results.json").read_text())
     assert list(rows) == only
