@@ -174,3 +174,15 @@ def test_an_optimizer_of_one_file_trains(clone: Clone) -> None:
     (config,) = put(clone, "An optimizer")
     assert config.suffix == ".yaml"
     assert "radam" in train(clone, "data=digits", "optimizer=radam", *QUICK)
+
+
+@pytest.mark.slow
+def test_a_tracker_of_two_files_logs_each_metric_once_across_a_resume(clone: Clone) -> None:
+    code, _ = put(clone, "A tracker")
+    check_style([code])
+    train(clone, "data=digits", "tracking=csv", *QUICK)
+    train(clone, "resume=latest", "trainer.epochs=3")
+    (file,) = clone.root.glob("csv/*.csv")
+    lines = file.read_text().splitlines()
+    assert len(lines) == len(set(lines))
+    assert [line[0] for line in lines if ",val/accuracy," in line] == ["1", "2", "3"]
