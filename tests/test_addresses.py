@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import re
 import shlex
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Clone
+from conftest import Clone, Like
 from omegaconf import OmegaConf
 from test_tracker_loss import closed_port, mlflow_server
 
@@ -100,7 +99,7 @@ def test_a_password_that_is_typed_is_refused_and_not_repeated(
 ) -> None:
     monkeypatch.setenv("SECRET_URI", f"http://ann:{PASSWORD}@host")
     (line,) = problems([typed])
-    assert line.startswith(redact(f"{typed}: has a password in it"))
+    assert line == Like(redact(f"{typed}: …password…"))
     assert remedy in line
     assert PASSWORD not in line
 
@@ -125,7 +124,7 @@ def test_a_password_in_a_yaml_file_is_refused(clone: Clone) -> None:
     )
     done = clone.run("train.py", "data=digits", "experiment=mine")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "conf/experiment/mine.yaml): has a password in it" in done.stderr
+    assert done.stderr == Like("…(conf/experiment/mine.yaml): …password…\n")
     assert PASSWORD not in done.stderr
 
 
@@ -163,7 +162,7 @@ def test_a_server_that_is_down_is_named_without_the_password(clone: Clone) -> No
         done = clone.run(*command, env=env)
         assert done.returncode == 1
         *_, last = (done.stdout + done.stderr).splitlines()
-        assert last.startswith(f"error: MLflow at {uri.replace('//', '//***@')} does not answer (")
+        assert last == Like(f"error: …{uri.replace('//', '//***@')}…")
         check_nowhere(clone.root, done.stdout, done.stderr)
 
 
@@ -172,7 +171,7 @@ def test_a_database_that_is_not_there_is_named_without_the_password(clone: Clone
     uri = f"postgresql://ann:{PASSWORD}@127.0.0.1:1/db"
     done = clone.run("train.py", "data=digits", "trainer=debug", env={"MLFLOW_TRACKING_URI": uri})
     assert done.returncode == 1
-    assert "error: MLflow at postgresql://***@127.0.0.1:1/db does not answer" in done.stdout
+    assert Like("error: …postgresql://***@127.0.0.1:1/db…") in done.stdout.splitlines()
     check_nowhere(clone.root, done.stdout, done.stderr)
 
 
@@ -311,7 +310,7 @@ def test_an_experiment_whose_name_is_a_path_makes_no_folder(clone: Clone) -> Non
     ):
         done = clone.run("train.py", "data=digits", "trainer=debug", typed)
         assert (done.returncode, done.stdout) == (2, "")
-        assert re.search(r": must be .*a name without /", done.stderr)
+        assert done.stderr == Like(f"{typed.partition('=')[0]}=…name…\n")
     assert clone.folders() == []
     later = shlex.split("tracking.experiment='${hydra:job.name}' hydra.job.name=../../x")
     done = clone.run("train.py", "data=digits", "trainer=debug", *later)

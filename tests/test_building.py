@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from hydra import compose
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -84,7 +83,7 @@ def config_of(overrides: list[str], model: type[nn.Module] | None = None) -> Dic
     return config
 
 
-UNFIT = "does not fit images of 1×8×8 in 10 classes"
+UNFIT = "…1×8×8…10 classes…"
 
 
 @pytest.mark.parametrize(
@@ -92,28 +91,23 @@ UNFIT = "does not fit images of 1×8×8 in 10 classes"
     [
         (
             WantsMorePixels,
-            f"{UNFIT} (mat1 and mat2 shapes cannot be multiplied (1x56 and 64x10)); "
-            "model=resnet takes any",
+            f"{UNFIT}1x56 and 64x10…model=resnet…",
         ),
         (
             OtherClasses,
-            f"{UNFIT} (gives a tensor [n, 7], where logits [n, 10] are needed); "
-            "model=resnet takes any",
+            f"{UNFIT}[n, 7]…[n, 10]…model=resnet…",
         ),
         (
             KeepsPositions,
-            f"{UNFIT} (gives a tensor [n, 1, 8, 8], where logits [n, 10] are needed); "
-            "model=resnet takes any",
+            f"{UNFIT}[n, 1, 8, 8]…[n, 10]…model=resnet…",
         ),
         (
             TwoHeads,
-            "fails in a training step of 2 images (gives no such tensor, where logits [n, 10] are "
-            "needed); batch_size says how many the last step of an epoch has",
+            "…training step of 2 images…[n, 10]…batch_size…",
         ),
         (
             Unpools,
-            f"{UNFIT} (max_unpooling2d_forward_out does not have a deterministic implementation); "
-            "trainer.deterministic=false allows it",
+            f"{UNFIT}max_unpooling2d…trainer.deterministic=false…",
         ),
     ],
 )
@@ -122,8 +116,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_in_a_line_before_anything
 ) -> None:
     with pytest.raises(BadInput) as caught:
         Experiment(config_of(quick, model), tmp_path, "unfit")
-    said = str(caught.value).replace("addmm: ", "")  # older versions of torch do not say it
-    assert said == f"model={__name__}.{model.__name__}: {line}"
+    assert str(caught.value) == Like(f"model={__name__}.{model.__name__}: {line}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,17 +126,15 @@ def test_a_last_batch_too_small_for_batch_normalisation_is_refused(
     config = config_of([*quick, "batch_size=11"], NormalisesOnePixel)  # 1,222 images: one is left
     with pytest.raises(BadInput) as caught:
         Experiment(config, tmp_path, "unfit")
-    assert str(caught.value) == (
-        f"model={__name__}.NormalisesOnePixel: fails in a training step of 1 image (Expected more "
-        "than 1 value per channel when training, got input size torch.Size([1, 1, 1, 1])); "
-        "batch_size says how many the last step of an epoch has"
+    assert str(caught.value) == Like(
+        f"model={__name__}.NormalisesOnePixel: …training step of 1 image…[1, 1, 1, 1]…batch_size…"
     )
     config.trainer.max_batches = 111  # leaves it out
     assert Experiment(config, tmp_path, "fit").smallest_part == 11
     config.trainer.accumulate = 5  # 3, 3, 3, 2
     assert Experiment(config, tmp_path, "fit").smallest_part == 2
     config.trainer.accumulate = 11
-    with pytest.raises(BadInput, match="fails in a training step of 1 image"):
+    with pytest.raises(BadInput, match="training step of 1 image"):
         Experiment(config, tmp_path, "unfit")
 
 
@@ -186,17 +177,13 @@ def test_somebodys_own_model_is_told_and_no_run_is_left_with_the_tracker(clone: 
     (clone.root / "conf" / "model" / "mine.yaml").write_text("_target_: mine.Mine\nside: 28\n")
     done = clone.run("train.py", "data=digits", "model=mine")
     assert (done.returncode, done.stderr) == (2, "")
-    assert re.fullmatch(
-        rf"error: model=mine\.Mine: {UNFIT} \(.*shapes cannot be multiplied \(1x64 and 784x10\)\); "
-        r"model=resnet takes any\n",
-        done.stdout,
-    )
+    assert done.stdout == Like(f"error: model=mine.Mine: {UNFIT}1x64 and 784x10…model=resnet…\n")
     assert not (clone.root / "mlflow.db").exists()
     done = clone.run("train.py", "data=digits", "model=mine", "model.side=8", "tracking=none")
     assert (done.returncode, done.stderr) == (0, "")
     first = done.stdout.splitlines()[0]
-    assert first.startswith("mine-adam-lr0.001-bs64-data=digits-model.side=8 on cpu, 1 thread, ")
-    assert first.endswith(": 650 parameters, 1,280 FLOP an image")
+    name = "mine-adam-lr0.001-bs64-data=digits-model.side=8"
+    assert first == Like(f"{name} on cpu, 1 thread, …: 650 parameters, 1,280 FLOP…")
 
 
 def test_models_of_torchvision_train_or_say_why_not(clone: Clone) -> None:
@@ -207,9 +194,8 @@ def test_models_of_torchvision_train_or_say_why_not(clone: Clone) -> None:
     lines = done.stdout.splitlines()
     failed = [line.partition("failed: ")[2] for line in lines if line.startswith("job ")]
     assert failed == [
-        "model.name=resnet81: torchvision has no such classifier; did you mean resnet18?",
-        f"model.name=squeezenet1_1: {UNFIT} (Given input size: (128x1x1). Calculated output size: "
-        "(128x0x0). Output size is too small); model=resnet takes any",
+        Like("model.name=resnet81: …torchvision…; did you mean resnet18?"),
+        Like(f"model.name=squeezenet1_1: {UNFIT}128x0x0…model=resnet…"),
     ]
     (folder,) = clone.root.glob("outputs/*/*/0")
     *_, total = (folder / "model.txt").read_text("utf-8").splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from hydra import compose
 from omegaconf import DictConfig
 
@@ -30,10 +30,7 @@ def test_without_a_compiler_nothing_is_made_and_one_line_is_told(clone: Clone) -
     done = clone.run(
         "train.py", "data=digits", "trainer.compile=true", "trainer.device=cpu", env={"PATH": ""}
     )
-    assert done.stderr == (
-        "trainer.compile=true: needs a C++ compiler, and there is no "
-        f"{cxx_compiler()}; take false\n"
-    )
+    assert done.stderr == Like(f"trainer.compile=true: …compiler…{cxx_compiler()}…false…\n")
     assert (done.returncode, done.stdout) == (2, "")
     assert list((clone.root / "outputs").iterdir()) == []
 
@@ -67,9 +64,9 @@ def test_a_compiler_that_fails_is_told_in_one_line(clone: Clone, tmp_path: Path)
         env={"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
     )
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
+    assert done.stdout.splitlines()[-1] == Like(
         "error: torch.compile: main.cpp:1:10: fatal error: Python.h: No such file or directory; "
-        "trainer.compile=false needs none"
+        "trainer.compile=false…"
     )
     assert "Traceback" not in done.stdout + done.stderr
 

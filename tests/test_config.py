@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from conftest import Like
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -164,8 +165,8 @@ def test_a_key_that_the_code_reads_itself_keeps_its_rule_whatever_a_yaml_file_sa
 
 
 def test_what_is_wrong_names_what_is_allowed_and_the_nearest_word() -> None:
-    assert RULES["trainer.keep"].wrong("lst") == "must be best | last; did you mean last?"
-    assert RULES["trainer.keep"].wrong("none") == "must be best | last"
+    assert RULES["trainer.keep"].wrong("lst") == Like("…best | last; did you mean last?")
+    assert RULES["trainer.keep"].wrong("none") == Like("…best | last")
     assert RULES["trainer.keep"].wrong("last") is None
 
 

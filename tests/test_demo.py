@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Clone
+from conftest import Clone, Like
 from PIL import Image, ImageDraw
 
 from mnist_exp.cli.demo import describe, list_runs
@@ -260,7 +260,7 @@ def test_no_answer_has_a_path_of_the_machine(trained: Clone) -> None:
         file.write_bytes(whole)
         process.terminate()
         said = process.communicate(timeout=10)[1]
-    assert re.fullmatch(rf".*, trained on digits\nerror: {re.escape(str(file))}: .*\n", said)
+    assert re.fullmatch(rf".*digits\nerror: {re.escape(str(file))}: .*\n", said)
 
 
 def has_ipv6() -> bool:
@@ -332,14 +332,14 @@ def test_a_port_in_use_and_a_wrong_one_are_told_in_a_line(trained: Clone) -> Non
         taken.listen()
         port = taken.getsockname()[1]
         done = trained.run("demo.py", "--port", str(port))
-        expected = f"error: 127.0.0.1:{port}: address already in use; --port 0 takes a free one\n"
+        expected = Like(f"error: 127.0.0.1:{port}: address already in use; --port 0…\n")
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
     done = trained.run("demo.py", "--host", "a..b", "--port", "0")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: a..b:0: [a-z ]+\n", done.stderr)
     done = trained.run("demo.py", "--port", "70000")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --port 70000: must be an integer from 0 to 65535")
+    assert done.stderr == Like("error: --port 70000: …integer from 0 to 65535…\n")
 
 
 @contextmanager
@@ -438,7 +438,7 @@ def test_the_page_works_behind_a_proxy_with_a_prefix(trained: Clone, browser: An
                 wait_until(lambda: browser.find_element("id", "label").text == "1")
                 assert [entry["message"] for entry in browser.get_log("browser")] == []
         browser.get(url.replace("127.0.0.1", "rebound.example"))
-        assert "not a name of this page" in browser.page_source
+        assert "not a name" in browser.page_source
 
 
 def draw_one(browser: Any) -> None:

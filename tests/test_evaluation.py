@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from hydra import compose
 from mlflow import MlflowClient
 from PIL import Image
@@ -21,7 +21,7 @@ from mnist_exp.experiment.run import run
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference.evaluation import evaluated
 from mnist_exp.paths import LAST
-from mnist_exp.tracking.store import allowed
+from mnist_exp.tracking.store import clean_name
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
         found = evaluated(path, split)
         assert found.logged is not None
         assert found.metrics == found.logged
-        assert found.verdict() == "equal to what the run has logged, to the last bit"
+        assert found.verdict() == Like("equal…bit")
         right = int(found.predictions.right.sum())
         assert right / len(found.split) == found.metrics.accuracy
     assert len(found.split) == (80 if "trainer=debug" in typed else 216)
@@ -135,21 +135,22 @@ def test_the_runs_own_set_by_its_name_is_its_own(checkpoint: Path, digits_cache:
 @pytest.mark.parametrize(
     ("side", "names", "problem"),
     [
-        (9, "0123456789", "its images are of 1×9×9, the run's of 1×8×8"),
-        (8, "abc", "its classes are a, b, c; the run's are 0, 1, … 9"),
+        (9, "0123456789", "…1×9×9…1×8×8"),
+        (8, "abc", "…a, b, c…0, 1, … 9"),
     ],
 )
 def test_a_set_of_another_kind_is_one_line(
     side: int, names: str, problem: str, checkpoint: Path, digits_cache: Path, tmp_path: Path
 ) -> None:
     data = digit_files(tmp_path / "photos", side, names, digits_cache)
-    with pytest.raises(BadInput, match=f"^--data data=image_folder: {re.escape(problem)}$"):
+    with pytest.raises(BadInput) as caught:
         evaluated(checkpoint, "test", data)
+    assert str(caught.value) == Like(f"--data data=image_folder: {problem}")
 
 
 def test_a_run_without_validation_has_no_such_split(trained: Callable[..., Path]) -> None:
     path = trained("data.val_fraction=0")
-    with pytest.raises(BadInput, match=r"^--split val: data.val_fraction=0 leaves no images"):
+    with pytest.raises(BadInput, match=r"^--split val: .*data.val_fraction=0"):
         evaluated(path, "val")
 
 
@@ -157,26 +158,24 @@ def test_a_run_without_validation_has_no_such_split(trained: Callable[..., Path]
     ("typed", "said"),
     [
         (["digits", "data.cache=x"], None),
-        (["digit"], "--data data=digit: must be .*; did you mean digits?"),
-        (["digits", "data.root=x"], "--data data.root=x: no such key; data=digits has .*"),
-        (
-            ["digits", "batch_size=3"],
-            "--data batch_size=3: not of the data set; write data.<key>=.*",
-        ),
-        (["data.cache=x"], "--data data.cache=x: first the data set's name, then data.<key>=.*"),
-        (["image_folder"], "--data data.root=.*: has no default; write data.root=<value>"),
+        (["digit"], "--data data=digit: …; did you mean digits?"),
+        (["digits", "data.root=x"], "--data data.root=x: no such key…data=digits…"),
+        (["digits", "batch_size=3"], "--data batch_size=3: …data.<key>=…"),
+        (["data.cache=x"], "--data data.cache=x: …name…data.<key>=…"),
+        (["image_folder"], "--data data.root=…no default…data.root=<value>"),
     ],
 )
 def test_what_data_says_is_checked_as_train_checks_it(typed: list[str], said: str | None) -> None:
     if said is None:
         assert overrides(typed) == ["data=digits", "data.cache=x"]
     else:
-        with pytest.raises(BadInput, match=f"^{said.replace('?', '[?]')}$"):
+        with pytest.raises(BadInput) as caught:
             overrides(typed)
+        assert str(caught.value) == Like(said)
 
 
 def test_a_class_may_be_called_what_mlflow_does_not_admit_in_a_name() -> None:
-    assert allowed("test/f1/$100, or きつね") == "test/f1/_100_ or きつね"
+    assert clean_name("test/f1/$100, or きつね") == "test/f1/_100_ or きつね"
 
 
 @pytest.mark.slow
@@ -193,14 +192,14 @@ def test_a_run_with_both_trackers_is_evaluated_and_told_once(clone: Clone) -> No
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = clone.folders()
     path = (folder / LAST).relative_to(clone.root)
-    assert done.stdout.startswith(f"run      {path}, trained on digits\n")
+    assert done.stdout.splitlines()[0] == Like(f"run      {path}…digits")
     figures = folder / "figures"
     accuracy = run.data.metrics["test/accuracy"]
     assert re.search(
         rf"^accuracy +{accuracy:.4f}  [(]95 %: 0[.]\d+ to 0[.]\d+[)]$", done.stdout, re.M
     )
     assert re.search(r"^class +images +precision +recall +F1\n0 +\d+ ", done.stdout, re.M)
-    assert "logged   equal to what the run has logged, to the last bit\n" in done.stdout
+    assert Like("logged   equal…bit") in done.stdout.splitlines()
     assert f"figures  {figures.relative_to(clone.root)}\n" in done.stdout
     told = client.get_run(run.info.run_id)
     assert told.info.status == "FINISHED"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Like
 from hydra import compose
 from omegaconf import DictConfig
 
@@ -107,7 +108,7 @@ def test_a_new_run_does_not_replace_one_that_ended_while_it_waited_for_the_folde
     second = Experiment(config_of(*quick), tmp_path, "second")
     run(config_of(*quick), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(BadInput, match="holds a run already; resume="):
+    with pytest.raises(BadInput, match=r"already.*resume="):
         second.run()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
@@ -130,9 +131,7 @@ def test_a_target_that_refuses_its_options_is_bad_input() -> None:
     config = config_of("optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0")
     with pytest.raises(BadInput) as caught:
         build(config, "optimizer", [torch.nn.Parameter(torch.zeros(1))])
-    assert str(caught.value) == (
-        "optimizer=torch.optim.SGD: Nesterov momentum requires a momentum and zero dampening"
-    )
+    assert str(caught.value) == Like("optimizer=torch.optim.SGD: Nesterov momentum…")
 
 
 def test_a_target_that_does_not_exist_is_bad_input() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from torch import Tensor, nn
 
 from mnist_exp.cli import export as script
@@ -147,7 +147,7 @@ def test_a_file_that_answers_otherwise_is_not_written_and_the_old_one_stays(tmp_
     kind = colour()
     model = Fickle()
     (tmp_path / "a.pt").write_text("old")
-    problem = r"^torchscript: not written, it answers otherwise: 33 images, .*% right: PyTorch's"
+    problem = r"^torchscript: .*not written.*33 images"
     with pytest.raises(ExportError, match=problem):
         export(model, kind, "torchscript", tmp_path / "a.pt", True, images_of(kind))
     with pytest.raises(ExportError, match=r"^pt2: .+$"):
@@ -164,10 +164,7 @@ def test_labels_that_differ_are_counted_and_no_number_is_no_answer() -> None:
     found = compare(model, kind, lambda floats: floats.flatten(1) + nudge, False, test)
     assert (found.images, found.correct, found.ties) == (2, 1, 1)
     assert found.difference <= found.allowed
-    assert str(found) == (
-        "2 images, 50.00% right: PyTorch's labels but for 1 ties; logits of up to 0.0353 differ by "
-        "1.0e-07 at most, 3.5e-07 is allowed"
-    )
+    assert str(found) == Like("2 images, 50.00%…1 tie…0.0353…1.0e-07…3.5e-07…")
     lost = compare(model, kind, lambda floats: floats.flatten(1) * torch.nan, False, test)
     assert not lost.difference <= lost.allowed
 
@@ -182,15 +179,9 @@ def test_a_trained_model_is_exported_and_runs_without_this_package(clone: Clone)
     done = clone.run("export.py", "--run", "latest", "--format", "pt2", "--preprocessing")
     assert (done.returncode, done.stderr) == (0, "")
     from_line, to_line, checked = done.stdout.splitlines()
-    assert from_line == f"from    {checkpoint}, trained on digits"
-    assert re.fullmatch(
-        r"to      mnist_model\.pt2: 0\.\d\d MB, images \[n, 1, 8, 8\] uint8", to_line
-    )
-    assert re.fullmatch(
-        r"checked 359 images, \d+\.\d\d% right: PyTorch's labels; logits of up to \S+ differ by "
-        r"\S+ at most, \S+ is allowed",
-        checked,
-    )
+    assert from_line == Like(f"from    {checkpoint}…digits")
+    assert to_line == Like("to      mnist_model.pt2: 0.… MB…[n, 1, 8, 8]…")
+    assert re.fullmatch(r"checked 359 images, \d+\.\d\d% .*", checked)
     trained = load(checkpoint)
     test = trained.dataset().test
     logits = torch.export.load(clone.root / "mnist_model.pt2").module()(test.images)
@@ -202,11 +193,10 @@ def test_a_trained_model_is_exported_and_runs_without_this_package(clone: Clone)
     [
         (
             ["--format", "onx"],
-            "argument --format: onx: must be onnx | torchscript | pt2; did you mean onnx?; "
-            "--help shows the options",
+            "…--format: onx: …onnx | torchscript | pt2; did you mean onnx?…",
         ),
-        (["--format", "pt2", "--output", "src"], "--output src: is a folder"),
-        (["--format", "pt2", "--output", "a/b.pt2"], "--output a/b.pt2: there is no folder a"),
+        (["--format", "pt2", "--output", "src"], "--output src: …folder…"),
+        (["--format", "pt2", "--output", "a/b.pt2"], "--output a/b.pt2: …no folder a…"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(
@@ -229,7 +219,7 @@ def test_a_mistake_is_told_in_a_line(
     monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
     with pytest.raises(SystemExit):
         script.export()
-    assert (ended, capsys.readouterr().err) == ([2], f"error: {problem}\n")
+    assert (ended, capsys.readouterr().err) == ([2], Like(f"error: {problem}\n"))
 
 
 def options(tmp_path: Path, **more: object) -> Namespace:
@@ -251,8 +241,8 @@ def test_packages_that_are_not_there_are_named_with_what_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(script, "find_spec", lambda name: None if name == "onnxscript" else name)
-    problem = "--format onnx: onnxscript is not installed: pip install -e '.[export]'"
-    with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):
+    problem = r"^--format onnx: onnxscript .*pip install -e '\.\[export\]'"
+    with pytest.raises(BadInput, match=problem):
         script.exported(options(tmp_path, format="onnx"))
 
 
@@ -260,13 +250,12 @@ def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mnist_exp.experiment.load.load", lambda path, device: AwayFromItsData())
-    problem = "data=colour: nowhere to be had; --unchecked exports without a comparison"
-    with pytest.raises(DataError, match=f"^{problem}$"):
+    with pytest.raises(DataError, match=r"^data=colour: nowhere to be had.*--unchecked"):
         script.exported(options(tmp_path))
     assert list(tmp_path.iterdir()) == []
     assert script.exported(options(tmp_path, unchecked=True)) == 0
     *_, precision, checked = capsys.readouterr().out.splitlines()
-    assert precision == "        float32, where the run computed in bfloat16"
+    assert precision == Like("        float32…bfloat16")
     assert checked == "checked no"
     assert torch.export.load(tmp_path / "a.pt2").module()(images_of(colour()).images).shape == (
         33,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Like
 from PIL import Image
 
 from mnist_exp.data import DataError, Dataset, image_folder
@@ -180,7 +181,7 @@ def test_a_class_folder_that_came_is_noticed_though_nothing_is_in_it(tmp_path: P
     make(tmp_path / "pets")
     opened(tmp_path / "pets", tmp_path / "cache")
     (tmp_path / "pets" / "bird").mkdir()
-    assert said(tmp_path / "pets").startswith("no image in bird ")
+    assert said(tmp_path / "pets") == Like("no image…bird…")
 
 
 def test_each_size_has_a_cache_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,24 +250,24 @@ def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
     with ThreadPoolExecutor() as pool:
         both = [pool.submit(opened, tmp_path / "pets", tmp_path / "cache") for _ in range(2)]
     assert both[0].result().kind.digest == both[1].result().kind.digest
-    assert caplog.messages == [f"data.root={tmp_path / 'pets'}: decoding 20 images"]
+    assert caplog.messages == [Like(f"data.root={tmp_path / 'pets'}: …20 images")]
 
 
 # --- what is no set ---
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert said(tmp_path / "pets") == "there is no such folder"
+    assert said(tmp_path / "pets") == Like("…no such folder…")
 
 
 def test_a_folder_without_class_folders(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "1.png")
-    assert said(tmp_path / "pets") == "no folders in it; each class is to have one"
+    assert said(tmp_path / "pets") == Like("no folders…class…")
 
 
 def test_a_folder_of_one_class(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "cat" / "1.png")
-    assert said(tmp_path / "pets") == "one class only, cat; two are the least"
+    assert said(tmp_path / "pets") == Like("…one class…cat…two…")
 
 
 def test_class_folders_without_images(tmp_path: Path) -> None:
@@ -274,9 +275,8 @@ def test_class_folders_without_images(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / "pets" / name).mkdir()
     (tmp_path / "pets" / "a" / "notes.txt").touch()
-    assert said(tmp_path / "pets") == (
-        "no image in a, b, c and 1 more "
-        "(they end in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp)"
+    assert said(tmp_path / "pets") == Like(
+        "no image…a, b, c and 1 more…(….jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp)"
     )
 
 
@@ -285,24 +285,19 @@ def test_test_classes_that_differ_from_those_to_train_on(tmp_path: Path) -> None
     make(tmp_path / "pets" / "test")
     picture(tmp_path / "pets" / "train" / "cow" / "1.png")
     (tmp_path / "pets" / "test" / "dog").rename(tmp_path / "pets" / "test" / "bird")
-    assert said(tmp_path / "pets") == (
-        "the classes differ: cow, dog only in train/; bird only in test/"
-    )
+    assert said(tmp_path / "pets") == Like("…classes differ…cow, dog…train/…bird…test/…")
 
 
 def test_too_few_images_for_a_test(tmp_path: Path) -> None:
     make(tmp_path / "pets", count=4)
-    assert said(tmp_path / "pets") == (
-        "too few images; each class needs one to train on, and the test part, "
-        "which is test/ or every fifth image of a class, needs one"
-    )
+    assert said(tmp_path / "pets") == Like("too few images…each class…test…")
 
 
 def test_images_of_different_sizes(tmp_path: Path) -> None:
     make(tmp_path / "pets", side=8, height=12)
     picture(tmp_path / "pets" / "cat" / "03.png", side=9)
-    assert said(tmp_path / "pets") == (
-        "images of 2 sizes: cat/00.png has 8×12, cat/03.png has 9×9; data.size=8 makes them one"
+    assert said(tmp_path / "pets") == Like(
+        "…2 sizes: cat/00.png …8×12, cat/03.png …9×9; data.size=8…"
     )
 
 
@@ -323,10 +318,9 @@ def test_files_that_are_no_whole_images_are_named(tmp_path: Path) -> None:
     spoil(root)
     with pytest.raises(DataError) as raised:
         opened(root, tmp_path / "cache")
-    assert str(raised.value) == (
-        f"data.root={root}: no whole images: cat/00.png (no image), "
-        "cat/01.png (no image), dog/02.png (image file is truncated) and 2 more; "
-        "mend or remove them, or leave them out with data.skip_bad=true"
+    assert str(raised.value) == Like(
+        f"data.root={root}: …cat/00.png (…), cat/01.png (…), dog/02.png (…truncated) "
+        "and 2 more; …data.skip_bad=true"
     )
     assert list((tmp_path / "cache").rglob("train")) == []
 
@@ -344,8 +338,8 @@ def test_no_program_is_started_and_no_bomb_or_pipe_is_read(
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
     with pytest.raises(DataError) as raised:
         opened(root, tmp_path / "cache", size=8)
-    for reason in ("00.png (no image)", "01.png (a pipe, not a file)", "02.png (Image size "):
-        assert f"cat/{reason}" in str(raised.value)
+    for reason in ("00.png (…", "01.png (…pipe…", "02.png (Image size …"):
+        assert str(raised.value) == Like(f"…cat/{reason}…")
     assert started == []
 
 
@@ -355,7 +349,7 @@ def test_with_skip_bad_they_are_left_out_and_each_start_says_so(
     root = tmp_path / "pets"
     make(root)
     spoil(root)
-    says = f"data.root={root}: left out of the set: cat/00.png, cat/01.png, dog/02.png and 2 more"
+    says = Like(f"data.root={root}: …cat/00.png, cat/01.png, dog/02.png and 2 more")
     for _ in range(2):
         dataset = opened(root, tmp_path / "cache", skip_bad=True)
         assert dataset.sizes == {"train": 10, "val": 2, "test": 3}
@@ -373,16 +367,16 @@ def test_training_on_a_folder_of_images(clone: Any, tmp_path: Path) -> None:
     without = clone.run(*command)
     assert (without.returncode, without.stderr) == (
         2,
-        'data.root="???" (conf/data/image_folder.yaml): has no default; write data.root=<value>\n',
+        Like('data.root="???" (conf/data/image_folder.yaml): …no default…data.root=<value>\n'),
     )
     absent = clone.run(*command, f"data.root={tmp_path / 'cats'}")
     assert (absent.returncode, (absent.stdout + absent.stderr).splitlines()) == (
         2,
-        [f"error: data.root={tmp_path / 'cats'}: there is no such folder"],
+        [Like(f"error: data.root={tmp_path / 'cats'}: …no such folder…")],
     )
     done = clone.run(*command, f"data.root={tmp_path / 'pets'}", "data.size=6")
     assert done.returncode == 0, done.stderr
-    assert f"data.root={tmp_path / 'pets'}: decoding 20 images\n" in done.stdout + done.stderr
+    assert Like(f"data.root={tmp_path / 'pets'}: …20 images") in done.stdout.splitlines()
     config = (clone.folders()[0] / "config.yaml").read_text()
     assert "  size: 6\n" in config
     weights = torch.load(clone.folders()[0] / "mnist_model.pth", weights_only=True)
@@ -391,8 +385,4 @@ def test_training_on_a_folder_of_images(clone: Any, tmp_path: Path) -> None:
     changed = clone.run("train.py", "resume=latest", "trainer.epochs=3")
     *_, error = (changed.stdout + changed.stderr).splitlines()
     assert changed.returncode == 2
-    assert re.fullmatch(
-        r"error: data=pets: not the images that the run has trained on "
-        r"\(SHA-256 [0-9a-f]{12}…, now [0-9a-f]{12}…\)",
-        error,
-    )
+    assert re.fullmatch(r"error: data=pets: .*SHA-256 [0-9a-f]{12}….* [0-9a-f]{12}….*", error)

@@ -79,13 +79,13 @@ def test_the_strided_cnn_sees_the_middle_of_an_image_and_refuses_one_too_small()
     framed = torch.nn.functional.pad(images[..., 2:-2, 2:-2], (2, 2, 2, 2), value=9.0)
     assert torch.equal(model(images), model(framed))
     assert StridedCNN((3, 12, 13), 4)(torch.rand(2, 3, 12, 13)).shape == (2, 4)
-    with pytest.raises(ValueError, match=r"^an image of 11×28 is too small; 12×12 is needed$"):
+    with pytest.raises(ValueError, match=r"11×28 .* 12×12"):
         StridedCNN((1, 11, 28), 10)
 
 
 def test_an_image_too_small_to_be_pooled_is_refused_with_what_is_needed() -> None:
     assert CNN((1, 4, 5), 10)(torch.rand(2, 1, 4, 5)).shape == (2, 10)
-    with pytest.raises(ValueError, match=r"^an image of 4×3 is .* halved 2 times; at least 4×4 "):
+    with pytest.raises(ValueError, match=r"4×3 .* 2 .* 4×4"):
         CNN((1, 4, 3), 10)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from test_experiment import TORCHS
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
@@ -129,7 +129,7 @@ def test_a_gradient_scaler_scales_for_muon_and_leaves_a_step_out() -> None:
 
 def test_muon_is_refused_where_there_is_no_hidden_layer() -> None:
     model = MLP((1, 8, 8), 10, hidden_sizes=[16])
-    with pytest.raises(ValueError, match=r"^the model has no hidden layer, .*; take adamw$"):
+    with pytest.raises(ValueError, match=r"no hidden layer.* adamw"):
         made(model)
 
 
@@ -147,16 +147,16 @@ def test_an_optimizer_by_name_is_torchs_with_its_options() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "line"),
     [
-        ("Adam", {"momentum": 0.9}, r"has no option momentum; there are betas, eps, [^;]*"),
-        ("SGD", {"momentun": 0.9}, r"has no option momentun; .*; did you mean momentum\?"),
-        ("SGD", {"lr": 0.9}, r"has no option lr; there are momentum, [^;]*"),
-        ("SGD", {"maximize": True}, r"has no option maximize; there are momentum, [^;]*"),
-        ("rmsprop", None, r"no such optimizer; .* RMSprop, .*; did you mean RMSprop\?"),
-        ("swa_utils", None, r"no such optimizer; there are .*"),
-        ("Optimizer", None, r"no such optimizer; there are .*"),
-        ("LBFGS", None, "computes the loss several times a step, which no step here does"),
-        ("SparseAdam", None, "takes sparse gradients only"),
-        ("Muon", None, r"takes matrices only; optimizer=muon .*"),
+        ("Adam", {"momentum": 0.9}, r".*momentum.* betas, eps, [^;]*"),
+        ("SGD", {"momentun": 0.9}, r".*momentun.*; did you mean momentum\?"),
+        ("SGD", {"lr": 0.9}, r".* lr.* momentum, [^;]*"),
+        ("SGD", {"maximize": True}, r".*maximize.* momentum, [^;]*"),
+        ("rmsprop", None, r"no such optimizer.* RMSprop, .*; did you mean RMSprop\?"),
+        ("swa_utils", None, r"no such optimizer.* Adam, .*"),
+        ("Optimizer", None, r"no such optimizer.* Adam, .*"),
+        ("LBFGS", None, r".*loss several times.*"),
+        ("SparseAdam", None, r".*sparse gradients.*"),
+        ("Muon", None, r".*matrices.*optimizer=muon.*"),
     ],
 )
 def test_what_torchs_optimizers_have_not_is_told_in_a_line(
@@ -179,8 +179,8 @@ def test_optimizers_and_their_options_are_chosen_by_preset_and_command_line(clon
     lines = done.stdout.splitlines()
     failed = [line.partition("failed: ")[2] for line in lines if line.startswith("job ")]
     assert len(failed) == 2
-    assert failed[0].startswith("optimizer.name=Adam: has no option momentum; there are betas, ")
-    assert failed[1].startswith("optimizer.name=rmsprop: no such optimizer; there are ASGD, ")
+    assert failed[0] == Like("optimizer.name=Adam: …momentum… betas, …")
+    assert failed[1] == Like("optimizer.name=rmsprop: no such optimizer… ASGD, …")
     (folder,) = clone.root.glob("outputs/*/*/0")
     saved = checkpoint.load(folder / "checkpoints" / "last.pt")
     assert saved["config"]["optimizer"]["options"] == {"momentum": 0.8}
@@ -190,7 +190,5 @@ def test_optimizers_and_their_options_are_chosen_by_preset_and_command_line(clon
         "optimizer.options={momentum: 0.7}",
     )
     assert done.returncode == 2
-    refusal = (
-        "optimizer.options={'momentum': 0.7}: the run has {'momentum': 0.8}, which cannot change"
-    )
-    assert refusal in done.stdout
+    refusal = "optimizer.options={'momentum': 0.7}: …{'momentum': 0.8}…\n"
+    assert done.stdout == Like(f"error: {refusal}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import subprocess
 import zlib
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Like
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
@@ -208,23 +208,24 @@ def test_the_formats_that_people_have_are_read(form: str) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "an empty file"),
-        (b"not an image at all", "no image"),
-        (POSTSCRIPT, "no image"),
-        (saved(drawn("white", "black")).getvalue()[:600], "no image that can be read ("),
-        (png_header(10_000, 5_001), "more than 50 megapixels; at most 50 are read"),
-        (png_header(100_000, 100_000), "more than 179 megapixels; at most 50 are read"),
+        (b"", "…empty…"),
+        (b"not an image at all", "…image…"),
+        (POSTSCRIPT, "…image…"),
+        (saved(drawn("white", "black")).getvalue()[:600], "…image…(…"),
+        (png_header(10_000, 5_001), "…50 megapixels…50…"),
+        (png_header(100_000, 100_000), "…179 megapixels…50…"),
     ],
 )
 def test_what_is_no_image_is_told_in_a_line(content: bytes, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "file.png"
     path.write_bytes(content)
-    with pytest.raises(NoImage, match=f"^{re.escape(problem)}.*$"):
+    with pytest.raises(NoImage) as caught:
         prepare(path, MNIST)
+    assert str(caught.value) == Like(problem)
 
 
 def test_what_is_not_there_or_a_folder_is_told_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(NoImage, match=r"^there is no such file$"):
+    with pytest.raises(NoImage, match="no such file"):
         prepare(tmp_path / "none.png", MNIST)
-    with pytest.raises(NoImage, match=r"^a folder, not a file$"):
+    with pytest.raises(NoImage, match="folder"):
         prepare(tmp_path, MNIST)

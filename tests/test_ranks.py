@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -72,12 +72,9 @@ def test_the_parts_of_uneven_shares_add_up_to_the_mean_of_the_batch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (
-            ["batch_size=63"],
-            "batch_size=63: cannot be shared out evenly among 2 processes; take 62 or 64",
-        ),
-        (["reproduce=x"], "reproduce=x: compares one process with one; leave out torchrun"),
-        (["-m", "seed=1,2"], "error: -m starts its jobs itself; leave out torchrun"),
+        (["batch_size=63"], "batch_size=63: …2 processes…62 or 64"),
+        (["reproduce=x"], "reproduce=x: …torchrun"),
+        (["-m", "seed=1,2"], "error: -m…torchrun"),
     ],
 )
 def test_what_several_processes_cannot_do_is_one_line(
@@ -85,7 +82,7 @@ def test_what_several_processes_cannot_do_is_one_line(
 ) -> None:
     env = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     done = clone.run("train.py", *arguments, "data=digits", env=env)
-    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (2, "", [line])
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (2, "", [Like(line)])
     assert not list((clone.root / "outputs").iterdir())
 
 
@@ -152,7 +149,7 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(
     os.kill(pid_of(torchrun, 1), signal.SIGKILL)
     out, _ = torchrun.communicate(timeout=60)
     assert torchrun.returncode == 1
-    assert out.splitlines()[-1] == "error: another process of this training was killed"
+    assert out.splitlines()[-1] == Like("error: …process…killed")
     assert only_run(clone).info.status == "FAILED"
     goes_on_alone(clone, whole)
 

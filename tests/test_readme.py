@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Clone
+from conftest import Clone, Like
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -149,10 +149,9 @@ def test_a_model_of_two_files_trains_resumes_and_predicts(clone: Clone) -> None:
     assert (done.returncode, done.stdout.count("%")) == (0, 3)
 
     done = clone.run("train.py", "data=digits", "model=patches", "model.width=wide")
-    assert done.stderr == "model.width=wide: must be an integer\n"
+    assert done.stderr == Like("model.width=wide: …integer\n")
     done = clone.run("train.py", "model=patch")
-    assert "must be cnn | linear | mlp | patches |" in done.stderr
-    assert "did you mean patches?" in done.stderr
+    assert done.stderr == Like("model=patch: …cnn | linear | mlp | patches |…patches?\n")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 import recipe
 import results
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from page import Row, Run
 from torch import nn
 
@@ -177,13 +177,13 @@ def test_a_word_for_no_preset_is_refused(
     monkeypatch.setattr(sys, "argv", ["results.py", "--set", "acurate:data.root=x"])
     with pytest.raises(SystemExit, match="2"):
         results.main()
-    assert "acurate is not a preset; there are baseline, " in capsys.readouterr().err
+    assert "acurate" in capsys.readouterr().err
 
 
 def test_a_preset_that_cannot_be_composed_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(results.PRESETS, "nowhere", results.Preset(2))
     row = results.measure_preset("nowhere", [])
-    assert (row.runs, row.failures) == ([], ["In 'config': Could not find 'experiment/nowhere'"])
+    assert (row.runs, row.failures) == ([], [Like("…'experiment/nowhere'…")])
 
 
 def test_a_row_is_read_from_what_the_jobs_left_with_validation_or_without(
@@ -248,7 +248,7 @@ def test_presets_are_measured_through_the_command_and_failures_are_told(clone: C
     words = ["baseline:data=digits", "baseline:optimizer.lr=1e30", cache]
     only = ["baseline", "speedrun", "accurate", "fashion"]
     done = clone.run("benchmarks/results.py", "--only", *only, "--set", *words, timeout=280)
-    assert (done.returncode, done.stderr) == (1, "something failed; see RESULTS.md\n")
+    assert (done.returncode, done.stderr) == (1, Like("…RESULTS.md…\n"))
 
     rows = json.loads((clone.root / "benchmarks" / "results.json").read_text())
     assert list(rows) == only
@@ -256,12 +256,11 @@ def test_presets_are_measured_through_the_command_and_failures_are_told(clone: C
         "python train.py -m experiment=baseline seed=1,2,3,4,5 sweep.test=all tracking=none "
         "data=digits optimizer.lr=1e30"
     ]
-    nan = "the loss is no longer finite in epoch 1 (train nan, val nan) at learning rate 1e+30"
-    failed = [f"seed {seed}: FAILED {nan}" for seed in range(1, 6)]
+    nan = "…loss…finite…epoch 1 (train nan, val nan)…1e+30"
+    failed = [Like(f"seed {seed}: FAILED {nan}") for seed in range(1, 6)]
     assert (rows["baseline"]["runs"], rows["baseline"]["failures"]) == ([], failed)
     (refused,) = rows["fashion"]["failures"]
-    reason = "batch_size=0 (conf/experiment/fashion.yaml): must be an integer >= 1"
-    assert refused == f"exit code 2: {reason}"
+    assert refused == Like("exit code 2: batch_size=0 (conf/experiment/fashion.yaml): …>= 1")
     fast, accurate = rows["speedrun"], rows["accurate"]
     assert fast["failures"] == accurate["failures"] == []
     pairs = [(run["round"], run["seed"]) for run in fast["runs"]]

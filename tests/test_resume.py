@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
@@ -282,7 +282,7 @@ def test_a_run_that_is_running_is_not_gone_on_with(clone: Clone) -> None:
     wait_for_file(clone, "metrics.jsonl")
     done = clone.run("train.py", "resume=latest")
     assert done.returncode == 1
-    assert re.search("error: .*: another process is at work on it", done.stdout)
+    assert re.search("^error: .*: another process", done.stdout, re.MULTILINE)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
@@ -324,7 +324,7 @@ def test_an_ended_run_is_found_from_anywhere_says_so_and_stays_as_it_is(
     script = str(whole.root / "train.py")
     done = whole.run(script, f"resume={run.info.run_id}", *RUN, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{folder} has already ended; trainer.epochs=N trains it further\n"
+    assert done.stdout == Like(f"{folder} …already…trainer.epochs=N…\n")
     assert hashes(folder) == before
     assert only_run(client).to_dictionary() == run.to_dictionary()
     assert whole.folders() == [folder]
@@ -339,7 +339,7 @@ def test_a_new_run_does_not_take_an_old_folder(whole: Clone, more: tuple[str, ..
     assert done.returncode == 2
     name = folder.relative_to(whole.root)
     (line,) = done.stderr.splitlines()
-    assert f"hydra.run.dir={name}: holds a run already; resume={name} resumes it" in line
+    assert line == Like(f"…hydra.run.dir={name}: …already…resume={name}…")
     assert hashes(folder) == before
 
 
@@ -404,14 +404,11 @@ def test_a_quoted_value_is_read_by_hydra_as_it_is(value: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["resume=latest"], "resume=latest: no run in outputs/ has a checkpoint"),
-        (["resume=nowhere"], "resume=nowhere: neither a folder, nor an MLflow run id, nor latest"),
-        (["resume=conf"], "resume=conf: there is no .*/conf/checkpoints/last.pt"),
-        ([f"resume={'a' * 32}"], f"no MLflow run {'a' * 32}: there is no .*/mlflow.db"),
-        (
-            ["resume=conf", "reproduce=a"],
-            "resume goes on with a run, reproduce starts one anew; .*",
-        ),
+        (["resume=latest"], "resume=latest: .*outputs/.*"),
+        (["resume=nowhere"], "resume=nowhere: .*latest"),
+        (["resume=conf"], "resume=conf: .*/conf/checkpoints/last.pt"),
+        ([f"resume={'a' * 32}"], f"no MLflow run {'a' * 32}: .*/mlflow.db"),
+        (["resume=conf", "reproduce=a"], ".*resume.* reproduce.*"),
     ],
 )
 def test_what_cannot_be_resumed_is_one_line_and_makes_nothing(
@@ -657,16 +654,16 @@ SAVED = OmegaConf.create(
 @pytest.mark.parametrize(
     ("typed", "problems"),
     [
-        (["batch_size=32"], ["batch_size=32: the run has 64, which cannot change"]),
-        (["optimizer=sgd", "optimizer.lr=0.2"], ["optimizer.lr=0.2: the run has 0.1, which"]),
-        (["model.hidden_sizes=[64]"], ["model.hidden_sizes=[64]: the run has [128, 64], which"]),
-        (["trainer.epochs=2"], ["trainer.epochs=2: the run has 3, which can only be raised"]),
+        (["batch_size=32"], ["batch_size=32: …64…"]),
+        (["optimizer=sgd", "optimizer.lr=0.2"], ["optimizer.lr=0.2: …0.1…"]),
+        (["model.hidden_sizes=[64]"], ["model.hidden_sizes=[64]: …[128, 64]…"]),
+        (["trainer.epochs=2"], ["trainer.epochs=2: …3…raised"]),
         (
             ["seed=1", "trainer.epochs=1", "model=linear"],
             [
-                "model._target_=mnist_exp.models.Linear: the run has mnist_exp.models.MLP, which",
-                "seed=1: the run has None, which cannot change",
-                "trainer.epochs=1: the run has 3, which can only be raised",
+                "model._target_=mnist_exp.models.Linear: …mnist_exp.models.MLP…",
+                "seed=1: …None…",
+                "trainer.epochs=1: …3…raised",
             ],
         ),
     ],
@@ -678,9 +675,7 @@ def test_what_would_change_the_training_is_refused_with_both_values(
     saved.optimizer = composed("optimizer=sgd").optimizer
     with pytest.raises(BadInput) as caught:
         resumed_config(saved, composed(*typed), typed)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == len(problems)
-    assert all(map(str.startswith, lines, problems))
+    assert str(caught.value).splitlines() == [*map(Like, problems)]
 
 
 def test_the_values_of_the_run_typed_again_and_those_that_are_free_are_taken() -> None:
@@ -724,12 +719,10 @@ def replaced(state: State, value: object, *keys: Any) -> State:
     return {**state, first: replaced(state[first], value, *more) if more else value}
 
 
-UNKNOWN = "not a checkpoint of this project; "
-DAMAGED = "the checkpoint is damaged ("
-FOREIGN = (
-    "not a checkpoint that can be read (it holds other things than numbers, strings and tensors)"
-)
-MISFIT = "does not fit this code ("
+UNKNOWN = "not a checkpoint of this project"
+DAMAGED = "damaged"
+FOREIGN = "numbers, strings and tensors"
+MISFIT = "does not fit…"
 RANDOM = random.Random(5)
 CUTS = [*(RANDOM.random() for _ in range(4)), 0.999]
 
@@ -739,32 +732,32 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
     "a command among the tensors": (lambda state: {**state, "model": Bomb()}, FOREIGN),
     "a command in the config": (
         lambda state: replaced(state, [128, (HARMFUL,)], "config", "model", "hidden_sizes"),
-        "the saved config has model.hidden_sizes.1.0._target_: ",
+        "saved config…model.hidden_sizes.1.0._target_",
     ),
     **{
         f"cut at {cut:.3f} of it": (partial(lambda cut, state: (cut, state), cut), DAMAGED)
         for cut in CUTS
     },
-    "of a newer format": (lambda state: {**state, "format": 99}, "of format 99, newer than "),
+    "of a newer format": (lambda state: {**state, "format": 99}, "format 99, newer"),
     "weights alone": (lambda state: state["model"], UNKNOWN),
-    "no config": (lambda state: without(state, "config"), f"{MISFIT}KeyError: 'config')"),
+    "no config": (lambda state: without(state, "config"), f"{MISFIT}'config'"),
     "no trainer": (
         lambda state: without(state, "config", "trainer"),
-        f"{MISFIT}KeyError: 'trainer.epochs')",
+        f"{MISFIT}'trainer.epochs'",
     ),
-    "no random states": (lambda state: without(state, "random"), f"{MISFIT}KeyError: 'random')"),
-    "no weights": (lambda state: {**state, "model": {}}, f"{MISFIT}ValueError: model: "),
+    "no random states": (lambda state: without(state, "random"), f"{MISFIT}'random'"),
+    "no weights": (lambda state: {**state, "model": {}}, f"{MISFIT}model"),
     "weights of another shape": (
         lambda state: replaced(state, torch.ones(3), "model", next(iter(state["model"]))),
-        f"{MISFIT}ValueError: model.",
+        f"{MISFIT}model",
     ),
     "kept weights of another shape": (
         lambda state: replaced(state, {"w": torch.ones(3)}, "progress", "kept"),
-        f"{MISFIT}ValueError: kept: ",
+        f"{MISFIT}kept",
     ),
     "an optimizer's state of another shape": (
         lambda state: replaced(state, torch.ones(3), "optimizer", "state", 0, "exp_avg"),
-        f"{MISFIT}ValueError: optimizer.state.0.exp_avg: torch.Size([3]), not ",
+        f"{MISFIT}optimizer",
     ),
     "a learning rate that is a word": (
         lambda state: replaced(
@@ -773,9 +766,9 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
             "optimizer",
             "param_groups",
         ),
-        f"{MISFIT}ValueError: optimizer.param_groups.0.lr: 'x', not 0.001)",
+        f"{MISFIT}optimizer",
     ),
-    "no progress": (lambda state: {**state, "progress": 5}, f"{MISFIT}TypeError: "),
+    "no progress": (lambda state: {**state, "progress": 5}, f"{MISFIT}"),
 }
 
 
@@ -812,8 +805,7 @@ def test_a_crafted_checkpoint_is_one_line_runs_nothing_and_changes_nothing(
     before = hashes(tmp_path)
     with pytest.raises(Failure) as caught:
         experiment.resume(composed("trainer.epochs=3"), folder, ["trainer.epochs=3"])
-    assert str(caught.value).startswith(f"{folder / LAST}: {problem}")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == Like(f"{folder / LAST}: …{problem}…")
     assert hashes(tmp_path) == before
     assert not (tmp_path / "harm").exists()
 
@@ -830,7 +822,7 @@ def test_every_crafted_checkpoint_is_refused_by_the_command(good: Path, clone: C
         assert done.stderr == ""
         (line,) = done.stdout.splitlines()
         print(line)
-        assert line.startswith(f"error: {folder / LAST}: {problem}")
+        assert line == Like(f"error: {folder / LAST}: …{problem}…")
         assert hashes(folder) == before
     assert not (clone.root / "harm").exists()
 
@@ -853,7 +845,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(clone: Clone, tmp_path: Path
         done = clone.run("train.py", *typed)
         assert (done.returncode, done.stderr) == (1, "")
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
-        assert re.search(r"a checkpoint of \d\.\d MB could not be written \(No space left", line)
+        assert re.search(r"\d\.\d MB.*No space left", line)
         assert checkpoint.load(mounted / "run" / LAST)["format"] == 1
     finally:
         subprocess.run(["umount", str(mounted)], check=False)

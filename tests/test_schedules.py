@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from hydra import compose
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -63,9 +63,7 @@ def test_each_option_is_stepped_at_each_step_and_goes_on_where_it_was(
     if name == "constant":
         resume(more, tmp_path, ["trainer.epochs=5"])
     else:
-        with pytest.raises(
-            BadInput, match=r"trainer\.epochs=5: the run has 4, which cannot change"
-        ):
+        with pytest.raises(BadInput, match=r"trainer\.epochs=5: .*4"):
             resume(more, tmp_path, ["trainer.epochs=5"])
 
 
@@ -73,7 +71,4 @@ def test_a_schedule_longer_than_the_training_is_one_line(clone: Clone) -> None:
     options = ("scheduler=cosine", "scheduler.warmup_epochs=9")
     done = clone.run("train.py", "data=digits", "tracking=none", *options)
     assert (done.returncode, done.stderr) == (2, "")
-    assert done.stdout == (
-        "error: scheduler=mnist_exp.training.schedules.cosine: "
-        "warmup_epochs=9 is longer than the training of 5 epochs\n"
-    )
+    assert done.stdout == Like("error: scheduler=…cosine: warmup_epochs=9 …5 epochs\n")

@@ -155,7 +155,7 @@ def test_a_damaged_file_is_found_without_reading_it_whole(root: Path, tmp_path: 
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} is not what was cached .*"):
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}"):
         image_folder(str(root), str(tmp_path), memory_limit=TINY)
 
 

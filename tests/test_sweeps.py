@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Clone
+from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -151,8 +151,7 @@ def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
     assert metrics(clone) == before
     other = clone.run("train.py", "-m", "data=digits", "batch_size=8,16", "sweep.resume=latest")
     assert other.returncode == 2
-    assert "that sweep is another" in other.stderr
-    assert "type python train.py -m data=digits trainer.epochs=2" in other.stderr
+    assert other.stderr == Like("…python train.py -m data=digits trainer.epochs=2…\n")
 
 
 # --- what a folder holds, and whose it is ---
@@ -206,8 +205,8 @@ def test_a_folder_of_another_job_is_not_taken_for_this_one(small: tuple[Clone, P
     (folder / "moved").rename(folder / "1")
     done = resume(clone)
     assert done.returncode == 1
-    said = "0: belongs to the job batch_size=16 seed=2, which is not batch_size=16 seed=1"
-    assert said in done.stderr.splitlines()[-1]
+    said = Like("…0: …batch_size=16 seed=2…batch_size=16 seed=1…")
+    assert done.stderr.splitlines()[-1] == said
     assert json.loads((folder / "0" / "outcome.json").read_text())["chosen"]["seed"] == "2"
 
 
@@ -220,8 +219,7 @@ def test_a_checkpoint_of_other_values_is_not_resumed(small: tuple[Clone, Path, s
     (row,) = (row for row in leaderboard(folder) if row["outputs"] == "2 3")
     assert (row["n"], row["status"]) == (
         "1",
-        "FAILED: batch_size=64: the run has 16, which cannot change "
-        "seed=2: the run has 1, which cannot change",
+        Like("FAILED: batch_size=64: …16… seed=2: …1…"),
     )
 
 
@@ -230,7 +228,7 @@ def test_a_new_sweep_does_not_take_an_old_folder(small: tuple[Clone, Path, str])
     before = contents(folder)
     done = clone.run("train.py", *QUICK, "seed=7,8", f"hydra.sweep.dir={folder}")
     name = folder.relative_to(clone.root)
-    assert refused(done, 2, f"hydra.sweep.dir={name}: holds a sweep", f"sweep.resume={name}")
+    assert refused(done, 2, f"hydra.sweep.dir={name}: ", f"sweep.resume={name}")
     assert contents(folder) == before
 
 
@@ -241,7 +239,7 @@ def test_what_makes_a_folder_an_old_one(left: str, tmp_path: Path) -> None:
     check_new(tmp_path)
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).touch()
-    with pytest.raises(BadInput, match=r"holds a (sweep|run) already"):
+    with pytest.raises(BadInput, match=r"(sweep|run).* already"):
         check_new(tmp_path)
 
 
@@ -249,7 +247,7 @@ def test_a_sweep_is_one_processs_at_a_time(small: tuple[Clone, Path, str]) -> No
     clone, folder, _ = small
     before = contents(folder)
     with alone(folder):
-        assert refused(resume(clone), 1, "another process is at work on it")
+        assert refused(resume(clone), 1, "another process")
     assert contents(folder) == before
 
 
@@ -289,8 +287,7 @@ def test_jobs_of_other_code_share_no_mean(small: tuple[Clone, Path, str]) -> Non
     assert {n for n, _ in rows.values()} == {"1"}
     old_code, new_code = rows["0"][1], rows["1"][1]
     assert len({old_code, new_code, "unknown"}) == 3
-    warned = f"jobs 0 2 by {old_code}; 1 by {new_code}; 3 by unknown"
-    assert f"share no mean across that: {warned}" in done.stdout
+    assert f"0 2 by {old_code}; 1 by {new_code}; 3 by unknown" in done.stdout
 
 
 def forget_the_test(folder: Path) -> None:
@@ -309,7 +306,7 @@ def test_a_winner_that_cannot_be_loaded_is_told_in_one_line_and_the_parent_is_en
     done = clone.run("train.py", *GRID, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (1, "")
     assert table(done.stdout) == table(grid[1])
-    said = r"^the winner has not been tested: .*last\.pt: not a checkpoint.*$"
+    said = r"^.*winner.*not.* tested.*last\.pt: .*checkpoint.*$"
     assert re.search(said, done.stdout, re.MULTILINE)
     assert "Traceback" not in done.stdout
     assert runs_of(clone)[0].info.status == "FAILED"
@@ -324,7 +321,7 @@ def test_a_winner_whose_checkpoint_has_other_weights_is_not_tested(
     outcome.write_text(json.dumps({**json.loads(outcome.read_text()), "accuracy": 2.0}))
     done = resume(clone)
     assert (done.returncode, done.stderr) == (1, "")
-    assert "2: its checkpoint is not the one in the leaderboard" in done.stdout
+    assert re.search(r"2: .*checkpoint.*leaderboard", done.stdout)
 
 
 # --- a search ---
@@ -346,7 +343,7 @@ def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other
 ) -> None:
     clone, printed = search
     assert printed.count("epoch 1/1") == 2
-    assert "every combination has been tried" in printed
+    assert "every combination" in printed
     rows = leaderboard(folder_of(clone))
     assert {(row["batch_size"], row["n"]) for row in rows} == {("16", "1"), ("64", "1")}
     assert "±" not in printed
@@ -506,7 +503,7 @@ def test_every_job_is_tested_when_a_person_insists(clone: Clone) -> None:
     arguments = ("data=digits", "trainer=debug", "batch_size=32,64", "sweep.test=all")
     done = clone.run("train.py", "-m", *arguments, "tracking=none")
     assert done.returncode == 0
-    assert "a choice that saw it is biased" in done.stdout
+    assert "biased" in done.stdout
     journals = [path.read_text() for path in clone.root.glob("outputs/*/*/*/metrics.jsonl")]
     assert ["test/accuracy" in journal for journal in journals] == [True, True]
 
@@ -523,13 +520,13 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("seed=range(0,10000)",), "10,000 jobs; if they are meant, write sweep.max_jobs=10000"),
-        (("seed=1,2", "sweep.resume=latest"), "there is no sweep in outputs/"),
-        (("seed=1,2", "sweep.resume=conf"), "neither a sweep's folder nor latest"),
-        (("optimizer.lr=interval(0.1,1)",), "an interval, which needs hydra/sweeper=optuna"),
-        (("seed=1,2", "hydra/sweeper=optuna"), "seed=1,2: a search trains each configuration once"),
-        (("seed=1,2", "--cfg", "job"), "-m runs a sweep, --cfg and --info only show; choose one"),
-        (("seed=1,2", "resume=latest"), "resume=latest: is about one run; leave out -m"),
+        (("seed=range(0,10000)",), "10,000 jobs…sweep.max_jobs=10000"),
+        (("seed=1,2", "sweep.resume=latest"), "no sweep in outputs/"),
+        (("seed=1,2", "sweep.resume=conf"), "sweep.resume=conf: …folder…latest"),
+        (("optimizer.lr=interval(0.1,1)",), "optimizer.lr=interval(0.1,1): …hydra/sweeper=optuna"),
+        (("seed=1,2", "hydra/sweeper=optuna"), "seed=1,2: …search…one seed"),
+        (("seed=1,2", "--cfg", "job"), "-m…--cfg…--info"),
+        (("seed=1,2", "resume=latest"), "resume=latest: …-m"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_answered_before_anything_is_made(
@@ -537,8 +534,7 @@ def test_a_sweep_that_cannot_be_is_answered_before_anything_is_made(
 ) -> None:
     done = clone.run("train.py", "-m", *arguments)
     assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == Like(f"…{said}…\n")
     assert list((clone.root / "outputs").iterdir()) == []
     assert not (clone.root / "mlflow.db").exists()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from hydra import compose
 from omegaconf import OmegaConf
 from PIL import Image
@@ -47,7 +47,7 @@ TRACKER = {"_target_": "mnist_exp.tracking.mlflow.MLflowTracker"}
     ],
 )
 def test_a_saved_config_names_only_what_is_in_a_yaml_file_of_the_group(target: Any) -> None:
-    with pytest.raises(BadInput, match=r"^here: the saved config has model\._target_: "):
+    with pytest.raises(BadInput, match=r"^here: .*saved config.* model\._target_: "):
         check_saved_config({"model": {**MODEL, "_target_": target}}, "here")
 
 
@@ -74,7 +74,7 @@ def test_a_saved_config_names_only_what_is_in_a_yaml_file_of_the_group(target: A
     ids=str,
 )
 def test_a_target_anywhere_but_at_the_top_of_its_group_is_refused(config: Any) -> None:
-    with pytest.raises(BadInput, match=r"^here: the saved config has \w+\S*: "):
+    with pytest.raises(BadInput, match=r"^here: .*saved config.* \w+\S*: "):
         check_saved_config(config, "here")
 
 
@@ -84,13 +84,13 @@ def test_a_target_anywhere_but_at_the_top_of_its_group_is_refused(config: Any) -
 )
 def test_a_saved_config_has_no_interpolation(value: str) -> None:
     for config in ({"model": {**MODEL, "activation": value}}, {"tracking": {value: 1}}):
-        with pytest.raises(BadInput, match="runs save plain values"):
+        with pytest.raises(BadInput, match=r"^here: .*saved config.*\$\{"):
             check_saved_config(config, "here")
 
 
 @pytest.mark.parametrize("saved", [None, 5, [1], "a: [", "5", torch.zeros(1), {"a": torch.ones(1)}])
 def test_what_is_no_config_is_refused(saved: Any) -> None:
-    with pytest.raises(BadInput, match=r"^here: the saved config "):
+    with pytest.raises(BadInput, match=r"^here: .*saved config"):
         check_saved_config(saved, "here")
 
 
@@ -168,11 +168,11 @@ def test_of_500_configs_with_a_target_put_somewhere_none_is_followed(
     ]
     for number in range(500):
         config = put(draw.choice(valid), draw)
-        with pytest.raises(BadInput, match="the saved config has"):
+        with pytest.raises(BadInput, match="saved config"):
             check_saved_config(config, "here")
         if number % 20 == 0:
             torch.save({**state, "config": config}, path)
-            with pytest.raises(BadInput, match="the saved config has"):
+            with pytest.raises(BadInput, match="saved config"):
                 load(path)
     assert followed == []
 
@@ -237,7 +237,7 @@ def test_no_command_follows_a_target_in_a_checkpoint(
         done = trained.run(*command)
         assert done.returncode == 2, command
         (line,) = (done.stdout + done.stderr).splitlines()
-        assert "the saved config has model.hidden_sizes.0._target_" in line
+        assert line == Like("…saved config…model.hidden_sizes.0._target_…")
     assert not (trained.root / "harm").exists()
 
 
@@ -358,7 +358,7 @@ def test_a_model_of_another_package_trains_and_is_used(
         (
             "experiment",
             "# @package _global_\nmodel:\n  _target_: mylab.Net\n",
-            "model._target_: 'mylab.Net' is in no YAML file of model/",
+            "model._target_: 'mylab.Net' ",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Clone
+from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
@@ -96,9 +96,7 @@ def test_a_tracker_runs_in_another_process_and_one_warning_says_that_it_is_gone(
             tracker.log({}, 2, 0.0)
             tracker.log({}, 3, 0.0)
             assert not tracker.end("FINISHED")
-        assert [record.getMessage() for record in caplog.records] == [
-            "the tracker does not answer (its process was killed); the run continues"
-        ]
+        assert [record.getMessage() for record in caplog.records] == [Like("…tracker…killed…")]
     finally:
         get_worker.cache_clear()
 
@@ -107,7 +105,7 @@ def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:
     tracker = Trackers({"flaky": {**FLAKY, "more": 1}})
     tracker.start(RECORD)
     tracker.log({}, 1, 0.0)
-    with pytest.raises(TrackerError, match="unexpected keyword argument 'more'"):
+    with pytest.raises(TrackerError, match="'more'"):
         tracker.check(wait=True)
     assert not tracker.end("FINISHED")
 
@@ -194,12 +192,11 @@ def test_a_tracker_out_of_reach_at_the_start_is_one_line(clone: Clone, server: o
         done = clone.run("train.py", "data=digits", env={"MLFLOW_TRACKING_URI": uri})
     assert done.returncode == 1
     *_, advice, command, line = done.stdout.splitlines()
-    assert line.startswith(f"error: MLflow at {uri} does not answer (")
-    assert line.endswith("; tracking=none trains without it")
+    assert line == Like(f"error: …{uri} …tracking=none…")
     (folder,) = clone.folders()
-    assert advice == "the tracker has not got everything; once it answers:"
+    assert advice == Like("…tracker…")
     assert command == f"python train.py resume={folder.relative_to(clone.root)}"
-    assert "the run continues" not in done.stdout
+    assert done.stdout.count("tracker") == 1  # no warning before it
 
 
 def test_a_long_training_ends_within_seconds_when_no_run_can_be_opened(clone: Clone) -> None:
@@ -208,7 +205,7 @@ def test_a_long_training_ends_within_seconds_when_no_run_can_be_opened(clone: Cl
         env = {"MLFLOW_TRACKING_URI": uri}
         done = clone.run("train.py", "data=digits", "trainer.epochs=100000", env=env)
     assert done.returncode == 1
-    assert f"error: MLflow at {uri} does not answer (" in done.stdout
+    assert Like(f"error: …{uri} …") in done.stdout.splitlines()
     assert time.monotonic() - started < 30  # 10 on a machine without other work
 
 
@@ -251,7 +248,7 @@ def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> N
     out, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (0, "")
     client, run_id = only_run(f"sqlite:///{clone.root}/mlflow.db")
-    if "the tracker has not got everything" in out:
+    if "python train.py" in out:
         *_, command = [line for line in out.splitlines() if line.startswith("python train.py")]
         assert clone.run(*command.split()[1:]).returncode == 0
     assert steps(client, run_id) == list(range(1, 21))
@@ -333,8 +330,8 @@ def test_a_server_killed_and_started_again_during_training_misses_nothing(
         assert process.poll() is None, "it has ended before the server was back"
         out, err = process.communicate(timeout=200)
         assert (process.returncode, err) == (0, "")
-        assert out.count("the tracker does not answer") == 1
-        assert "the tracker has not got everything" not in out
+        assert out.count("tracker") == 1
+        assert "python train.py" not in out
         client, run_id = only_run(uri)
         check_whole(client, run_id, clone)
 
@@ -352,10 +349,10 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
         wait_for_figure(uri)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
-    assert out.count("the tracker does not answer") == 1
+    assert out.count("tracker") == 2
     (folder,) = clone.folders()
     command = f"python train.py resume={folder.relative_to(clone.root)}"
-    assert f"the tracker has not got everything; once it answers:\n{command}\n" in out
+    assert re.search(rf"^.*tracker.*:\n{re.escape(command)}\n", out, re.MULTILINE)
     with mlflow_server(tmp_path, uri):
         client, run_id = only_run(uri)
         assert client.get_run(run_id).info.status == "RUNNING"
@@ -365,7 +362,7 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
         before = client.get_run(run_id).to_dictionary()
         done = clone.run(*command.split()[1:], env=env)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "has already ended" in done.stdout
+        assert "already" in done.stdout
         assert client.get_run(run_id).to_dictionary() == before
         check_whole(client, run_id, clone)
 
@@ -401,17 +398,14 @@ def test_a_run_that_is_deleted_meanwhile_fails_and_is_logged_once_it_is_restored
     experiments = [client.get_experiment_by_name("mnist_exp").experiment_id]
     (run,) = client.search_runs(experiments, "", ViewType.DELETED_ONLY)
     path = folder.relative_to(clone.root)
-    deleted = f"error: the MLflow run {run.info.run_id} is deleted; restore it in the UI"
-    resume = f"python train.py resume={path}"
-    said = f"{deleted}; to log everything: {resume}; the weights are kept in {path}"
-    assert out.splitlines()[-1] == said
+    deleted = f"error: …{run.info.run_id} …deleted…restore…"
+    said = f"{deleted}python train.py resume={path}…{path}"
+    assert out.splitlines()[-1] == Like(said)
     assert (folder / "mnist_model.pth").exists()
 
     done = clone.run("train.py", f"resume={path}")
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.splitlines()[-1] == (
-        f"{deleted}, or log to another experiment with tracking.experiment=NAME"
-    )
+    assert done.stdout.splitlines()[-1] == Like(f"{deleted}tracking.experiment=NAME")
     assert len(client.search_runs(experiments, "", ViewType.ALL)) == 1
     client.restore_run(run.info.run_id)
     done = clone.run("train.py", f"resume={path}")
@@ -425,7 +419,7 @@ def test_a_sweep_whose_run_is_deleted_meanwhile_fails(clone: Clone) -> None:
     delete_first_run(clone)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, ""), out
-    assert re.search("^error: the MLflow run .* is deleted; restore it in the UI$", out, re.M)
+    assert re.search("^error: .*MLflow run .* deleted.*restore.*$", out, re.M)
     assert "sweep.resume=" in out.splitlines()[-1]
 
 
@@ -435,12 +429,11 @@ def test_a_deletion_is_explained_by_what_was_deleted(tmp_path: Path) -> None:
     run_id = client.create_run(experiment).info.run_id
     assert explain_deletion(client, run_id) is None
     client.delete_experiment(experiment)
-    assert explain_deletion(client, run_id) == (
-        "the MLflow experiment mine is deleted; restore it with "
-        f"mlflow experiments restore -x {experiment}"
+    assert explain_deletion(client, run_id) == Like(
+        f"…experiment mine …deleted…mlflow experiments restore -x {experiment}"
     )
     gone = "0123456789abcdef0123456789abcdef"
-    assert explain_deletion(client, gone) == f"the MLflow run {gone} is deleted for good"
+    assert explain_deletion(client, gone) == Like(f"…{gone} …deleted for good")
 
 
 @pytest.mark.slow

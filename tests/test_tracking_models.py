@@ -20,7 +20,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
@@ -123,23 +123,21 @@ def test_the_champion_is_the_best_in_validation_of_one_data_set(
         return register(client, "digits", log_model(client, run_id, of_run), of_run)
 
     first, second, third, fourth, fifth, sixth = (new_run(client) for _ in range(6))
-    better = "digits version {}, now the champion (validation accuracy {})"
-    nothing = "digits version 1; no champion without a validation accuracy"
-    assert registered(first, accuracy=None) == nothing
-    assert registered(second, accuracy=0.9) == better.format(2, "0.9000")
+    better = "digits version {}, now the champion (…{})"
+    nothing = "digits version 1; no champion…"
+    assert registered(first, accuracy=None) == Like(nothing)
+    assert registered(second, accuracy=0.9) == Like(better.format(2, "0.9000"))
     assert registered(second, accuracy=0.9) == "digits version 2, the champion"
-    stays = "digits version {}; version 2 remains the champion"
-    assert registered(third, accuracy=0.9) == (
-        f"{stays.format(3)} (validation accuracy 0.9000, here 0.9000)"
-    )
+    stays = "digits version {}; version 2 …champion…"
+    assert registered(third, accuracy=0.9) == Like(f"{stays.format(3)}(…0.9000, …0.9000)")
     other_set = registered(fourth, accuracy=1.0, digest="1" * 64)
-    assert other_set == f"{stays.format(4)}, which was trained on another data set"
+    assert other_set == Like(f"{stays.format(4)}data set")
     assert champion(client).run_id == second
-    assert registered(fifth, accuracy=0.90004) == better.format(5, "0.9000, before 0.9000")
+    assert registered(fifth, accuracy=0.90004) == Like(better.format(5, "0.9000, …0.9000"))
     assert champion(client).run_id == fifth
     client.delete_model_version_tag("digits", "5", "val_accuracy")
-    assert registered(sixth, accuracy=0.99) == (
-        "digits version 6; version 5 remains the champion, which has no validation accuracy"
+    assert registered(sixth, accuracy=0.99) == Like(
+        "digits version 6; version 5 …champion…no validation accuracy…"
     )
     assert len(client.search_model_versions("name = 'digits'")) == 6
 
@@ -154,7 +152,7 @@ def served_clone(new_clone: object) -> Clone:
     done = clone.run("train.py", "data=digits", "trainer.epochs=2", "tracking.register=digits")
     assert (done.returncode, done.stderr) == (0, "")
     accuracy = re.search(r"^val +\S+ +(\S+)$", done.stdout, re.MULTILINE)[1]
-    says = f"registered  digits version 1, now the champion (validation accuracy {accuracy})"
+    says = Like(f"registered  digits version 1, now the champion (…{accuracy})")
     assert says in done.stdout.splitlines()
     return clone
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
@@ -242,7 +242,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone
 def test_a_run_without_validation_says_how_to_choose_it(clone: Clone) -> None:
     done = clone.run("train.py", "data=digits", "data.val_fraction=0", "tracking=none")
     folder = clone.folders()[0].relative_to(clone.root)
-    text = f"--run best chooses no run without validation; this one is --run {folder}"
+    text = Like(f"--run best…without validation…--run {folder}")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, text)
 
 
@@ -262,7 +262,7 @@ def test_without_validation_all_images_train_and_no_figure_of_it_is_shown(clone:
     refused = clone.run("train.py", "data=digits", "data.val_fraction=0", "trainer.patience=2")
     assert (refused.returncode, refused.stdout) == (
         2,
-        "error: trainer.patience=2: data.val_fraction=0 leaves no validation to lose it with\n",
+        Like("error: trainer.patience=2: …data.val_fraction=0…\n"),
     )
 
 
@@ -270,15 +270,14 @@ def test_a_loss_that_is_no_longer_finite_fails_the_run(clone: Clone) -> None:
     done = clone.run("train.py", "data=digits", "optimizer=sgd", "optimizer.lr=1e20")
     assert done.returncode == 1
     assert re.search(
-        r"^error: the loss is no longer finite in epoch 1 \(train \S+, val \S+\) "
-        r"at learning rate 1e\+20$",
+        r"^error: .*loss.* finite.* epoch 1 \(train \S+, val \S+\).* 1e\+20$",
         done.stdout,
         re.MULTILINE,
     )
     assert "Traceback" not in done.stdout + done.stderr
     (folder,) = clone.folders()
     assert not (folder / "mnist_model.pth").exists()  # it would have the initial weights
-    assert "no longer finite" in (folder / "train.log").read_text()
+    assert "finite" in (folder / "train.log").read_text()
     client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
     assert run.info.status == "FAILED"
@@ -302,10 +301,7 @@ def test_options_that_do_not_go_together_are_bad_input(clone: Clone) -> None:
         "optimizer.momentum=0",
     )
     assert done.returncode == 2
-    assert done.stdout == (
-        "error: optimizer=torch.optim.SGD: Nesterov momentum requires a momentum and zero "
-        "dampening\n"
-    )
+    assert done.stdout == Like("error: optimizer=torch.optim.SGD: Nesterov momentum…\n")
     assert not (clone.root / "mlflow.db").exists()
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone
+from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput
 from PIL import Image
@@ -184,7 +183,7 @@ def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
 
     run_id, checkpoint = recorded(store, "away", tmp_path / "lost", [0.4])
     checkpoint.unlink()
-    with pytest.raises(BadInput, match=rf"^run {run_id}: there is neither {checkpoint} nor its co"):
+    with pytest.raises(BadInput, match=rf"^run {run_id}: .*{checkpoint}"):
         find(run_id, store)
 
 
@@ -199,21 +198,22 @@ def test_a_path_and_latest_need_no_store(outputs: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "experiment", "problem"),
     [
-        (UNKNOWN, "mixed", f"no MLflow run {UNKNOWN} at sqlite:"),
-        ("best", "empty", "--run best: empty has no finished run of mnist with validation"),
-        ("best", "emty", "no MLflow experiment emty; there are Default, away, both, empty, mixed"),
-        ("bset", "mixed", "--run bset: no file, no folder, no MLflow run id; did you mean best?"),
+        (UNKNOWN, "mixed", f"no MLflow run {UNKNOWN} …sqlite:…"),
+        ("best", "empty", "--run best: empty …no finished run of mnist…"),
+        ("best", "emty", "no MLflow experiment emty; …Default, away, both, empty, mixed…"),
+        ("bset", "mixed", "--run bset: …; did you mean best?"),
     ],
 )
 def test_a_word_that_stands_for_no_run_is_told_in_a_line(
     store: str, word: str, experiment: str, problem: str
 ) -> None:
-    with pytest.raises(BadInput, match=f"^{re.escape(problem)}.*$"):
+    with pytest.raises(BadInput) as caught:
         find(word, store, experiment)
+    assert str(caught.value) == Like(problem)
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"^no best run of mnist_exp: there is no .*none.db$"):
+    with pytest.raises(BadInput, match=r"mnist_exp.*none\.db"):
         find("best", f"sqlite:///{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
 
@@ -233,17 +233,15 @@ def test_best_is_of_the_data_set_in_the_config_or_of_one_that_is_named(clone: Cl
         done = clone.run("predict.py", image, *options)
         return done.returncode, done.stderr
 
-    nothing = "--run best: mnist_exp has no finished run of mnist with validation and without "
-    nothing += "trainer.max_batches"
-    assert predict() == (2, f"error: {nothing}; train one: python train.py\n")
+    nothing = "error: --run best: mnist_exp …no finished run of mnist…trainer.max_batches…"
+    assert predict() == (2, Like(f"{nothing}python train.py\n"))
     for data in (["data=digits"], ["data=image_folder", "data.root=photos"]):
         done = clone.run("train.py", *data, "model=linear", "trainer.epochs=1", "tracking=none")
         assert (done.returncode, done.stderr) == (0, "")
-    there_are = "there are runs of digits, photos: --run best:digits"
-    assert predict() == (2, f"error: {nothing}; {there_are}\n")
+    assert predict() == (2, Like(f"{nothing}digits, photos: --run best:digits\n"))
     digits, photos = (folder / LAST for folder in clone.folders())
-    assert predict("--run", "best:photos") == (0, f"{photos}, trained on photos\n")
+    assert predict("--run", "best:photos") == (0, Like(f"{photos}…photos\n"))
     config = clone.root / "conf" / "config.yaml"
     config.write_text(config.read_text().replace("data: mnist ", "data: digits "))
-    assert predict() == (0, f"{digits}, trained on digits\n")
+    assert predict() == (0, Like(f"{digits}…digits\n"))
     assert not (clone.root / "mlflow.db").exists()

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_finite_weights()
     next(epochs)
     kept = {name: tensor.clone() for name, tensor in progress.kept.items()}
     optimizer.param_groups[0]["lr"] = 1e30
-    with pytest.raises(Diverged, match=r"in epoch 2 \(train .*\) at learning rate 1e\+30$"):
+    with pytest.raises(Diverged, match=r"epoch 2 \(train .*\).* 1e\+30$"):
         next(epochs)
     assert len(progress.epochs) == 1
     assert all(torch.equal(progress.kept[name], kept[name]) for name in kept)
