@@ -39,8 +39,7 @@ from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import load
 from mnist_exp.files import replacing
 from mnist_exp.paths import LAST, REPOSITORY
-from mnist_exp.sweeps import leaderboard
-from mnist_exp.sweeps.leaderboard import Outcome
+from mnist_exp.sweeps.records import Outcome, read_outcomes
 from mnist_exp.training.loop import predict
 
 PAGE = REPOSITORY / "RESULTS.md"
@@ -131,7 +130,7 @@ def run_sweep(row: Row, number: int, words: Sequence[str]) -> list[Outcome]:
         last = (printed.strip().splitlines() or ["no output"])[-1]
         row.failures.append(f"exit code {code}: {last}")
         return []
-    jobs = leaderboard.read(REPOSITORY / folders[-1])
+    jobs = read_outcomes(REPOSITORY / folders[-1])
     for job in jobs:
         if job.finished:
             row.runs.append(read_run(job, number))

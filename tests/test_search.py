@@ -14,16 +14,16 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from mnist_exp.sweeps.leaderboard import Damaged, Outcome
+from mnist_exp.sweeps.records import Damaged, Outcome
 from mnist_exp.sweeps.search import (
     STUDY,
     check_study,
-    distribution,
+    find_same_trial,
+    get_pruner,
     is_exhausted,
     list_unfinished,
     open_study,
-    pruning,
-    same_trial,
+    to_distribution,
 )
 
 
@@ -43,7 +43,7 @@ from mnist_exp.sweeps.search import (
     ],
 )
 def test_a_range_in_hydras_syntax_is_a_distribution(typed: str, expected: BaseDistribution) -> None:
-    assert distribution(OverridesParser.create().parse_override(typed)) == expected
+    assert to_distribution(OverridesParser.create().parse_override(typed)) == expected
 
 
 def test_a_trial_below_the_median_is_pruned_and_one_that_was_killed_is_found_again(
@@ -52,12 +52,12 @@ def test_a_trial_below_the_median_is_pruned_and_one_that_was_killed_is_found_aga
     study = open_study(tmp_path)
     for number in range(4):
         study.ask({"x": FloatDistribution(0, 1)})
-        told = pruning(tmp_path, number)
-        assert [told(epoch, 0.9) for epoch in (1, 2, 3)] == [False, False, False]
+        should_prune = get_pruner(tmp_path, number)
+        assert [should_prune(epoch, 0.9) for epoch in (1, 2, 3)] == [False, False, False]
         study.tell(number, 0.9)
     study.ask({"x": FloatDistribution(0, 1)})
-    told = pruning(tmp_path, 4)
-    assert [told(epoch, 0.5) for epoch in (1, 2)] == [False, True]
+    should_prune = get_pruner(tmp_path, 4)
+    assert [should_prune(epoch, 0.5) for epoch in (1, 2)] == [False, True]
     assert [trial.number for trial in list_unfinished(open_study(tmp_path), [])] == [4]
 
 
@@ -71,10 +71,10 @@ def test_a_trial_is_known_by_its_values_and_a_space_by_its_combinations(tmp_path
             study.tell(study.ask(space), b / 10)
     assert is_exhausted(study, space)
     assert not is_exhausted(study, {"a": FloatDistribution(0, 1)})
-    again = same_trial(study, study.ask(space))
+    again = find_same_trial(study, study.ask(space))
     assert again is not None
     assert again.value == again.params["b"] / 10
-    assert same_trial(study, study.trials[0]) is None
+    assert find_same_trial(study, study.trials[0]) is None
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from mlflow.entities import Run
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone
 from mnist_exp.paths import LAST
-from mnist_exp.sweeps.leaderboard import Damaged
-from mnist_exp.sweeps.sweep import SWEEP, check_new, read
+from mnist_exp.sweeps.records import SWEEP, Damaged, read_sweep
+from mnist_exp.sweeps.resume import check_new
 
 GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batch_size=32,64")
 LONG = ("-m", "data=digits", "trainer.epochs=12", "batch_size=32", "seed=1,2,3")
@@ -233,7 +233,7 @@ def test_a_new_sweep_does_not_take_an_old_folder(small: tuple[Clone, Path, str])
 
 
 @pytest.mark.parametrize("left", [SWEEP, "0/outcome.json", "3/checkpoints/last.pt", str(LAST)])
-def test_what_makes_a_folder_an_old_one(left: str, tmp_path: Path) -> None:
+def test_a_folder_with_files_of_a_run_or_a_sweep_is_not_new(left: str, tmp_path: Path) -> None:
     (tmp_path / "0" / "checkpoints").mkdir(parents=True)
     (tmp_path / "0" / "notes.txt").touch()
     check_new(tmp_path)
@@ -241,6 +241,30 @@ def test_what_makes_a_folder_an_old_one(left: str, tmp_path: Path) -> None:
     (tmp_path / left).touch()
     with pytest.raises(BadInput, match=r"(sweep|run).* already"):
         check_new(tmp_path)
+
+
+def test_a_sweep_that_version_0_1_wrote_resumes(clone: Clone) -> None:
+    folder, typed = clone.root / "outputs" / "old", [*QUICK[1:], "optimizer.lr=1e-3,1e-2"]
+    begun = {"typed": typed, "swept": ["optimizer.lr"], "test": "winner", "search": False}
+    begun |= {"begun": 1795659079.9, "key": "0" * 32, "tested": {}}
+    first = {"job": 0, "chosen": {"optimizer.lr": "0.001"}, "overrides": [*QUICK[1:]]}
+    first |= {"code": "0a864bbd12f1", "status": "FINISHED", "reason": "", "epoch": 1}
+    first |= {"accuracy": 0.125, "loss": 2.5, "seconds": 0.5}
+    second = {**first, "job": 1, "chosen": {"optimizer.lr": "0.01"}, "status": "KILLED", "epoch": 0}
+    second |= {"accuracy": None, "loss": None, "seconds": 0.0}
+    for name, record in (("0", first), ("1", second)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "outcome.json").write_text(json.dumps(record))
+    (folder / SWEEP).write_text(json.dumps(begun))
+    done = clone.run("train.py", "-m", *typed, "sweep.resume=outputs/old")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((folder / "0" / "outcome.json").read_text()) == first
+    best, other = leaderboard(folder)
+    assert (best["outputs"], best["status"], best["optimizer.lr"]) == ("1", "FINISHED", "0.01")
+    assert (other["outputs"], other["val_accuracy"], other["code"]) == ("0", "0.125", first["code"])
+    after = json.loads((folder / SWEEP).read_text())
+    assert after.pop("tested").keys() == {"1"}
+    assert after == {key: value for key, value in begun.items() if key != "tested"}
 
 
 def test_a_sweep_is_one_processs_at_a_time(small: tuple[Clone, Path, str]) -> None:
@@ -272,7 +296,7 @@ def test_a_job_that_another_process_still_runs_is_left_to_it(
 # --- code that changed between jobs, and a winner that cannot be tested ---
 
 
-def test_jobs_of_other_code_share_no_mean(small: tuple[Clone, Path, str]) -> None:
+def test_jobs_of_other_code_are_averaged_separately(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
     shutil.rmtree(folder / "1")
     outcome = folder / "3" / "outcome.json"  # as one from before the code was recorded
@@ -404,7 +428,7 @@ def test_a_damaged_sweep_is_one_line_that_says_what_is_left(
     (tmp_path / "sweep.json").write_text(damage)
     words = (f"{tmp_path}/sweep.json: damaged", "cannot be resumed", f"resume={tmp_path}/0")
     with pytest.raises(Damaged) as raised:
-        read(tmp_path)
+        read_sweep(tmp_path)
     assert all(word in str(raised.value) for word in words)
     assert "\n" not in str(raised.value)
 

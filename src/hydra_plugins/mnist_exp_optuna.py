@@ -47,24 +47,26 @@ class OptunaSweeper(Sweeper):
         self.parser = OverridesParser.create(hydra_context.config_loader)
 
     def sweep(self, arguments: Sequence[str]) -> None:
-        from mnist_exp.sweeps.leaderboard import read
+        from mnist_exp.sweeps.records import read_outcomes
         from mnist_exp.sweeps.search import (
             STATES,
-            distribution,
+            format_params,
             list_unfinished,
             open_study,
-            typed_params,
+            to_distribution,
         )
 
         presets = [f"{key}={value}" for key, value in self.params.items()]
         both = self.parser.parse_overrides([*presets, *arguments])
         overrides = {o.get_key_element(): o for o in both}.values()  # what is typed wins
-        space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
+        space = {
+            o.get_key_element(): to_distribution(o) for o in overrides if o.is_sweep_override()
+        }
         fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         study = open_study(self.folder, self.seed)
-        asked = list_unfinished(study, read(self.folder))
+        asked = list_unfinished(study, read_outcomes(self.folder))
         while batch := self.next_batch(study, space, asked):
-            jobs = [[*fixed, *(f"{k}={v}" for k, v in typed_params(t).items())] for t in batch]
+            jobs = [[*fixed, *(f"{k}={v}" for k, v in format_params(t).items())] for t in batch]
             returned = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial, job in zip(batch, returned, strict=True):
                 outcome = job.return_value  # raises what the job raised
@@ -84,7 +86,7 @@ class OptunaSweeper(Sweeper):
         """
         from optuna.trial import TrialState
 
-        from mnist_exp.sweeps.search import is_exhausted, same_trial
+        from mnist_exp.sweeps.search import find_same_trial, is_exhausted
 
         batch: list[Trial | FrozenTrial] = []
         while len(batch) < self.n_jobs:
@@ -102,7 +104,7 @@ class OptunaSweeper(Sweeper):
             del asked[0]
             if trial.params.keys() != space.keys():  # the search was killed while it asked
                 study.tell(trial.number, state=TrialState.FAIL)
-            elif same := same_trial(study, trial):
+            elif same := find_same_trial(study, trial):
                 log.info("trial %d repeats %d, whose result it gets", trial.number, same.number)
                 value = same.value if same.state is TrialState.COMPLETE else None
                 study.tell(trial.number, value, same.state, skip_if_finished=True)

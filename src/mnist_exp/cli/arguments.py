@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import mnist_exp.experiment.rules  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.targets import initialize_hydra
-from mnist_exp.sweeps.plan import Plan
+from mnist_exp.sweeps.records import Plan
 
 
 def plan_sweep(arguments: Sequence[str]) -> Plan:

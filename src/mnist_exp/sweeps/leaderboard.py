@@ -1,198 +1,81 @@
-"""What the jobs of a sweep found, ranked: rows for the screen and for a CSV file."""
+"""The leaderboard of a sweep: its jobs ranked, for the screen, a CSV file and a picture."""
 
 from __future__ import annotations
 
 import csv
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import NoReturn, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from mnist_exp.errors import Failure, one_line
 from mnist_exp.files import replacing
+from mnist_exp.sweeps.records import Outcome
 
-Record = TypeVar("Record")
-
-OUTCOME = "outcome.json"  # in each job's folder
-UNKNOWN = "unknown"  # the code of an outcome from before it was recorded
-DAMAGED = f"{OUTCOME} is damaged"
-SEED = "seed"  # no hyperparameter: jobs that differ in it alone are one row
+SEED = "seed"  # not a hyperparameter: jobs that differ only in it share a row
 MAX_WIDTH = 8  # of a number on the screen, in characters
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job of a sweep ended, or that it has begun."""
-
-    job: int
-    chosen: Mapping[str, str]  # swept key → this job's value
-    overrides: Sequence[str]  # all that make this job
-    folder: Path
-    code: str = UNKNOWN  # digest of the code that trained it; of several, joined by +
-    status: str = "UNFINISHED"  # then FINISHED, PRUNED, FAILED or KILLED
-    reason: str = ""  # of a failure, one line
-    epoch: int = 0  # of the kept weights, from 1
-    accuracy: float | None = None  # validation, 0..1; None without validation
-    loss: float | None = None  # validation, nats per image
-    seconds: float = 0.0  # of all epochs, training and validation
-
-    @property
-    def finished(self) -> bool:
-        return self.status == "FINISHED"
-
-    def write(self) -> None:
-        written = {key: value for key, value in asdict(self).items() if key != "folder"}
-        with replacing(self.folder / OUTCOME) as temporary:
-            temporary.write_text(json.dumps(written, indent=2) + "\n")
-
-
-class Damaged(Failure):
-    """A file that a sweep wrote is no longer what it wrote."""
-
-
-def read_record(kind: type[Record], path: Path, **more: object) -> Record:
-    """The dataclass that this JSON file and `more` hold. Raises Damaged."""
-    try:
-        record = json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
-        return TypeAdapter(kind).validate_python({**record, **more})
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (OSError, RecursionError, TypeError, ValueError) as error:
-        reason = one_line(error)
-    raise Damaged(f"{path}: damaged ({reason})")
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """Raises ValueError for NaN and Infinity, which no rank can be computed of."""
-    raise ValueError(f"{name} in it")
-
-
-def read_outcome(folder: Path) -> Outcome:
-    """What is known of the job in this folder. Raises Damaged."""
-    return read_record(Outcome, folder / OUTCOME, folder=folder)
-
-
-@dataclass(frozen=True)
 class Row:
-    """Jobs of the same code that differ in nothing but the seed.
-
-    Metrics are means over those that finished.
-    """
+    """Jobs of the same code that differ in nothing but the seed."""
 
     chosen: Mapping[str, str]  # swept key → value, without the seed
     jobs: Sequence[Outcome]
 
     @property
     def finished(self) -> list[Outcome]:
-        """One job for each seed: a repetition with the same seed is no independent run."""
-        found: dict[str | None, Outcome] = {}
+        """One job for each seed: a second job with the same seed is not an independent run."""
+        by_seed: dict[str | None, Outcome] = {}
         for job in self.jobs:
             if job.finished:
-                found.setdefault(job.chosen.get(SEED), job)
-        return list(found.values())
-
-    @property
-    def accuracies(self) -> list[float]:
-        """On validation, of the jobs that finished with one."""
-        return [job.accuracy for job in self.finished if job.accuracy is not None]
+                by_seed.setdefault(job.chosen.get(SEED), job)
+        return list(by_seed.values())
 
     @property
     def accuracy(self) -> float | None:
-        """None where no job finished, or without validation."""
-        return fmean(self.accuracies) if self.accuracies else None
+        """Mean on validation, 0..1; None if no job finished, or without validation."""
+        return mean(job.accuracy for job in self.finished)
 
-    @property
-    def loss(self) -> float | None:
-        losses = [job.loss for job in self.finished if job.loss is not None]
-        return fmean(losses) if losses else None
-
-    @property
-    def accuracy_sd(self) -> float | None:
-        """Sample standard deviation; 0 for one job, of which there is none."""
-        return spread(self.accuracies) if self.accuracies else None
-
-    @property
-    def status(self) -> str:
-        """FINISHED, or how the others ended and why."""
-        bad = dict.fromkeys(
+    def cells(self, rank: int) -> dict[str, object]:
+        """Column of the CSV file → value, a mean over the finished jobs; None if there is none."""
+        done = self.finished
+        statuses = dict.fromkeys(
             f"{job.status}: {job.reason}" if job.reason else job.status
             for job in self.jobs
             if not job.finished
         )
-        return "; ".join(bad) or "FINISHED"
-
-    def csv_fields(self, rank: int) -> dict[str, object]:
-        """Metrics are empty where no job finished."""
-        done = self.finished
-        metrics: dict[str, object] = dict.fromkeys(METRICS, "")
-        if done:
-            values = (
-                self.accuracy,
-                self.accuracy_sd,
-                self.loss,
-                fmean(job.epoch for job in done),
-                fmean(job.seconds for job in done),
-            )
-            metrics = dict(zip(METRICS, values, strict=True))
-        folders = " ".join(job.folder.name for job in self.jobs)
-        codes = " ".join(dict.fromkeys(job.code for job in self.jobs))
-        ends = {"n": len(done), "status": self.status, "code": codes, "outputs": folders}
-        return {"rank": rank, **self.chosen, **metrics, **ends}
-
-    def screen_cells(self, rank: int) -> list[str]:
-        fields = self.csv_fields(rank)
-        accuracy, loss, epoch, seconds = "", "", "", ""
-        if self.finished:
-            if self.accuracy is not None:
-                accuracy, loss = f"{self.accuracy:.4f}", f"{self.loss:.4f}"
-                if len({job.chosen.get(SEED) for job in self.jobs}) > 1:
-                    accuracy += f" ± {self.accuracy_sd:.4f} (n={len(self.finished)})"
-            epoch = f"{fields['best_epoch']:g}"
-            seconds = f"{fields['seconds']:.1f}"
-        metrics = [accuracy, loss, epoch, seconds]
-        return [
-            str(rank),
-            *map(brief, self.chosen.values()),
-            *metrics,
-            self.status,
-            str(fields["outputs"]),
-        ]
+        return {
+            "rank": rank,
+            **self.chosen,
+            "val_accuracy": self.accuracy,
+            "val_accuracy_sd": spread(job.accuracy for job in done),
+            "val_loss": mean(job.loss for job in done),
+            "best_epoch": mean(job.epoch for job in done),
+            "seconds": mean(job.seconds for job in done),
+            "n": len(done),
+            "status": "; ".join(statuses) or "FINISHED",
+            "code": " ".join(dict.fromkeys(job.code for job in self.jobs)),
+            "outputs": " ".join(job.folder.name for job in self.jobs),
+        }
 
 
-METRICS = ("val_accuracy", "val_accuracy_sd", "val_loss", "best_epoch", "seconds")
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the values that are there; None if there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
-def spread(values: Sequence[float]) -> float:
-    """Sample standard deviation; 0 for a single value."""
-    return stdev(values) if len(values) > 1 else 0.0
+def spread(values: Iterable[float | None]) -> float | None:
+    """Sample standard deviation of the values that are there; 0 for a single one."""
+    known = [value for value in values if value is not None]
+    return stdev(known) if len(known) > 1 else 0.0 if known else None
 
 
-def read(sweep: Path, swept: Sequence[str] = ()) -> list[Outcome]:
-    """Of all jobs that have begun in a sweep over these keys, by number.
+def rank(outcomes: Iterable[Outcome]) -> list[Row]:
+    """The best mean validation accuracy first, equal ones in their order; the failed at the end.
 
-    Of a job whose outcome is damaged, only the number is known, by its folder's name.
-    """
-    outcomes = []
-    for path in sweep.glob(f"*/{OUTCOME}"):
-        folder = path.parent
-        try:
-            outcomes.append(read_outcome(folder))
-        except Damaged:
-            number = int(folder.name) if folder.name.isdecimal() else -1
-            unknown = dict.fromkeys(swept, "?")
-            outcomes.append(Outcome(number, unknown, [], folder, reason=DAMAGED))
-    return sorted(outcomes, key=lambda outcome: outcome.job)
-
-
-def ranked(outcomes: Iterable[Outcome]) -> list[Row]:
-    """The best mean validation accuracy first, of equals the earliest; the failed at the end.
-
-    Without validation they stay in their order.
+    Without validation all stay in their order.
     """
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Outcome]] = {}
     for outcome in outcomes:
@@ -202,40 +85,86 @@ def ranked(outcomes: Iterable[Outcome]) -> list[Row]:
     return sorted(rows, key=lambda row: (not row.finished, -(row.accuracy or 0.0)))
 
 
-def short(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key by its last part, or whole where two would be the same."""
-    lasts = {key: key.rpartition(".")[2] for key in keys}
-    return {
-        key: key if list(lasts.values()).count(last) > 1 else last for key, last in lasts.items()
-    }
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    lines = [row.cells(number) for number, row in enumerate(rows, start=1)]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
 
 
-def name(chosen: Mapping[str, str]) -> str:
-    """A job by what it overrides: lr=0.001, batch_size=64."""
-    names = short(chosen)
-    return ", ".join(f"{names[key]}={brief(value)}" for key, value in chosen.items())
+def format_table(
+    rows: Sequence[Row], names: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells for the screen. names: the short name of each swept key."""
+    metrics = ("val accuracy", "val loss", "best epoch", "seconds", "status", "outputs")
+    header = ["rank", *(names[key] for key in rows[0].chosen), *metrics]
+    return header, [format_row(row, number) for number, row in enumerate(rows, start=1)]
 
 
-def brief(value: str) -> str:
-    """A number in at most four digits; anything else as it is."""
+def format_row(row: Row, number: int) -> list[str]:
+    cells = row.cells(number)
+    accuracy = format_number(cells["val_accuracy"], ".4f")
+    if accuracy and len({job.chosen.get(SEED) for job in row.jobs}) > 1:
+        accuracy += f" ± {cells['val_accuracy_sd']:.4f} (n={cells['n']})"
+    return [
+        str(number),
+        *map(abbreviate, row.chosen.values()),
+        accuracy,
+        format_number(cells["val_loss"], ".4f"),
+        format_number(cells["best_epoch"], "g"),
+        format_number(cells["seconds"], ".1f"),
+        str(cells["status"]),
+        str(cells["outputs"]),
+    ]
+
+
+def format_number(value: object, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def abbreviate(value: str) -> str:
+    """A long number in four digits; anything else unchanged."""
     try:
         return value if len(value) <= MAX_WIDTH else f"{float(value):.4g}"
     except ValueError:
         return value
 
 
-def screen_table(
-    rows: Sequence[Row], names: Mapping[str, str]
-) -> tuple[list[str], list[list[str]]]:
-    """Header and cells. names: what each swept key is called there."""
-    metrics = ["val accuracy", "val loss", "best epoch", "seconds", "status", "outputs"]
-    header = ["rank", *(names[key] for key in rows[0].chosen), *metrics]
-    return header, [row.screen_cells(rank) for rank, row in enumerate(rows, start=1)]
+def shorten(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key → its last part, or the whole key if two have the same last part."""
+    lasts = {key: key.rpartition(".")[2] for key in keys}
+    return {
+        key: key if list(lasts.values()).count(last) > 1 else last for key, last in lasts.items()
+    }
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    lines = [row.csv_fields(rank) for rank, row in enumerate(rows, start=1)]
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+def name_job(chosen: Mapping[str, str]) -> str:
+    """A job by its overrides: lr=0.001, batch_size=64."""
+    names = shorten(chosen)
+    return ", ".join(f"{names[key]}={abbreviate(value)}" for key, value in chosen.items())
+
+
+def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
+    """Draw validation accuracy over one number (a curve) or two (a heat map or dots), if it can be.
+
+    names: the short name of each swept key.
+    """
+    validated = [(row, row.accuracy) for row in rows if row.accuracy is not None]
+    try:
+        points = [[float(value) for value in row.chosen.values()] for row, _ in validated]
+    except ValueError:  # a word
+        return
+    if len(points) < 2 or len(points[0]) not in (1, 2):
+        return
+    from mnist_exp import figures  # imports matplotlib
+
+    labels = [names[key] for key in rows[0].chosen]
+    accuracies = [accuracy for _, accuracy in validated]
+    if len(labels) == 2:
+        cells = math.prod(len(set(axis)) for axis in zip(*points, strict=True))
+        picture = figures.heat_map if len(points) > cells / 2 else figures.scatter
+        picture(path, labels, points, accuracies)
+    else:
+        spreads = [spread(job.accuracy for job in row.finished) or 0.0 for row, _ in validated]
+        figures.curve(path, labels[0], [x for (x,) in points], accuracies, spreads)

@@ -1,7 +1,7 @@
 """Optuna behind a sweep: Hydra's ranges as its distributions, one study in the sweep's folder.
 
-A job has the number of its trial, so that each worker finds its own in the study's file, and a
-trial that was killed finds its old folder.
+A job has the number of its trial: so each worker finds its own trial in the study's file, and a
+trial that was killed finds its folder again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mnist_exp.errors import one_line
-from mnist_exp.sweeps.leaderboard import DAMAGED, Damaged, Outcome
+from mnist_exp.sweeps.records import DAMAGED, Damaged, Outcome
 
 STATES = {
     "FINISHED": TrialState.COMPLETE,
@@ -34,10 +34,11 @@ NAME = "sweep"
 
 
 def open_study(folder: Path, seed: int = 0) -> optuna.Study:
-    """The sweep's study, made where there is none.
+    """The sweep's study, created if there is none.
 
-    It maximises validation accuracy with TPE (Bergstra et al. 2011), and prunes a trial whose best
-    is below the median of the others at the same epoch, from the second on (Golovin et al. 2017).
+    It maximizes validation accuracy with TPE (Bergstra et al. 2011). From the second epoch on it
+    prunes a trial whose best accuracy is below the median of the others at the same epoch (Golovin
+    et al. 2017).
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -47,30 +48,33 @@ def open_study(folder: Path, seed: int = 0) -> optuna.Study:
         direction="maximize",
         load_if_exists=True,
     )
-    seed += len(study.get_trials())  # or a study that goes on would repeat its first draws
+    seed += len(study.get_trials())  # else a resumed study repeats its first draws
     study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     return study
 
 
 def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
-    """Raises Damaged where the study cannot be read or is not that of the sweep's jobs."""
+    """Raises Damaged if the study cannot be read or does not have the sweep's jobs."""
     path = folder / STUDY
     try:
-        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):  # Optuna would add to it
+        # Optuna would append to an incomplete line.
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
             raise ValueError("its last line is incomplete")
         trials = open_study(folder).get_trials(deepcopy=False)
         for outcome in outcomes:
-            params = typed_params(trials[outcome.job]) if outcome.job < len(trials) else None
+            params = format_params(trials[outcome.job]) if outcome.job < len(trials) else None
             if params is None or (outcome.reason != DAMAGED and params != outcome.chosen):
                 raise ValueError(f"it does not have the trial of job {outcome.job}")
-    except Exception as error:  # Optuna's of any kind
-        lost = "the search cannot be resumed, start it again"
-        kept = "its jobs' folders, checkpoints and leaderboard are still there"
-        raise Damaged(f"{path}: damaged ({one_line(error)}); {lost}; {kept}") from error
+    except Exception as error:  # Optuna can raise anything
+        advice = (
+            "the search cannot be resumed, start it again; "
+            "its jobs' folders, checkpoints and leaderboard are still there"
+        )
+        raise Damaged(f"{path}: damaged ({one_line(error)}); {advice}") from error
 
 
 def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Trial | FrozenTrial]:
-    """The trials of a resumed study that have no result, or whose job has lost its outcome."""
+    """The trials of a resumed study that have no result, or whose job's outcome is damaged."""
     lost = {outcome.job for outcome in outcomes if outcome.reason == DAMAGED}
     return [
         trial
@@ -79,8 +83,8 @@ def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Tr
     ]
 
 
-def same_trial(study: optuna.Study, trial: Trial | FrozenTrial) -> FrozenTrial | None:
-    """The first trial before this one that has ended with the same values, if there is one."""
+def find_same_trial(study: optuna.Study, trial: Trial | FrozenTrial) -> FrozenTrial | None:
+    """The first earlier trial with the same values that has ended, or None."""
     before = (other for other in list_ended(study) if other.number < trial.number)
     return next((other for other in before if other.params == trial.params), None)
 
@@ -91,13 +95,13 @@ def list_ended(study: optuna.Study) -> list[FrozenTrial]:
 
 def is_exhausted(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> bool:
     """Whether each combination of values has been tried."""
-    whole = (trial.params for trial in list_ended(study) if trial.params.keys() == space.keys())
-    tried = {tuple(params[key] for key in space) for params in whole}
-    return len(tried) >= math.prod(map(count, space.values()))
+    complete = (trial.params for trial in list_ended(study) if trial.params.keys() == space.keys())
+    combinations = {tuple(params[key] for key in space) for params in complete}
+    return len(combinations) >= math.prod(map(count, space.values()))
 
 
 def count(values: BaseDistribution) -> float:
-    """How many there are; infinite for an interval of floats."""
+    """The number of values; infinite for an interval of floats."""
     if isinstance(values, CategoricalDistribution):
         return len(values.choices)
     if isinstance(values, IntDistribution):
@@ -105,16 +109,16 @@ def count(values: BaseDistribution) -> float:
     return 1 if values.single() else math.inf
 
 
-def typed_params(trial: Trial | FrozenTrial) -> dict[str, str]:
-    """The trial's values as they are typed for its job."""
+def format_params(trial: Trial | FrozenTrial) -> dict[str, str]:
+    """The trial's values as its job's overrides have them."""
     return {key: str(value) for key, value in trial.params.items()}
 
 
-def distribution(override: Override) -> BaseDistribution:
-    """What a sweep over a key in Hydra's syntax is to Optuna; tag(log, ...) makes it logarithmic.
+def to_distribution(override: Override) -> BaseDistribution:
+    """Optuna's distribution for a sweep in Hydra's syntax; tag(log, ...) makes it logarithmic.
 
-    Both ends of interval(a,b) belong to it, the end of range(a,b) does not. int(interval(a,b)) and
-    a range between integers have integers.
+    Both ends of interval(a,b) are included, the end of range(a,b) is not. int(interval(a,b)) and a
+    range between integers give integers.
     """
     space = override.value()
     log = "log" in getattr(space, "tags", ())
@@ -131,24 +135,24 @@ def distribution(override: Override) -> BaseDistribution:
             return IntDistribution(int(min(values)), int(max(values)), log=log, step=step)
         return CategoricalDistribution(values)
     assert isinstance(space, ChoiceSweep), "the command line has been checked"
-    return CategoricalDistribution([line.partition("=")[2] for line in typed(override)])
+    return CategoricalDistribution([line.partition("=")[2] for line in list_overrides(override)])
 
 
-def typed(override: Override) -> list[str]:
-    """Each value of a choice as Hydra writes it, so that it can be typed again."""
+def list_overrides(override: Override) -> list[str]:
+    """An override for each value of a choice, as Hydra writes it."""
     return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
 
-def pruning(folder: Path, number: int) -> Callable[[int, float], bool]:
-    """For the job of this number: what is told (epoch, accuracy), and says whether to stop."""
+def get_pruner(folder: Path, number: int) -> Callable[[int, float], bool]:
+    """For the job of this number: a function of (epoch, accuracy) that says whether to stop."""
     study = open_study(folder)
-    found = study.get_trials(deepcopy=False)[number]
-    if found.state.is_finished():  # its job has lost its outcome
-        return lambda epoch, accuracy: found.state is TrialState.PRUNED
-    trial = Trial(study, found._trial_id)
+    frozen = study.get_trials(deepcopy=False)[number]
+    if frozen.state.is_finished():  # its job's outcome is damaged
+        return lambda epoch, accuracy: frozen.state is TrialState.PRUNED
+    trial = Trial(study, frozen._trial_id)
 
-    def told(epoch: int, accuracy: float) -> bool:
+    def should_prune(epoch: int, accuracy: float) -> bool:
         trial.report(accuracy, epoch)
         return bool(trial.should_prune())
 
-    return told
+    return should_prune
