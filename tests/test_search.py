@@ -1,18 +1,24 @@
-"""A search's space: Hydra's ranges as Optuna's distributions."""
+"""Search with Optuna: its space, its trials, and how it resumes."""
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Clone, Like
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from mlflow import MlflowClient
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from test_sweeps import QUICK, after, contents, folder_of, leaderboard, refused, runs_of, table
 
 from mnist_exp.sweeps.records import Damaged, Outcome
 from mnist_exp.sweeps.search import (
@@ -105,3 +111,81 @@ def test_a_damaged_study_is_one_line_that_says_what_is_left(
     assert said.startswith(f"{journal}: damaged")
     assert "\n" not in said
     assert "start it again" in said
+
+
+# --- through the command ---
+
+SEARCH = (*QUICK, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=3", "batch_size=16,64")
+
+
+@pytest.fixture(scope="module")
+def search(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
+    """A clone with a finished search over two values, and what the search printed."""
+    clone = new_clone()
+    done = clone.run("train.py", *SEARCH)
+    assert (done.returncode, done.stderr) == (0, "")
+    return clone, done.stdout
+
+
+def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other(
+    search: tuple[Clone, str],
+) -> None:
+    clone, printed = search
+    assert printed.count("epoch 1/1") == 2
+    assert "every combination" in printed
+    rows = leaderboard(folder_of(clone))
+    assert {(row["batch_size"], row["n"]) for row in rows} == {("16", "1"), ("64", "1")}
+    assert "±" not in printed
+
+
+@pytest.mark.slow
+def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_path: Path) -> None:
+    shutil.copytree(search[0].root, tmp_path / "clone")
+    clone = Clone(tmp_path / "clone")
+    folder = folder_of(clone)
+    next(folder.glob("*/outcome.json")).write_text("{")
+    done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "outcome.json: damaged" in done.stdout
+    assert table(done.stdout) == table(search[1])
+    journal = folder / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    before = contents(folder)
+    done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
+    assert refused(done, 1, f"{journal}: damaged", "cannot be resumed", "still there")
+    assert contents(folder) == before
+
+
+def test_a_search_over_seeds_is_refused(clone: Clone) -> None:
+    done = clone.run("train.py", "-m", "seed=1,2", "hydra/sweeper=optuna")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        [Like("…seed=1,2: …search…one seed…")],
+    )
+    assert list((clone.root / "outputs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_search_prunes_and_resumes_after_an_interruption(clone: Clone) -> None:
+    ranges = ("optimizer.lr=tag(log,interval(1e-5,1e-1))", "batch_size=int(interval(16,128))")
+    search = ("-m", "hydra/sweeper=optuna", "data=digits", "trainer.epochs=6", *ranges)
+    process = clone.start("train.py", *search)
+    begun = "*/*/7/checkpoints/last.pt"
+    out = after(process, lambda: any((clone.root / "outputs").glob(begun)), signal.SIGINT)
+    assert process.returncode == 130
+    done = clone.run(*shlex.split(out.splitlines()[-1])[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+    parent, children = runs_of(clone)
+    assert parent.info.status == "FINISHED"
+    assert [run.data.tags["job"] for run in children] == [str(number) for number in range(20)]
+    ends = [row["status"] for row in leaderboard(folder_of(clone))]
+    assert ends.count("FINISHED") + ends.count("PRUNED") == 20
+    assert ends.count("PRUNED") >= 3
+    assert {len(row["optimizer.lr"]) > 6 for row in leaderboard(folder_of(clone))} == {True}
+    for run in children:
+        pruned = len(run.data.metrics) and run.info.status == "KILLED"
+        epochs = MlflowClient(f"sqlite:///{clone.root}/mlflow.db").get_metric_history(
+            run.info.run_id, "val/accuracy"
+        )
+        assert [point.step for point in epochs] == list(range(1, len(epochs) + 1))
+        assert (len(epochs) < 6) == bool(pruned)

@@ -348,49 +348,6 @@ def test_a_winner_whose_checkpoint_has_other_weights_is_not_tested(
     assert re.search(r"2: .*checkpoint.*leaderboard", done.stdout)
 
 
-# --- a search ---
-
-SEARCH = (*QUICK, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=3", "batch_size=16,64")
-
-
-@pytest.fixture(scope="module")
-def search(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
-    """A clone with a finished search over two values, and what the search printed."""
-    clone = new_clone()
-    done = clone.run("train.py", *SEARCH)
-    assert (done.returncode, done.stderr) == (0, "")
-    return clone, done.stdout
-
-
-def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other(
-    search: tuple[Clone, str],
-) -> None:
-    clone, printed = search
-    assert printed.count("epoch 1/1") == 2
-    assert "every combination" in printed
-    rows = leaderboard(folder_of(clone))
-    assert {(row["batch_size"], row["n"]) for row in rows} == {("16", "1"), ("64", "1")}
-    assert "±" not in printed
-
-
-@pytest.mark.slow
-def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_path: Path) -> None:
-    shutil.copytree(search[0].root, tmp_path / "clone")
-    clone = Clone(tmp_path / "clone")
-    folder = folder_of(clone)
-    next(folder.glob("*/outcome.json")).write_text("{")
-    done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "outcome.json: damaged" in done.stdout
-    assert table(done.stdout) == table(search[1])
-    journal = folder / "study.journal"
-    journal.write_bytes(journal.read_bytes()[:-9])
-    before = contents(folder)
-    done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
-    assert refused(done, 1, f"{journal}: damaged", "cannot be resumed", "still there")
-    assert contents(folder) == before
-
-
 # --- damaged files ---
 
 
@@ -548,7 +505,6 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
         (("seed=1,2", "sweep.resume=latest"), "no sweep in outputs/"),
         (("seed=1,2", "sweep.resume=conf"), "sweep.resume=conf: …folder…latest"),
         (("optimizer.lr=interval(0.1,1)",), "optimizer.lr=interval(0.1,1): …hydra/sweeper=optuna"),
-        (("seed=1,2", "hydra/sweeper=optuna"), "seed=1,2: …search…one seed"),
         (("seed=1,2", "--cfg", "job"), "-m…--cfg…--info"),
         (("seed=1,2", "resume=latest"), "resume=latest: …-m"),
     ],
@@ -578,29 +534,3 @@ def test_jobs_side_by_side_find_what_jobs_in_turn_find(
     other, _ = runs_of(in_turn)
     for key in ("test/loss", "test/accuracy", "val/accuracy"):
         assert parent.data.metrics[key] == other.data.metrics[key]
-
-
-@pytest.mark.slow
-def test_a_search_prunes_and_goes_on_when_interrupted(clone: Clone) -> None:
-    ranges = ("optimizer.lr=tag(log,interval(1e-5,1e-1))", "batch_size=int(interval(16,128))")
-    search = ("-m", "hydra/sweeper=optuna", "data=digits", "trainer.epochs=6", *ranges)
-    process = clone.start("train.py", *search)
-    begun = "*/*/7/checkpoints/last.pt"
-    out = after(process, lambda: any((clone.root / "outputs").glob(begun)), signal.SIGINT)
-    assert process.returncode == 130
-    done = clone.run(*shlex.split(out.splitlines()[-1])[1:])
-    assert (done.returncode, done.stderr) == (0, "")
-    parent, children = runs_of(clone)
-    assert parent.info.status == "FINISHED"
-    assert [run.data.tags["job"] for run in children] == [str(number) for number in range(20)]
-    ends = [row["status"] for row in leaderboard(folder_of(clone))]
-    assert ends.count("FINISHED") + ends.count("PRUNED") == 20
-    assert ends.count("PRUNED") >= 3
-    assert {len(row["optimizer.lr"]) > 6 for row in leaderboard(folder_of(clone))} == {True}
-    for run in children:
-        pruned = len(run.data.metrics) and run.info.status == "KILLED"
-        epochs = MlflowClient(f"sqlite:///{clone.root}/mlflow.db").get_metric_history(
-            run.info.run_id, "val/accuracy"
-        )
-        assert [point.step for point in epochs] == list(range(1, len(epochs) + 1))
-        assert (len(epochs) < 6) == bool(pruned)
