@@ -69,4 +69,4 @@ def test_a_confusion_without_an_error_is_drawn_and_fits_a_page(tmp_path: Path) -
 def test_an_axis_over_orders_of_magnitude_is_logarithmic(
     values: list[float], expected: str
 ) -> None:
-    assert figures.sweep.scale(values) == expected
+    assert figures.sweep.choose_scale(values) == expected

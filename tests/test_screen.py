@@ -42,16 +42,16 @@ def test_the_running_metrics_are_of_the_last_hundred_batches() -> None:
     training = Progress(MLP((1, 2, 2), 2))
     training.losses = [torch.tensor(36.0)] * 50 + [torch.tensor(4.0)] * 100
     training.correct = [torch.tensor(0)] * 50 + [torch.tensor(4)] * 100
-    assert screen.running(training, batch_size=4) == "loss 1.0000  accuracy 1.0000  "
+    assert screen.format_progress(training, batch_size=4) == "loss 1.0000  accuracy 1.0000  "
 
 
 def test_on_another_device_the_bar_shows_the_last_epoch_and_reads_nothing() -> None:
     training = Progress(MLP((1, 2, 2), 2))
     training.losses = [torch.empty((), device="meta")]  # reading it would raise
-    assert screen.running(training, batch_size=4) == ""
+    assert screen.format_progress(training, batch_size=4) == ""
     metrics = Metrics(loss=0.25, accuracy=0.5)
     training.epochs = [Epoch(1, metrics, metrics, 0.1, 1.0, 1.0, 0.0)]
-    assert screen.running(training, batch_size=4) == "loss 0.2500  accuracy 0.5000  "
+    assert screen.format_progress(training, batch_size=4) == "loss 0.2500  accuracy 0.5000  "
 
 
 def test_a_table_is_drawn_on_a_terminal_and_aligned_lines_elsewhere(
@@ -65,7 +65,7 @@ def test_a_table_is_drawn_on_a_terminal_and_aligned_lines_elsewhere(
     assert "│ train │ 0.1" in terminal.getvalue()
 
 
-def test_a_name_in_a_table_is_neither_markup_nor_obeyed(
+def test_names_in_a_table_are_neither_markup_nor_control_codes(
     terminal: io.StringIO, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -75,6 +75,17 @@ def test_a_name_in_a_table_is_neither_markup_nor_obeyed(
     screen.ScreenHandler().emit(table)
     assert "│ [/b]:cat: " in terminal.getvalue()
     assert "│ \\x1b]0;title\\x07\\n │" in terminal.getvalue()
+
+
+def test_a_line_logged_during_training_appears_above_the_bar(terminal: io.StringIO) -> None:
+    training = Progress(MLP((1, 2, 2), 2))
+    training.losses, training.correct = [torch.tensor(2.0)], [torch.tensor(3)]
+    with screen.progress_bar(epochs=5, images=16, batch_size=4) as step:
+        step(training)
+        screen.ScreenHandler().emit(record("epoch 0/5 is done"))
+    before, _, after = terminal.getvalue().partition("epoch 0/5 is done\n")
+    assert before.endswith("\x1b[2K")  # the bar is erased, then drawn again below the line
+    assert "epoch 1/5" in after
 
 
 def test_lines_in_a_pipe_are_neither_wrapped_nor_marked_up(monkeypatch: pytest.MonkeyPatch) -> None:

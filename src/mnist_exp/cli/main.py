@@ -28,7 +28,7 @@ from mnist_exp.cli.process import exit_code, leave
 from mnist_exp.errors import BadInput, Failure, sanitize
 from mnist_exp.experiment.resume import check_new, find_run
 from mnist_exp.experiment.shell import quoted
-from mnist_exp.experiment.signals import end_at_once, raising
+from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.versions import MAIN
 from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.tracking.addresses import tracking_uri
@@ -77,7 +77,7 @@ def train() -> None:
     try:
         folder = None
         if FIRST:
-            with raising():
+            with raise_on_signal():
                 preset = preset_axes(arguments.overrides) if arguments.multirun else []
                 if found := problems([*preset, *arguments.overrides], arguments.multirun):
                     leave("\n".join(found), code=BadInput.exit_code)
@@ -89,7 +89,7 @@ def train() -> None:
             sys.argv += met(folder)
         elif folder:
             sys.argv.append(run_dir(folder))
-        with raising():
+        with raise_on_signal():
             run_with_hydra()
     except KeyboardInterrupt as interrupt:
         leave("", code=getattr(interrupt, "exit_code", 130))
@@ -110,7 +110,7 @@ def refuse(message: str) -> NoReturn:
 
 def met(folder: Path | None) -> list[str]:
     """The overrides with which all ranks do the same. See `distributed.rendezvous`."""
-    end_at_once()  # a signal does not reach Python while torch waits for another rank
+    reset_signals()  # a signal does not reach Python while torch waits for another rank
     from mnist_exp.training.distributed import rendezvous
 
     agreed, going_on = rendezvous(folder)

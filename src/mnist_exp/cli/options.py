@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from mnist_exp.cli.process import exit_code, leave
 from mnist_exp.errors import BadInput, Failure, sanitize
-from mnist_exp.experiment.signals import raising
+from mnist_exp.experiment.signals import raise_on_signal
 from mnist_exp.paths import add_config_dir
 from mnist_exp.tracking import EXPERIMENT
 from mnist_exp.tracking.addresses import tracking_uri
@@ -83,7 +83,7 @@ def answer(act: Callable[[], int]) -> NoReturn:
     With 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM instead.
     """
     try:
-        with raising():
+        with raise_on_signal():
             code = act()
             sys.stdout.flush()
     except KeyboardInterrupt as interrupt:

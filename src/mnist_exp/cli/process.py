@@ -11,7 +11,7 @@ from traceback import format_exception
 from typing import Any, NoReturn
 
 from mnist_exp.errors import Failure, Formatter, sanitize_lines
-from mnist_exp.experiment.signals import end_at_once
+from mnist_exp.experiment.signals import reset_signals
 
 # Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
 # they are imported, none of it garbage: a quarter of the time.
@@ -37,7 +37,7 @@ def leave(message: str, code: int) -> NoReturn:
 
     With torch and MLflow loaded that takes one to four seconds and frees only memory.
     """
-    end_at_once()
+    reset_signals()
     if message:
         print(sanitize_lines(message), file=sys.stderr)
     atexit._run_exitfuncs()

@@ -1,4 +1,4 @@
-"""Finished runs, of MLflow and of outputs/, ranked by the validation accuracy of their weights."""
+"""Finished runs in MLflow and in outputs/, ranked by the validation accuracy of kept weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mnist_exp.training.rules import did_you_mean
 
 
 def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
-    """The best run of a data set: for "best" that in conf/config.yaml, for "best:NAME" that one.
+    """The best run of a data set: "best" means the one in conf/config.yaml, "best:NAME" NAME.
 
-    Only runs on the same images as the last run of that name are compared: a folder's may change,
-    and another folder may have its name. Raises BadInput where there is no run, and what
-    `rank_runs` does.
+    Only runs on the same images as the last run of that name are compared: the images in a folder
+    may change, and two folders may have the same name. Raises BadInput if there is no run, and what
+    `rank_runs` raises.
     """
     data = word.partition(":")[2] or find_default_data()
     validated = [run for run in rank_runs(experiment, uri) if run.accuracy is not None]
@@ -49,12 +49,12 @@ def find_default_data() -> str:
 
 
 def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
-    """All finished runs but those with trainer.max_batches, by validation accuracy, of equals the
-    earliest first; runs without validation come last.
+    """All finished runs except those with trainer.max_batches, the best on validation first.
 
-    They are those of the MLflow experiment, and those in outputs/ that MLflow does not have.
-    Without a server or a database, MLflow is not imported. uri: of MLflow, None for the
-    repository's. Raises BadInput for an unknown experiment, TrackerError.
+    Of equal ones the earliest is first; runs without validation are last. The runs are those of the
+    MLflow experiment and those in outputs/ that MLflow does not have. Without a server or a
+    database, MLflow is not imported. uri: of MLflow, None for the repository's. Raises BadInput for
+    an unknown experiment, TrackerError.
     """
     runs: list[FinishedRun] = []
     known: Collection[str] = ()
@@ -68,17 +68,17 @@ def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
                 with checkpoint.fitting(path):
                     runs += find_untracked_run(path, experiment, known)
             except checkpoint.CheckpointError:
-                continue  # no run of this code
+                continue  # not a run of this code
     return sorted(
         runs, key=lambda run: (run.accuracy is None, -(run.accuracy or 0), run.start_time)
     )
 
 
 def find_untracked_run(path: Path, experiment: str, known: Collection[str]) -> list[FinishedRun]:
-    """The run of this checkpoint, where it has ended, is of the experiment and MLflow lacks it.
+    """The checkpoint's run, if it has ended, belongs to the experiment and is not in MLflow.
 
     A run without an experiment belongs to the default one. Raises CheckpointError, and LookupError
-    and the like for a file of another kind.
+    and others for a file of another kind.
     """
     saved = checkpoint.peek(path)
     trainer, tracking = saved["config"]["trainer"], saved["config"]["tracking"]

@@ -44,7 +44,7 @@ from mnist_exp.experiment.metrics import (
 from mnist_exp.experiment.resume import check_new, is_elsewhere, resumed_config
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.shell import quoted, resume_command, shown
-from mnist_exp.experiment.signals import Interrupted, deferred
+from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.files import alone, replacing
 from mnist_exp.inference.export import ExportError, export
@@ -187,7 +187,7 @@ class Experiment:
         if self.group.rank:
             return self.follow()
         status: Status = "FAILED"
-        with alone(self.folder), deferred() as check_signals:
+        with alone(self.folder), defer_signals() as check_signals:
             if not self.loaded and self.parent is None:
                 check_new(self.folder)  # again: another process may have trained there meanwhile
             self.save_last_and_best()  # with the key, before the tracker has a run to lose
@@ -245,7 +245,7 @@ class Experiment:
             try:
                 for epoch in self.fit(on_step):
                     self.save_last_and_best()
-                    log.info(screen.epoch_line(epoch, config.trainer.epochs))
+                    log.info(screen.format_epoch(epoch, config.trainer.epochs))
                     self.tell(epoch_entry(epoch))
                     self.on_epoch(epoch)
                 check_signals()
@@ -261,7 +261,7 @@ class Experiment:
         """What a rank after the first does: the same steps, and nothing else."""
         at = f"{self.config.seed}/{self.group.rank}/{self.progress.steps}"
         torch.manual_seed(random.Random(at).getrandbits(32))  # of its own, for dropout
-        with deferred() as check_signals:
+        with defer_signals() as check_signals:
             for _ in self.fit(lambda progress: check_signals(self.group.max)):
                 pass
         return self.result()

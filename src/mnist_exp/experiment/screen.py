@@ -1,7 +1,7 @@
-"""What a person sees while a run runs.
+"""The screen of a run: log lines and tables, and on a terminal a progress bar below them.
 
-Lines that stay are log records, so that the screen and the log file show the same. On a terminal
-a progress bar runs below them; in a pipe there are the lines alone, without control codes.
+Permanent lines are log records, so that the screen and the log file show the same. In a pipe there
+are only these lines, without control codes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ log = logging.getLogger(__name__)
 console = Console(highlight=False)
 
 REDRAW_SECONDS = 0.2
-WINDOW = 100  # batches that the running loss and accuracy are taken over
+WINDOW = 100  # batches of which the progress bar shows loss and accuracy
 
 
 class ScreenHandler(logging.Handler):
-    """Prints records above the progress bar; one that carries a table shows it on a terminal."""
+    """Prints records above the progress bar; on a terminal, a table in place of its message.
+
+    rich's own handler would wrap lines in a pipe and print tracebacks, which are for the log file.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         table = getattr(record, "table", None)
@@ -38,12 +41,11 @@ class ScreenHandler(logging.Handler):
             console.print(table)
         else:
             style = "red" if record.levelno >= logging.ERROR else None
-            # Its message alone: a traceback is for the log file.
             console.print(Text(format_message(record)), soft_wrap=True, style=style)
 
 
 def log_to(path: Path) -> None:
-    """Send all records to the screen and to this file, as Hydra does for a run."""
+    """Log to the screen and to this file, as Hydra does for a run."""
     file = logging.FileHandler(path)
     file.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[ScreenHandler(), file], force=True)
@@ -51,7 +53,7 @@ def log_to(path: Path) -> None:
 
 @contextmanager
 def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable[[Training], None]]:
-    """A bar over a whole training, and the function that moves it, to be called at each step."""
+    """A bar for a whole training; yields the function that moves it, to be called at each step."""
     if not console.is_terminal:
         yield lambda training: None
         return
@@ -76,7 +78,7 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
                 task,
                 completed=done,
                 description=f"epoch {len(training.epochs) + 1}/{epochs}",
-                metrics=f"{running(training, batch_size)}{speed:,.0f} images/s",
+                metrics=f"{format_progress(training, batch_size)}{speed:,.0f} images/s",
                 refresh=True,
             )
             drawn_at, drawn = now, done
@@ -84,10 +86,10 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
         yield step
 
 
-def running(training: Training, batch_size: int) -> str:
+def format_progress(training: Training, batch_size: int) -> str:
     """Loss and accuracy over the last batches.
 
-    On a GPU, which a look at them would hold up, those of the last epoch's training.
+    On a GPU, where reading them would stall the training, those of the last epoch.
     """
     if training.losses[-1].device.type == "cpu":
         losses, correct = training.losses[-WINDOW:], training.correct[-WINDOW:]
@@ -101,25 +103,25 @@ def running(training: Training, batch_size: int) -> str:
     return f"loss {loss:.4f}  accuracy {accuracy:.4f}  "
 
 
-def epoch_line(epoch: Epoch, epochs: int) -> str:
-    """One finished epoch in one line."""
+def format_epoch(epoch: Epoch, epochs: int) -> str:
+    """A finished epoch in one line."""
     metrics = {"train": epoch.train, "val": epoch.val}
-    said = [
+    parts = [
         f"  {split} loss {m.loss:.4f} accuracy {m.accuracy:.4f}"
         for split, m in metrics.items()
         if m
     ]
     return (
-        f"epoch {epoch.number}/{epochs}{''.join(said)}"
+        f"epoch {epoch.number}/{epochs}{''.join(parts)}"
         f"  {epoch.seconds:.1f} s  {epoch.images_per_second:,.0f} images/s"
     )
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table that stays: drawn on a terminal, aligned lines in a pipe and in the log file."""
+    """Show a table: drawn on a terminal, as aligned lines in a pipe and in the log file."""
     title = sanitize(title)
     lines = [[*map(sanitize, row)] for row in (header, *rows)]
-    head, *body = ([*map(Text, line)] for line in lines)  # a name is no markup
+    head, *body = ([*map(Text, line)] for line in lines)  # names are not markup
     table = Table(title=Text(title, "table.title"), title_justify="left")
     for cell in head:
         table.add_column(cell)

@@ -1,4 +1,4 @@
-"""Pictures from plain numbers, in one style. Readable in grey and by the colour-blind."""
+"""Pictures from plain numbers, in one style that is readable in gray and by the color-blind."""
 
 from mnist_exp.figures.image import predictions
 from mnist_exp.figures.run import confusion, curves, filters, most_wrong, reliability

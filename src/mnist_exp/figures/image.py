@@ -1,4 +1,4 @@
-"""What a model says of single images."""
+"""Predictions for single images."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mnist_exp.figures.style import BLUE, save, styled
+from mnist_exp.figures.style import BLUE, save, use_style
 
-BARS = 10  # of the most probable classes
+BARS = 10  # at most, one for each of the most probable classes
 
 
-@styled
+@use_style
 def predictions(
     path: Path,
     names: Sequence[str],
-    shown: Sequence[tuple[str, Sequence[Sequence[Sequence[int]]], Sequence[float]]],
+    images: Sequence[tuple[str, Sequence[Sequence[Sequence[int]]], Sequence[float]]],
 ) -> None:
-    """What a model sees, and beside it how probable it finds the most probable classes.
+    """Each image as the model gets it, next to the probabilities of the most probable classes.
 
-    names: of the classes; shown: of each image its name, its pixels 0..255 [height][width][1 or 3],
-    and its probabilities by class.
+    names: of the classes; images: name, pixels 0..255 [height][width][1 or 3] and probabilities by
+    class of each image.
     """
     count = min(len(names), BARS)
-    figure = Figure((5.2, (0.5 + 0.17 * count) * len(shown)), layout="constrained")
-    grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(1, 1.6))
-    for (left, right), (name, pixels, probabilities) in zip(grid, shown, strict=True):
+    figure = Figure((5.2, (0.5 + 0.17 * count) * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 1.6))
+    for (left, right), (name, pixels, probabilities) in zip(grid, images, strict=True):
         left.imshow(pixels, cmap="gray", vmin=0, vmax=255)
         left.set_title(name, fontsize="small")
         left.set_axis_off()
         ranked = sorted(range(len(names)), key=lambda label: -probabilities[label])
-        told = sorted(ranked[:count])
-        values = [probabilities[label] for label in told]
-        colours = [BLUE if label == ranked[0] else "0.75" for label in told]
-        bars = right.barh(range(count), values, color=colours)
+        labels = sorted(ranked[:count])
+        values = [probabilities[label] for label in labels]
+        colors = [BLUE if label == ranked[0] else "0.75" for label in labels]
+        bars = right.barh(range(count), values, color=colors)
         right.bar_label(bars, [f"{v:.1%}" for v in values], padding=3, fontsize="x-small")
-        right.set_yticks(range(count), [names[label] for label in told], fontsize="small")
+        right.set_yticks(range(count), [names[label] for label in labels], fontsize="small")
         right.invert_yaxis()
-        right.set_xlim(0, 1.2)  # with room for what stands at a full bar's end
+        right.set_xlim(0, 1.2)  # with space for the label of a full bar
         right.set_xticks([])
         right.spines[["top", "right", "bottom"]].set_visible(False)
     save(figure, path)

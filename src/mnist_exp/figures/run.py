@@ -1,4 +1,4 @@
-"""What one run has learned, and where it errs."""
+"""The training curves, errors, calibration and filters of one run."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from mnist_exp.figures.style import BLUE, COLOURS, PALE, RED, save, styled
+from mnist_exp.figures.style import BLUE, COLORMAP, PALE, RED, save, use_style
 
 Images = NDArray[np.uint8] | NDArray[np.float32]  # [n, height, width, 1 or 3]; floats: 0..1
 
-LOOKS = {  # of each split's line
+STYLES = {  # of each split's line
     "train": {"color": RED, "linestyle": "--", "marker": ".", "markersize": 4},
     "val": {"color": BLUE, "marker": "o", "markersize": 4},
     "test": {"color": "black", "marker": "D", "markersize": 5, "linestyle": "none"},
 }
-READABLE = 25  # up to so many classes, each has its name and each error its count
-LONGEST = 12  # letters of a class's name, beside others
-ACROSS = 6  # images in a row
-BELOW = 0.4  # for two lines of text, in widths of an image
+MAX_NAMED = 25  # with more classes, no names and counts are written
+MAX_LETTERS = 12  # of a class's name below an image
+COLUMNS = 6  # images in a row
+TEXT_HEIGHT = 0.4  # of two lines below an image, in widths of an image
 
 
-@styled
-def curves(path: Path, figures: Mapping[str, Mapping[int, tuple[float, float]]], kept: int) -> None:
-    """Loss and accuracy 0..1 by split, "train", "val" or "test", and epoch.
+@use_style
+def curves(path: Path, metrics: Mapping[str, Mapping[int, tuple[float, float]]], kept: int) -> None:
+    """Loss and accuracy over the epochs.
 
-    kept: the epoch whose weights are.
+    metrics: split ("train", "val" or "test") → epoch → (loss, accuracy 0..1); kept: the epoch whose
+    weights are kept.
     """
     figure = Figure((7.2, 2.8), layout="constrained")
     for axes, number, name in zip(figure.subplots(1, 2), (0, 1), ("loss", "accuracy"), strict=True):
         axes.axvline(kept, color="0.85", linewidth=4, zorder=0)
-        for split, by_epoch in figures.items():
-            values = [found[number] for found in by_epoch.values()]
-            axes.plot(list(by_epoch), values, label=split, **LOOKS[split])
+        for split, by_epoch in metrics.items():
+            values = [pair[number] for pair in by_epoch.values()]
+            axes.plot(list(by_epoch), values, label=split, **STYLES[split])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.set_xlabel(f"epoch (kept: {kept})")
@@ -49,14 +50,14 @@ def curves(path: Path, figures: Mapping[str, Mapping[int, tuple[float, float]]],
     save(figure, path)
 
 
-@styled
+@use_style
 def confusion(
     path: Path, names: Sequence[str], labels: Sequence[int], predictions: Sequence[int]
 ) -> None:
-    """How often each class was taken for which: errors in colour, what is right in grey.
+    """The confusion matrix: errors in color, correct predictions in gray.
 
-    names: of the classes; labels and predictions: their indices, in step with each other. Of very
-    many classes the colours alone.
+    names: of the classes; labels and predictions: indices of the true and the predicted class of
+    each image. With very many classes only the colors are drawn.
     """
     counts = Counter(zip(labels, predictions, strict=True))
     errors = Counter({(y, x): count for (y, x), count in counts.items() if x != y})
@@ -65,8 +66,8 @@ def confusion(
     figure = Figure((5.2, 5.0), layout="constrained")
     axes = figure.add_subplot()
     grid = [[errors[y, x] or math.nan for x in classes] for y in classes]
-    image = axes.imshow(grid, cmap=f"{COLOURS}_r", vmin=0, vmax=most)  # the most is the darkest
-    if len(names) <= READABLE:
+    image = axes.imshow(grid, cmap=f"{COLORMAP}_r", vmin=0, vmax=most)  # most frequent: darkest
+    if len(names) <= MAX_NAMED:
         write_counts(axes, counts, most)
         axes.set_yticks(classes, names)
         axes.set_xticks(classes, names, rotation=0 if max(map(len, names)) < 4 else 45)
@@ -88,34 +89,34 @@ def write_counts(axes: Axes, counts: Mapping[tuple[int, int], int], most: int) -
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.94"))
             axes.text(x, y, str(count), ha="center", va="center", color=PALE, fontsize=7)
         else:
-            colour = "white" if count > most / 2 else "black"
-            axes.text(x, y, str(count), ha="center", va="center", color=colour)
+            color = "white" if count > most / 2 else "black"
+            axes.text(x, y, str(count), ha="center", va="center", color=color)
 
 
-@styled
+@use_style
 def most_wrong(
     path: Path,
     images: Images,
-    said: Sequence[tuple[str, float]],
+    predicted: Sequence[tuple[str, float]],
     true: Sequence[tuple[str, float]],
     heading: str,
 ) -> None:
-    """Images with what was said of each and, below that, what is true; with probabilities 0..1."""
-    rows = max(1, math.ceil(len(images) / ACROSS))
+    """Images with the predicted and below it the true class, each with its probability 0..1."""
+    rows = max(1, math.ceil(len(images) / COLUMNS))
     figure = Figure((7.2, 0.4 + 1.55 * rows), layout="constrained")
     axes = figure.add_subplot()
-    wide, high = tile(axes, images, ACROSS, BELOW)
+    cell_width, cell_height = tile(axes, images, COLUMNS, TEXT_HEIGHT)
     size = images.shape[2]
-    for n, (wrong, right) in enumerate(zip(said, true, strict=True)):
-        x, y = n % ACROSS * wide + size / 2, (n // ACROSS + 1) * high
-        for up, (name, probability), colour in ((0.38, wrong, RED), (0.2, right, "black")):
-            text = f"{shortened(name)}  {probability:.3f}"
-            axes.text(x, y - up * size, text, ha="center", va="center", color=colour, fontsize=8)
+    for n, (wrong, right) in enumerate(zip(predicted, true, strict=True)):
+        x, y = n % COLUMNS * cell_width + size / 2, (n // COLUMNS + 1) * cell_height
+        for up, (name, probability), color in ((0.38, wrong, RED), (0.2, right, "black")):
+            text = f"{shorten(name)}  {probability:.3f}"
+            axes.text(x, y - up * size, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_title(heading, fontsize="medium")
     save(figure, path)
 
 
-@styled
+@use_style
 def reliability(
     path: Path,
     confidences: Sequence[float | None],
@@ -123,10 +124,10 @@ def reliability(
     counts: Sequence[int],
     error: float,
 ) -> None:
-    """How often predictions of each confidence were right (DeGroot and Fienberg, 1983).
+    """How often predictions of each confidence were correct (DeGroot and Fienberg, 1983).
 
-    Means 0..1 of equally wide bins of confidence, None for one without predictions; how many each
-    has; the expected calibration error 0..1.
+    confidences and accuracies: means 0..1 in bins of equal width, None for an empty bin; counts: of
+    predictions in each bin; error: the expected calibration error, 0..1.
     """
     figure = Figure((4.6, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -139,42 +140,44 @@ def reliability(
     above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     above.set_title(f"expected calibration error {error:.4f}", fontsize="medium")
     below.bar(lefts, [count / sum(counts) for count in counts], color="0.7", **size)
-    below.set(ylabel="share", xlabel="confidence", ylim=(0, 1))
+    below.set(ylabel="fraction", xlabel="confidence", ylim=(0, 1))
     for axes in (above, below):
         axes.set_axisbelow(True)
         axes.grid(alpha=0.3)
     save(figure, path)
 
 
-@styled
+@use_style
 def filters(path: Path, images: Images, heading: str) -> None:
-    """Weights that are images: dark below nothing, bright above it."""
-    across = min(len(images), 2 * ACROSS)
-    rows = math.ceil(len(images) / across)
-    figure = Figure((max(2.6, 0.6 * across), 0.4 + 0.6 * rows), layout="constrained")
+    """Weights as images: negative ones are dark, positive ones bright."""
+    columns = min(len(images), 2 * COLUMNS)
+    rows = math.ceil(len(images) / columns)
+    figure = Figure((max(2.6, 0.6 * columns), 0.4 + 0.6 * rows), layout="constrained")
     axes = figure.add_subplot()
-    tile(axes, images, across)
+    tile(axes, images, columns)
     axes.set_title(heading, fontsize="medium")
     save(figure, path)
 
 
-def tile(axes: Axes, images: Images, across: int, below: float = 0.0) -> tuple[int, int]:
-    """All images in rows, as one: each of its own would cost 10 ms.
+def tile(axes: Axes, images: Images, columns: int, below: float = 0.0) -> tuple[int, int]:
+    """Draw all images in rows, as one image: separate ones would cost 10 ms each.
 
-    Returns the width and height of a cell in pixels, an image's widths `below` left free in it.
+    below: free space below each image, in widths of an image. Returns the width and height of a
+    cell in pixels.
     """
-    _, height, width, colours = images.shape
-    wide, high = width + max(1, width // 10), height + max(1, width // 10) + round(below * width)
+    _, height, width, colors = images.shape
+    gap = max(1, width // 10)
+    cell_width, cell_height = width + gap, height + gap + round(below * width)
     white = 255 if images.dtype == np.uint8 else 1
-    rows = max(1, math.ceil(len(images) / across))
-    page = np.full((rows * high, across * wide, colours), white, images.dtype)
+    rows = max(1, math.ceil(len(images) / columns))
+    page = np.full((rows * cell_height, columns * cell_width, colors), white, images.dtype)
     for n, image in enumerate(images):
-        x, y = n % across * wide, n // across * high
+        x, y = n % columns * cell_width, n // columns * cell_height
         page[y : y + height, x : x + width] = image
-    axes.imshow(page[..., 0] if colours == 1 else page, cmap="gray", vmin=0, vmax=white)
+    axes.imshow(page[..., 0] if colors == 1 else page, cmap="gray", vmin=0, vmax=white)
     axes.set_axis_off()
-    return wide, high
+    return cell_width, cell_height
 
 
-def shortened(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+def shorten(name: str) -> str:
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"

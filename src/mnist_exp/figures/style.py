@@ -1,4 +1,4 @@
-"""What all pictures share."""
+"""The style of all pictures."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 
 from mnist_exp.files import replacing
 
-COLOURS = "viridis"  # perceptually uniform, and ordered in grey, too
-BLUE, RED, PALE = "#0072B2", "#D55E00", "0.45"  # apart for everyone (Okabe and Ito, 2008)
+COLORMAP = "viridis"  # perceptually uniform, also in gray
+BLUE, RED, PALE = "#0072B2", "#D55E00", "0.45"  # everyone can tell them apart (Okabe and Ito, 2008)
 
-# For a function that draws: what people call their classes is text, and no formula.
-styled = matplotlib.rc_context({"text.parse_math": False})
+# Decorates functions that draw: names of classes are text, never formulas.
+use_style = matplotlib.rc_context({"text.parse_math": False})
 
 
 def save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         kind = path.suffix.removeprefix(".")
-        quick = {"compress_level": 3} if kind == "png" else {}  # a tenth larger, half the time
-        figure.savefig(temporary, format=kind, dpi=160, pil_kwargs=quick)
+        options = {"compress_level": 3} if kind == "png" else {}  # a tenth larger, half the time
+        figure.savefig(temporary, format=kind, dpi=160, pil_kwargs=options)
