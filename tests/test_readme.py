@@ -108,18 +108,23 @@ def test_keys_and_options_in_the_pages_exist() -> None:
 # --- docs/extend.md ---
 
 
-def put(clone: Clone, title: str) -> list[Path]:
-    """Write the files that this section shows, which must have as many lines as it says."""
+def blocks_of(title: str) -> tuple[str, list[tuple[str, str]]]:
+    """This section, and each file in it: its path and its text."""
     _, _, after = EXTEND.partition(f"\n## {title}\n")
     section = after.partition("\n## ")[0]
     blocks = re.findall(r"```(?:python|yaml)\n(# (\S+)\n.*?)```", section, re.DOTALL)
+    return section, [(path, text) for text, path in blocks]
+
+
+def put(clone: Clone, title: str) -> list[Path]:
+    """Write the files that this section shows, which must have as many lines as it says."""
+    section, blocks = blocks_of(title)
     (count,) = re.findall(r"(\d+)\s+lines,\s+no\s+other\s+change", section)
-    assert sum(text.count("\n") for text, _ in blocks) == int(count)
-    paths = [clone.root / path for _, path in blocks]
-    for path, (text, _) in zip(paths, blocks, strict=True):
-        assert not path.exists()
-        path.write_text(text)
-    return paths
+    assert sum(text.count("\n") for _, text in blocks) == int(count)
+    for path, text in blocks:
+        assert not (clone.root / path).exists()
+        (clone.root / path).write_text(text)
+    return [clone.root / path for path, _ in blocks]
 
 
 def train(clone: Clone, *arguments: str) -> str:
@@ -185,3 +190,18 @@ def test_a_tracker_of_two_files_logs_each_metric_once_across_a_resume(clone: Clo
     lines = file.read_text().splitlines()
     assert len(lines) == len(set(lines))
     assert [line[0] for line in lines if ",val/accuracy," in line] == ["1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_a_trainer_option_is_two_lines_and_an_older_checkpoint_resumes(clone: Clone) -> None:
+    train(clone, "data=digits", "tracking=none", *QUICK)
+    _, blocks = blocks_of("A trainer option")
+    for path, text in blocks:
+        added = text.partition("\n")[2]
+        assert added.count("\n") == 1
+        file = clone.root / path
+        file.write_text(file.read_text() + added)
+    done = clone.run("train.py", "trainer.clip_value=-1")
+    assert done.stderr == "trainer.clip_value=-1: must be null or a number > 0\n"
+    train(clone, "resume=latest", "trainer.epochs=3")
+    train(clone, "data=digits", "tracking=none", "trainer.clip_value=0.1", *QUICK)
