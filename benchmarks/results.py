@@ -27,16 +27,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import recipe
+from hydra import compose
 from hydra.errors import HydraException
 from measure import name_processor
 from omegaconf import DictConfig, OmegaConf
 from page import Row, Run, render_page
 
 from mnist_exp import figures
-from mnist_exp.cli.arguments import plan_sweep
 from mnist_exp.errors import Failure, first_line
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import load
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.files import replacing
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.sweeps.records import Outcome, read_outcomes
@@ -109,7 +110,8 @@ def download_data(words: Sequence[str]) -> DictConfig:
 
     Raises Failure and HydraException.
     """
-    config = plan_sweep(words).config
+    with initialize_hydra():
+        config = compose("config", list(words))
     load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
     return config
 

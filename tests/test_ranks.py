@@ -91,7 +91,7 @@ def test_one_process_by_torchrun_is_the_same_as_without_torchrun(clone: Clone) -
     sweep = ("-m", "seed=1,2", "data=digits", "trainer=debug", "tracking=none")
     done = clone.run("train.py", *sweep, "batch_size=63", env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(clone.folders()) == 2
+    assert len(list(clone.root.glob("outputs/*/*/*/config.yaml"))) == 2
 
 
 # --- two of them ---

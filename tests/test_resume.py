@@ -37,7 +37,7 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint
 from mnist_exp.experiment import run as experiment
 from mnist_exp.experiment.resume import find_run, resumed_config
-from mnist_exp.experiment.shell import quoted
+from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import LAST
 from mnist_exp.tracking import TrackerError
@@ -224,7 +224,7 @@ def test_a_signal_ends_the_step_and_the_last_line_pasted_to_a_shell_goes_on(
     whole: Clone, clone: Clone
 ) -> None:
     odd = 'it\'s [an] "odd" $HOME folder\\, a=b, ü'
-    run_dir = f"hydra.run.dir={quoted(f'{clone.root}/outputs/{odd}/1')}"
+    run_dir = f"hydra.run.dir={quote(f'{clone.root}/outputs/{odd}/1')}"
     command = shlex.join([sys.executable, "train.py", *RUN, run_dir])
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
@@ -306,7 +306,7 @@ def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
 def test_ctrl_c_while_the_command_line_is_checked_prints_nothing(clone: Clone) -> None:
     code = (
         "import os, signal, sys; from mnist_exp.cli import main as cli; sys.argv = ['train.py']; "
-        "cli.problems = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); cli.train()"
+        "cli.check = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); cli.train()"
     )
     done = clone.run("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
@@ -329,6 +329,15 @@ def test_an_ended_run_is_found_from_anywhere_says_so_and_stays_as_it_is(
     assert only_run(client).to_dictionary() == run.to_dictionary()
     assert whole.folders() == [folder]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_a_run_to_resume_can_be_shown(whole: Clone) -> None:
+    (folder,) = whole.folders()
+    before = hashes(folder)
+    done = whole.run("train.py", "resume=latest", "--cfg", "job")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resume: latest\n" in done.stdout
+    assert hashes(folder) == before
 
 
 @pytest.mark.parametrize("more", [(), ("reproduce=0123456789abcdef0123456789abcdef",)])
@@ -397,7 +406,7 @@ def test_a_run_is_found_by_its_folder_however_it_is_written_and_as_the_latest(
     ],
 )
 def test_a_quoted_value_is_read_by_hydra_as_it_is(value: str) -> None:
-    override = OverridesParser.create().parse_override(f"resume={quoted(value)}")
+    override = OverridesParser.create().parse_override(f"resume={quote(value)}")
     assert override.value() == value
 
 

@@ -21,7 +21,7 @@ from mlflow.entities import Run
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone
 from mnist_exp.paths import LAST
-from mnist_exp.sweeps.records import SWEEP, Damaged, read_sweep
+from mnist_exp.sweeps.records import SWEEP, Damaged, read_outcome, read_sweep
 from mnist_exp.sweeps.resume import check_new
 
 GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batch_size=32,64")
@@ -498,6 +498,29 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
     assert "3 jobs" in done.stdout
 
 
+def test_cfg_job_lists_the_jobs_that_the_sweep_then_runs(clone: Clone) -> None:
+    arguments = ("data=digits", "trainer=debug", "sweep=lr_batch", "batch_size=32,64")
+    arguments += ("tracking=none", "hydra.sweep.dir=outputs/a/b")
+    listed = clone.run("train.py", "-m", "--cfg", "job", *arguments)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert list((clone.root / "outputs").iterdir()) == []
+    assert clone.run("train.py", "-m", *arguments).returncode == 0
+    outcomes = [read_outcome(clone.root / "outputs/a/b" / str(number)) for number in range(6)]
+    for line, outcome in zip(listed.stdout.splitlines(), outcomes, strict=True):
+        number, folder, overrides = line.split("  ")
+        assert (int(number), clone.root / folder) == (outcome.job, outcome.folder)
+        assert [o for o in overrides.split() if not o.startswith("sweep")] == outcome.overrides
+
+
+def test_cfg_job_shows_what_a_search_chooses_from(clone: Clone) -> None:
+    search = ("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,1)", "hydra.sweeper.n_trials=7")
+    done = clone.run("train.py", "-m", "--cfg", "job", *search)
+    first, *space = done.stdout.splitlines()
+    assert (done.returncode, space) == (0, ["optimizer.lr=interval(0.1,1)"])
+    assert "7 jobs" in first
+    assert list((clone.root / "outputs").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -505,7 +528,8 @@ def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -
         (("seed=1,2", "sweep.resume=latest"), "no sweep in outputs/"),
         (("seed=1,2", "sweep.resume=conf"), "sweep.resume=conf: …folder…latest"),
         (("optimizer.lr=interval(0.1,1)",), "optimizer.lr=interval(0.1,1): …hydra/sweeper=optuna"),
-        (("seed=1,2", "--cfg", "job"), "-m…--cfg…--info"),
+        (("--cfg", "hydra", "seed=1,2"), "-m --cfg job"),
+        (("--info", "config", "seed=1,2"), "-m --cfg job"),
         (("seed=1,2", "resume=latest"), "resume=latest: …-m"),
     ],
 )

@@ -1,62 +1,120 @@
-"""What a sweep will run, as its command line and its preset have it."""
+"""The command line, parsed once: Hydra's flags, and every key=value."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
+from hydra.errors import HydraException
 
-import mnist_exp.experiment.rules  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp.errors import BadInput
-from mnist_exp.experiment.targets import initialize_hydra
-from mnist_exp.sweeps.records import Plan
+from mnist_exp.cli.process import leave
+from mnist_exp.errors import BadInput, sanitize
+from mnist_exp.paths import add_config_dir
+
+# Flags of Hydra's that the check of the command line does not see, or that unpickle a file.
+UNSUPPORTED = {
+    "config_path": "--config-dir FOLDER adds options of your own to those of conf/",
+    "config_name": "resume= and reproduce= take the config of a run; conf/experiment/ has presets",
+    "experimental_rerun": "reproduce= trains a run again",
+}
 
 
-def plan_sweep(arguments: Sequence[str]) -> Plan:
-    """Of arguments that have no problems, those of a preset among them.
+class Setting(NamedTuple):
+    """One value for a key or a group."""
 
-    Raises BadInput for an interval without a search, and for seeds in one.
+    text: str  # as typed, or with the YAML file that has it
+    key: str
+    value: Any
+    changes: bool = True  # false: adds or removes the key
+
+
+class Argument(NamedTuple):
+    """A key=value as it was typed, as Hydra parses it, and each single value in it."""
+
+    text: str
+    override: Override
+    settings: list[Setting]
+
+
+class Arguments(NamedTuple):
+    """Every key=value of a command line, parsed."""
+
+    words: list[str]  # as typed
+    parsed: list[Argument]
+    errors: list[str]  # a line for each word that Hydra cannot parse
+
+    def shared(self) -> list[str]:
+        """What all jobs of a sweep have in common, as typed."""
+        return [a.text for a in self.parsed if not a.override.is_sweep_override()]
+
+
+def parse_flags() -> Namespace:
+    """Hydra's flags in sys.argv, and as `overrides` the rest; adds the folder of --config-dir.
+
+    Exits with 2 for a flag that is unknown or not supported.
     """
-    with initialize_hydra() as loader:
-        parser = OverridesParser.create(loader)
-        overrides = parser.parse_overrides(list(arguments))
-        shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-        config = compose("config", shared, return_hydra_config=True)
-    swept = [override for override in overrides if override.is_sweep_override()]
-    axes = {o.key_or_group: str(o.input_line).partition("=")[2] for o in swept}
-    search = "n_trials" in config.hydra.sweeper
-    if search and "seed" in axes:
-        reason = "a search trains each configuration once; give one seed"
-        raise BadInput(f"seed={axes['seed']}: {reason}, then sweep the winner over several")
-    if search:
-        jobs = config.hydra.sweeper.n_trials
-    elif intervals := [str(o.input_line) for o in swept if not o.is_discrete_sweep()]:
-        raise BadInput(f"{intervals[0]}: an interval, which needs hydra/sweeper=optuna")
-    else:
-        jobs = math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in swept)
-    return Plan(config, Path(config.hydra.sweep.dir), axes, jobs, search)
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    flags = parser.parse_args()
+    for flag, instead in UNSUPPORTED.items():
+        if getattr(flags, flag) is not None:
+            name = flag.replace("_", "-")
+            leave(f"error: --{name} is not supported; {instead}", BadInput.exit_code)
+    if flags.config_dir is not None:
+        try:
+            add_config_dir(flags.config_dir)
+        except BadInput as error:
+            leave(f"error: {error}", error.exit_code)
+    return flags
 
 
-def plan_folder(arguments: Sequence[str]) -> Path:
-    """Where a run with these arguments, which have no problems, is to write."""
-    with initialize_hydra():
-        config = compose("config", list(arguments), return_hydra_config=True)
-        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the path
-        return Path(config.hydra.run.dir)
+def refuse(message: str) -> NoReturn:
+    """Report an unknown flag in one line; argparse would print its whole usage."""
+    advice = "--help shows the options"
+    if message.startswith("unrecognized arguments") and ": -" not in message:
+        advice = "write flags such as -m before the first key=value"
+    leave(sanitize(f"error: {message}; {advice}"), BadInput.exit_code)
 
 
-def preset_axes(arguments: Sequence[str]) -> list[str]:
-    """What the YAML files sweep over, but for the keys that are typed; none if in doubt."""
-    try:
-        with initialize_hydra():
-            overrides = OverridesParser.create().parse_overrides(list(arguments))
-            shared = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-            sweeper = compose("config", shared, return_hydra_config=True).hydra.sweeper
-    except Exception:  # `problems` says which
-        return []
-    typed = {override.key_or_group for override in overrides}
-    return [f"{key}={axis}" for key, axis in (sweeper.params or {}).items() if key not in typed]
+def parse(words: Iterable[str], loader: ConfigLoader) -> Arguments:
+    """Parse each key=value.
+
+    loader: lists the options of a group, for glob(*).
+    """
+    arguments = Arguments(list(words), [], [])
+    for word in arguments.words:
+        try:
+            arguments.parsed.append(parse_word(word, loader))
+        except Exception as error:  # Hydra's functions raise what Python raises: range(1,9,0)
+            what = str(error).partition("\n")[0].partition(" expecting ")[0]
+            advice = "write key=value, or 'key=\"value\"' for special characters"
+            arguments.errors.append(f"{word}: not understood ({what}); {advice}")
+    return arguments
+
+
+def parse_word(word: str, loader: ConfigLoader) -> Argument:
+    """Raises HydraException, or what a function in the word raises: ValueError and others."""
+    parser = OverridesParser.create(loader)
+    override = parser.parse_override(word)
+    if not override.key_or_group:
+        raise HydraException("no key")
+    singles: Sequence[Override] = [override]
+    if override.is_sweep_override():
+        override.config_loader = loader
+        key, space = override.get_key_element(), override.value()
+        if isinstance(space, IntervalSweep):
+            values = [str(space.start), str(space.end)]
+        else:
+            values = list(override.sweep_string_iterator())
+        if isinstance(space, RangeSweep) and not space.shuffle:
+            values = [*values[:1], *values[1:][-1:]]  # where its ends are allowed, all of it is
+        singles = [parser.parse_override(f"{key}={value}") for value in values]
+    changes = override.type is OverrideType.CHANGE and override.package is None
+    key = override.key_or_group
+    settings = [Setting(str(o.input_line), key, o.value(), changes) for o in singles]
+    return Argument(word, override, settings)

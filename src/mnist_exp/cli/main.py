@@ -1,8 +1,8 @@
 """From the command line to an experiment.
 
-`train` checks all that was typed before anything exists, then hands over to Hydra. Only hydra,
-omegaconf and the standard library are imported here, so that --help and a typo are answered at
-once; torch comes with the experiment.
+`train` parses the command line, checks all of it before anything is created, plans a run or a
+sweep, and hands the plan to Hydra. Only hydra, omegaconf and the standard library are imported
+here, so that --help and a typo are answered at once; torch comes with the experiment.
 """
 
 from __future__ import annotations
@@ -10,40 +10,34 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
-from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from mnist_exp.cli.arguments import plan_folder, plan_sweep, preset_axes
-from mnist_exp.cli.check import problems
+from mnist_exp.cli.arguments import parse, parse_flags
+from mnist_exp.cli.check import check
 from mnist_exp.cli.help import help_text
+from mnist_exp.cli.plan import RunPlan, plan_run, plan_sweep, show_jobs, with_preset
 from mnist_exp.cli.process import exit_code, leave
-from mnist_exp.errors import BadInput, Failure, sanitize
-from mnist_exp.experiment.resume import check_new, find_run
-from mnist_exp.experiment.shell import quoted
+from mnist_exp.errors import BadInput, Failure
+from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.experiment.versions import MAIN
 from mnist_exp.paths import CONF, add_config_dir
-from mnist_exp.tracking.addresses import tracking_uri
+from mnist_exp.sweeps.plan import SweepPlan
 from mnist_exp.tracking.worker import start_worker
-from mnist_exp.training.torchrun import is_distributed, rank, restarts
+from mnist_exp.training.torchrun import is_distributed, rank
 
 log = logging.getLogger(__name__)
-
-# Flags of Hydra's that the check of the command line does not see, or that unpickle a file.
-UNSUPPORTED = {
-    "config_path": "--config-dir FOLDER adds options of your own to those of conf/",
-    "config_name": "resume= and reproduce= take the config of a run; conf/experiment/ has presets",
-    "experimental_rerun": "reproduce= trains a run again",
-}
-FIRST = rank() == 0  # it alone checks, writes and logs
 
 
 def train() -> None:
@@ -51,102 +45,117 @@ def train() -> None:
 
     Exits with 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
     """
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    arguments = parser.parse_args()
-    for flag, instead in UNSUPPORTED.items():
-        if getattr(arguments, flag) is not None:
-            name = flag.replace("_", "-")
-            leave(f"error: --{name} is not supported; {instead}", BadInput.exit_code)
-    if arguments.config_dir is not None:
-        try:
-            add_config_dir(arguments.config_dir)
-        except BadInput as error:
-            leave(f"error: {error}", error.exit_code)
-    if arguments.help:
+    flags = parse_flags()
+    if flags.help:
         print(help_text())
         return
-    if arguments.hydra_help or arguments.shell_completion:
-        run_with_hydra()
-        return
-    if arguments.multirun and (arguments.cfg or arguments.info):
-        leave("error: -m runs a sweep, --cfg and --info only show; choose one", BadInput.exit_code)
-    if arguments.multirun and is_distributed() and FIRST:
-        leave("error: -m starts its jobs itself; leave out torchrun", BadInput.exit_code)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
     try:
-        folder = None
-        if FIRST:
-            with raise_on_signal():
-                preset = preset_axes(arguments.overrides) if arguments.multirun else []
-                if found := problems([*preset, *arguments.overrides], arguments.multirun):
-                    leave("\n".join(found), code=BadInput.exit_code)
-                if arguments.multirun:
-                    leave("", code=sweep(preset, arguments.overrides))
-                shows = bool(arguments.cfg or arguments.info)
-                folder = folder_of_run(arguments.overrides, shows)
-        if is_distributed():
-            sys.argv += met(folder)
-        elif folder:
-            sys.argv.append(run_dir(folder))
         with raise_on_signal():
-            run_with_hydra()
+            code = execute(flags)
     except KeyboardInterrupt as interrupt:
         leave("", code=getattr(interrupt, "exit_code", 130))
     except (Failure, OSError) as error:
         leave(f"error: {error}", code=exit_code(error))
     except HydraException as error:  # about its own flags; its keys have been checked
         leave(f"error: {error}", code=BadInput.exit_code)
-    leave("", code=0)
+    leave("", code=code)
 
 
-def refuse(message: str) -> NoReturn:
-    """Report an unknown flag in one line; argparse would repeat what was typed unescaped."""
-    advice = "--help shows the options"
-    if message.startswith("unrecognized arguments") and ": -" not in message:
-        advice = "write flags such as -m before the first key=value"
-    leave(sanitize(f"error: {message}; {advice}"), BadInput.exit_code)
+def execute(flags: Namespace) -> int:
+    """Show or run what the command line says, once it is checked; returns the exit code."""
+    if flags.hydra_help or flags.shell_completion:
+        show(flags)
+        return 0
+    shows = bool(flags.cfg or flags.info)
+    if rank() > 0:  # rank 0 checks, shows and plans
+        if not (shows or flags.multirun):
+            with initialize_hydra():
+                launch_together(flags.overrides)
+        return 0
+    check_flags(flags)
+    with initialize_hydra() as loader:
+        arguments = parse(flags.overrides, loader)
+        if flags.multirun:
+            arguments = with_preset(arguments, loader)
+        if found := [*arguments.errors, *check(arguments.parsed, flags.multirun, loader)]:
+            leave("\n".join(found), BadInput.exit_code)
+        if flags.multirun:
+            return execute_sweep(plan_sweep(arguments), bool(flags.cfg), loader)
+        plan = plan_run(arguments, is_new=not shows)
+        if is_distributed() and not shows:
+            launch_together(arguments.words, plan.folder)
+        elif not shows:
+            launch(plan)
+    if shows:
+        show(flags)
+    return 0
 
 
-def met(folder: Path | None) -> list[str]:
-    """The overrides with which all ranks do the same. See `distributed.rendezvous`."""
-    reset_signals()  # a signal does not reach Python while torch waits for another rank
-    from mnist_exp.training.distributed import rendezvous
-
-    agreed, going_on = rendezvous(folder)
-    overrides = [run_dir(agreed)]
-    if going_on:
-        overrides.append(f"resume={quoted(str(agreed))}")
-    if not FIRST:
-        overrides.append("hydra/job_logging=rank")
-    return overrides
+def check_flags(flags: Namespace) -> None:
+    """Raises BadInput for flags that do not go together."""
+    if flags.multirun and is_distributed():
+        raise BadInput("-m starts its jobs itself; leave out torchrun")
+    of_one_run = flags.run or flags.info or flags.package or flags.resolve
+    if flags.multirun and (of_one_run or flags.cfg in ("hydra", "all")):
+        raise BadInput("-m --cfg job lists the jobs of a sweep; other flags are about one run")
+    if flags.resolve and not flags.cfg:
+        raise BadInput("--resolve is for --cfg")
 
 
-def run_dir(folder: Path) -> str:
-    """The override that makes Hydra work in this folder."""
-    return f"hydra.run.dir={quoted(str(folder))}"
-
-
-def sweep(preset: list[str], typed: list[str]) -> int:
-    """All jobs of a sweep; returns the exit code."""
-    plan = plan_sweep([*preset, *typed])
-    start_worker(plan.config.tracking)  # imports MLflow while this one imports torch
+def execute_sweep(plan: SweepPlan, shows: bool, loader: ConfigLoader) -> int:
+    """List the jobs of a sweep or run them; returns the exit code."""
+    if shows:
+        show_jobs(plan, loader)
+        return 0
+    start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
     from mnist_exp.sweeps.sweep import run_sweep
 
-    def launch(folder: Path) -> None:
-        sys.argv.append(f"hydra.sweep.dir={quoted(str(folder))}")
+    def launch_jobs() -> None:
         try:
-            run_with_hydra()
+            launch(plan)
         finally:
             if "joblib" in sys.modules:  # whose workers wait minutes for more, a gigabyte each
                 from joblib.externals.loky import get_reusable_executor
 
                 get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
-    return run_sweep(plan, typed, launch)
+    return run_sweep(plan, launch_jobs)
 
 
-@hydra.main(config_path=str(CONF), config_name="config", **MAIN)
+def launch_together(words: list[str], folder: Path | None = None) -> None:
+    """Run in all processes that torchrun started, in the folder of rank 0.
+
+    The run is resumed there where torchrun has restarted the processes.
+    """
+    reset_signals()  # a signal does not reach Python while torch waits for another rank
+    from mnist_exp.training.distributed import rendezvous
+
+    folder, resumes = rendezvous(folder)
+    overrides = [*words, f"hydra.run.dir={quote(str(folder))}"]
+    if resumes:
+        overrides.append(f"resume={quote(str(folder))}")
+    if rank() > 0:
+        overrides.append("hydra/job_logging=rank")
+    with raise_on_signal():
+        launch(RunPlan(folder, overrides))
+
+
+@hydra.main(**MAIN)  # its context; it passes the plan through
+def launch(plan: RunPlan | SweepPlan) -> None:
+    """Hand the overrides to Hydra, which composes the config of each job and calls `run_job`."""
+    app = GlobalHydra.instance().hydra
+    assert app is not None, "within initialize_hydra"
+    start = app.multirun if isinstance(plan, SweepPlan) else app.run
+    start("config", run_with_hydra, plan.overrides)
+
+
+@hydra.main(**MAIN)
+def show(flags: Namespace) -> None:
+    """What Hydra's own flags print, such as --cfg, --info and --hydra-help."""
+    _run_hydra(flags, get_args_parser(), run_with_hydra, str(CONF), "config")
+
+
 def run_with_hydra(config: DictConfig) -> object:
     """What Hydra calls, with the output folder made: a run, or a job of a sweep.
 
@@ -159,8 +168,8 @@ def run_with_hydra(config: DictConfig) -> object:
     folder, overrides = Path(hydras.runtime.output_dir), list(hydras.overrides.task)
     with open_dict(config):
         del config["sweep"]  # how a run came about is no part of it
-    if FIRST:
-        start_worker(config.tracking)  # imports MLflow while this one imports torch
+    if rank() == 0:
+        start_worker(config.tracking)  # imports MLflow while this process imports torch
     if hydras.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps.sweep import run_job
 
@@ -170,7 +179,7 @@ def run_with_hydra(config: DictConfig) -> object:
 
 
 def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """A run that is new, resumed, or done again; ends the process where it fails."""
+    """A run that is new, resumed, or reproduced; ends the process where it fails."""
     try:
         if config.reproduce:
             from mnist_exp.experiment.reproduce import reproduce  # imports MLflow
@@ -183,25 +192,3 @@ def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     except (Failure, OSError) as error:
         log.error("error: %s", error)  # so that it reaches the run's log file
         leave("", exit_code(error))
-
-
-def folder_of_run(arguments: list[str], shows: bool) -> Path | None:
-    """That of the run to resume, or of a new one where all ranks have to know it.
-
-    shows: whether Hydra only shows the config. Raises BadInput for a new run in an old folder.
-    """
-    overrides = OverridesParser.create().parse_overrides(arguments)
-    typed: dict[str, Any] = {o.key_or_group: o.value() for o in overrides}
-    if typed.get("resume") is None:
-        if not is_distributed() and not any(key.startswith("hydra.") for key in typed):
-            return None
-        folder = plan_folder(arguments)
-        if not (shows or restarts()):
-            check_new(folder)
-        return folder if is_distributed() else None
-    if typed.get("reproduce") is not None:
-        raise BadInput(
-            "resume goes on with a run, reproduce starts one anew; leave out one of them"
-        )
-    uri = typed.get("tracking.uri", tracking_uri())
-    return find_run(str(typed["resume"]), uri)

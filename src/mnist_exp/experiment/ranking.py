@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint
-from mnist_exp.experiment.shell import command
+from mnist_exp.experiment.shell import train_command
 from mnist_exp.paths import CONF, LAST, REPOSITORY
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun
 from mnist_exp.training.rules import did_you_mean
@@ -35,7 +35,7 @@ def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
         near = did_you_mean(word, words) if ":" in word else ""
         advice = f"there are runs of {', '.join(names)}: --run {shlex.quote(words[0])}{near}"
     else:
-        advice = f"train one: {command()}"
+        advice = f"train one: {train_command()}"
     raise BadInput(
         f"--run {word}: {experiment} has no finished run of {data} with validation and without "
         f"trainer.max_batches; {advice}"

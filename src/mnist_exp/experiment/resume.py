@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, redact
 from mnist_exp.experiment.rules import leaves
-from mnist_exp.experiment.shell import typed_as
+from mnist_exp.experiment.shell import quote_path
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.tracking.addresses import strip_user, tracking_uri
 
@@ -56,8 +56,8 @@ def find_run(word: str, tracking_uri: str | None, asked: str = "resume=") -> Pat
 def check_new(folder: Path) -> None:
     """Raises BadInput where a run has left its last checkpoint or its metrics in the folder."""
     if any((folder / name).exists() for name in (LAST, "metrics.jsonl")):
-        advice = f"resume={typed_as(folder)} resumes it, another folder takes a new run"
-        raise BadInput(f"hydra.run.dir={typed_as(folder)}: holds a run already; {advice}")
+        advice = f"resume={quote_path(folder)} resumes it, another folder takes a new run"
+        raise BadInput(f"hydra.run.dir={quote_path(folder)}: holds a run already; {advice}")
 
 
 def folder_named(word: str) -> Path | None:

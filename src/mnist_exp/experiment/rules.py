@@ -154,7 +154,7 @@ REMEDIES = {
 }
 
 
-def wrong_secret(key: str, value: Any) -> str | None:
+def check_secret(key: str, value: Any) -> str | None:
     """What is wrong with a value that has a password in an address: runs save their configs."""
     values = value if isinstance(value, list) else [value]
     if all(redact(text) == text for text in map(str, values)):

@@ -43,7 +43,7 @@ from mnist_exp.experiment.metrics import (
 )
 from mnist_exp.experiment.resume import check_new, is_elsewhere, resumed_config
 from mnist_exp.experiment.rules import leaves
-from mnist_exp.experiment.shell import quoted, resume_command, shown
+from mnist_exp.experiment.shell import quote, resume_command, show_path
 from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.files import alone, replacing
@@ -108,7 +108,7 @@ def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
     with get_process_group().fail_together():
         experiment = resumed(composed, folder, overrides)
         if experiment.ended:
-            log.info("%s has already ended; trainer.epochs=N trains it further", shown(folder))
+            log.info("%s has already ended; trainer.epochs=N trains it further", show_path(folder))
             return experiment.result()
         return experiment.run()
 
@@ -348,7 +348,7 @@ class Experiment:
         if not whole and (deletion := self.tracker.explain_deletion()):
             text = f"{deletion}; to log everything: {self.resume_command()}"
             if status == "FINISHED":
-                raise TrackerError(f"{text}; the weights are kept in {shown(self.folder)}")
+                raise TrackerError(f"{text}; the weights are kept in {show_path(self.folder)}")
             log.warning(text)
         elif not whole:
             text = "the tracker has not got everything; once it answers:\n%s"
@@ -365,7 +365,7 @@ class Experiment:
     def resume_command(self) -> str:
         """What a person types to resume this run: where it logs, too, if that was typed."""
         uri = self.config.tracking.get("uri")
-        where = [f"tracking.uri={quoted(uri)}"] if is_elsewhere(uri) else []
+        where = [f"tracking.uri={quote(uri)}"] if is_elsewhere(uri) else []
         return resume_command(self.folder, *where)
 
     def log_model(self) -> None:
@@ -395,11 +395,11 @@ class Experiment:
         rows = [(split, f"{m.loss:.4f}", f"{m.accuracy:.4f}") for split, m in metrics.items() if m]
         title = f"Weights of epoch {result.epoch.number}"
         screen.show_table(title, ("split", "loss", "accuracy"), rows)
-        log.info("outputs  %s", shown(self.folder))
+        log.info("outputs  %s", show_path(self.folder))
         reason = "without validation" if result.epoch.val is None else "with trainer.max_batches"
         if result.epoch.val is None or self.config.trainer.max_batches:
             text = "--run best chooses no run %s; this one is --run %s"
-            log.info(text, reason, shlex.quote(shown(self.folder)))
+            log.info(text, reason, shlex.quote(show_path(self.folder)))
 
     # --- what is known, and where it is kept ---
 

@@ -19,7 +19,7 @@ from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import Trained, load
 from mnist_exp.experiment.metrics import named
 from mnist_exp.experiment.resume import FREE
-from mnist_exp.experiment.shell import shown
+from mnist_exp.experiment.shell import show_path
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference.pictures import draw_filters, draw_predictions, draw_training
 from mnist_exp.inference.scores import Predictions, interval
@@ -64,7 +64,7 @@ class Evaluation:
     def show(self, folder: Path) -> None:
         """Tables on the screen, or aligned lines in a pipe."""
         logging.basicConfig(level=logging.INFO, handlers=[screen.ScreenHandler()], force=True)
-        source, trained_on = shown(self.trained.source), self.trained.kind.name
+        source, trained_on = show_path(self.trained.source), self.trained.kind.name
         log.info("run      %s, trained on %s", source, trained_on)
         count, names = len(self.split), self.kind.class_names
         low, high = interval(self.metrics.accuracy, count)
@@ -88,7 +88,7 @@ class Evaluation:
             ]
             screen.show_table("Confusion", ("true \\ predicted", *names), confusion)
         log.info("logged   %s", self.verdict())
-        log.info("figures  %s", shown(folder))
+        log.info("figures  %s", show_path(folder))
 
     def json(self) -> str:
         """Everything, by names."""

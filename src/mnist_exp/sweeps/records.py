@@ -1,4 +1,4 @@
-"""What a sweep plans and records: the sweep itself, in its folder, and the outcome of each job.
+"""What a sweep records: the sweep itself, in its folder, and the outcome of each job.
 
 Hydra and the standard library are all that is imported at the top: the command line plans a sweep
 before anything heavy is imported.
@@ -11,13 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 from uuid import uuid4
 
-from omegaconf import DictConfig
-
 from mnist_exp.errors import Failure, one_line
-from mnist_exp.experiment.shell import typed_as
+from mnist_exp.experiment.shell import quote_path
 from mnist_exp.files import replacing
 
 Record = TypeVar("Record")
@@ -31,16 +29,6 @@ ENDED = ("FINISHED", "PRUNED")
 
 class Damaged(Failure):
     """A file that a sweep wrote has changed since, or is incomplete."""
-
-
-class Plan(NamedTuple):
-    """A sweep as its command line and its preset describe it."""
-
-    config: DictConfig  # what all jobs share
-    folder: Path
-    axes: dict[str, str]  # swept key → its values, as typed
-    jobs: int
-    search: bool  # by Optuna
 
 
 @dataclass(frozen=True)
@@ -93,7 +81,7 @@ def read_sweep(folder: Path) -> Sweep:
     except Damaged as error:
         advice = (
             "the sweep cannot be resumed, start it again; "
-            f"resume={typed_as(folder)}/0 resumes its first job, and so on"
+            f"resume={quote_path(folder)}/0 resumes its first job, and so on"
         )
         raise Damaged(f"{error}; {advice}") from error
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment.shell import command, typed_as
+from mnist_exp.experiment.shell import quote_path, train_command
 from mnist_exp.paths import LAST, REPOSITORY
+from mnist_exp.sweeps.plan import SweepPlan
 from mnist_exp.sweeps.records import (
     OUTCOME,
     SWEEP,
     Damaged,
-    Plan,
     Sweep,
     read_outcomes,
     read_sweep,
@@ -21,21 +21,19 @@ from mnist_exp.sweeps.records import (
 NOT_THE_JOBS = ("hydra.", "hydra/launcher=", "sweep.", "tracking")
 
 
-def open_sweep(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
-    """The folder, and the sweep to resume there or a new one. Raises BadInput and Damaged."""
-    config = plan.config.sweep
-    if plan.jobs > config.max_jobs:
-        raise BadInput(f"{plan.jobs:,} jobs; if this is intended: sweep.max_jobs={plan.jobs}")
-    if plan.search and plan.config.data.val_fraction == 0:
-        raise BadInput("data.val_fraction=0: a search needs validation")
-    typed = [argument for argument in typed if not argument.startswith("sweep.resume=")]
+def open_sweep(plan: SweepPlan) -> Sweep:
+    """The sweep in the plan's folder if it is to be resumed, or a new one.
+
+    Raises BadInput and Damaged.
+    """
+    config, folder = plan.config.sweep, plan.folder
+    typed = [argument for argument in plan.typed if not argument.startswith("sweep.resume=")]
     if config.resume is None:
-        check_new(plan.folder)
-        return plan.folder, Sweep(typed, list(plan.axes), config.test, plan.search)
-    folder = find_sweep(config.resume)
+        check_new(folder)
+        return Sweep(typed, list(plan.axes), config.test, plan.search)
     sweep = read_sweep(folder)
     if select_job_arguments(sweep.typed) != select_job_arguments(typed):
-        right = command("-m", *sweep.typed, f"sweep.resume={typed_as(folder)}")
+        right = train_command("-m", *sweep.typed, f"sweep.resume={quote_path(folder)}")
         reason = "that sweep has other arguments, or has them in another order"
         raise BadInput(f"sweep.resume={config.resume}: {reason}; type {right}")
     if list(sweep.swept) != list(plan.axes):
@@ -44,19 +42,19 @@ def open_sweep(plan: Plan, typed: Sequence[str]) -> tuple[Path, Sweep]:
         from mnist_exp.sweeps.search import check_study  # imports optuna
 
         check_study(folder, read_outcomes(folder))
-    return folder, sweep
+    return sweep
 
 
 def check_new(folder: Path) -> None:
     """Raises BadInput if the folder contains files of a sweep or a run."""
     if (folder / LAST).exists():
         raise BadInput(
-            f"hydra.sweep.dir={typed_as(folder)}: contains a run already; choose another folder"
+            f"hydra.sweep.dir={quote_path(folder)}: contains a run already; choose another folder"
         )
     files = (SWEEP, f"*/{OUTCOME}", f"*/{LAST}")
     if any(any(folder.glob(file)) for file in files):
-        advice = f"sweep.resume={typed_as(folder)} resumes it, or choose another folder"
-        raise BadInput(f"hydra.sweep.dir={typed_as(folder)}: contains a sweep already; {advice}")
+        advice = f"sweep.resume={quote_path(folder)} resumes it, or choose another folder"
+        raise BadInput(f"hydra.sweep.dir={quote_path(folder)}: contains a sweep already; {advice}")
 
 
 def select_job_arguments(typed: Sequence[str]) -> list[str]:

@@ -19,19 +19,19 @@ from mnist_exp.experiment import screen
 from mnist_exp.experiment.environment import code_digest
 from mnist_exp.experiment.load import Trained, load
 from mnist_exp.experiment.run import Experiment, Stopped, resumed
-from mnist_exp.experiment.shell import command, shown, typed_as
+from mnist_exp.experiment.shell import quote_path, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.files import TEMPORARY, Occupied, alone
 from mnist_exp.paths import LAST
 from mnist_exp.sweeps import leaderboard
 from mnist_exp.sweeps.leaderboard import Row
+from mnist_exp.sweeps.plan import SweepPlan
 from mnist_exp.sweeps.records import (
     ENDED,
     OUTCOME,
     UNKNOWN,
     Damaged,
     Outcome,
-    Plan,
     Sweep,
     read_outcome,
     read_outcomes,
@@ -48,27 +48,27 @@ log = logging.getLogger(__name__)
 # --- the sweep ---
 
 
-def run_sweep(plan: Plan, typed: Sequence[str], launch: Callable[[Path], None]) -> int:
-    """Start the parent run, let `launch` run the jobs in a folder, finish; return the exit code.
+def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
+    """Start the parent run, let `launch` run the jobs, finish; return the exit code.
 
     However it ends, there is a leaderboard of the jobs so far, and the parent run has ended.
 
     Raises BadInput and Damaged before anything is created, Occupied if another process runs the
     sweep, TrackerError before a job starts, Interrupted, and what `launch` raises.
     """
-    folder, sweep = open_sweep(plan, typed)
+    sweep, folder = open_sweep(plan), plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder, f".*{TEMPORARY}*"):  # a job in a queue may still write to its own folder
-        tracker = start_parent(folder, sweep, plan)
+        tracker = start_parent(sweep, plan)
         status: Status = "FAILED"
         try:
             sweep.write(folder)
             screen.log_to(folder / "sweep.log")
-            log.info("a sweep of %d jobs in %s", plan.jobs, shown(folder))
+            log.info("a sweep of %d jobs in %s", plan.job_count, show_path(folder))
             if sweep.test == "all":
                 text = "sweep.test=all: each job opens the test set; a choice that saw it is biased"
                 log.warning(text)
-            launch(folder)
+            launch()
             status = "FINISHED"
         except Interrupted:
             status = "KILLED"
@@ -79,7 +79,7 @@ def run_sweep(plan: Plan, typed: Sequence[str], launch: Callable[[Path], None]) 
     return code
 
 
-def start_parent(folder: Path, sweep: Sweep, plan: Plan) -> Trackers:
+def start_parent(sweep: Sweep, plan: SweepPlan) -> Trackers:
     """The parent run's trackers. Raises TrackerError."""
     options: Any = OmegaConf.to_container(plan.config.tracking, resolve=True)
     tracker = Trackers(options)
@@ -87,7 +87,7 @@ def start_parent(folder: Path, sweep: Sweep, plan: Plan) -> Trackers:
         key=sweep.key,
         name="sweep of " + " × ".join(leaderboard.shorten(sweep.swept).values() or ["one job"]),
         params=dict(plan.axes),
-        tags={"sweep": folder.name, "output_folder": str(folder)},
+        tags={"sweep": plan.folder.name, "output_folder": str(plan.folder)},
     )
     tracker.start(record)
     tracker.check(wait=True)
@@ -129,7 +129,7 @@ def report(
     if rows and rows[0].finished and rows[0].accuracy is None and len(rows) > 1:
         log.warning("data.val_fraction=0: without validation there is no winner")
     elif rows and rows[0].finished:
-        log.info("winner   %s", command(*rows[0].finished[0].overrides))
+        log.info("winner   %s", train_command(*rows[0].finished[0].overrides))
         if with_test:
             test_winner(folder, sweep, rows[0], tracker)
 
@@ -174,7 +174,7 @@ def load_winner(job: Outcome) -> Trained:
     trained = load(job.folder / LAST)
     best = trained.progress.best
     if best is None or (best.number, best.val and best.val.accuracy) != (job.epoch, job.accuracy):
-        raise Failure(f"{shown(job.folder)}: its checkpoint is not the one in the leaderboard")
+        raise Failure(f"{show_path(job.folder)}: its checkpoint is not the one in the leaderboard")
     return trained
 
 
@@ -189,12 +189,12 @@ def end_parent(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) ->
     if not complete and (deletion := tracker.explain_deletion()):
         log.error("error: %s", deletion)
         status = "FAILED"
-    log.info("outputs  %s", shown(folder))
+    log.info("outputs  %s", show_path(folder))
     for viewer in tracker.get_viewers():
         log.info("compare  %s", viewer)
     if status != "FINISHED" or not complete:
         text = "to run what has not finished:\n%s"
-        log.info(text, command("-m", *sweep.typed, f"sweep.resume={typed_as(folder)}"))
+        log.info(text, train_command("-m", *sweep.typed, f"sweep.resume={quote_path(folder)}"))
     return status
 
 
@@ -245,7 +245,7 @@ def read_previous(folder: Path, chosen: Mapping[str, str]) -> Outcome | None:
             " ".join(f"{key}={value}" for key, value in values.items())
             for values in (outcome.chosen, chosen)
         )
-        raise Failure(f"{shown(folder)}: belongs to the job {theirs}, not to {ours}")
+        raise Failure(f"{show_path(folder)}: belongs to the job {theirs}, not to {ours}")
     return outcome if outcome.status in ENDED else None
 
 

@@ -1,4 +1,4 @@
-"""This process among those that torchrun started. It imports no torch: the command line asks, too."""
+"""This process among those that torchrun started; without torch, for the command line asks, too."""
 
 from __future__ import annotations
 

@@ -1,0 +1,192 @@
+"""What is wrong with a job: with its keys and values, where its options are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from mnist_exp.cli.arguments import Setting
+from mnist_exp.errors import one_line
+from mnist_exp.experiment.rules import RULES, check_secret, leaves, rule_for
+from mnist_exp.experiment.targets import target_problems
+from mnist_exp.training.rules import did_you_mean, one_of
+from mnist_exp.training.torchrun import is_distributed
+
+PRESETS = "experiment"  # the group whose options are laid over all others
+
+# Values that every machine supports. For others torch is asked, which takes a second to import.
+EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
+
+
+class Job(NamedTuple):
+    """The config of a job, as the YAML files have it."""
+
+    config: DictConfig
+    choices: dict[str, str]  # group → option
+    defaults: dict[str, Any]  # every key that can be set, with its value below the preset
+    in_files: list[Setting]
+
+
+def check_job(
+    options: Sequence[str], typed: Sequence[Setting], unknown: Collection[str]
+) -> Iterator[tuple[str, str | None]]:
+    """What is wrong with a job that has these options: with what was typed, or in the YAML files.
+
+    unknown: groups whose option is not known, so that their keys are not known either.
+    """
+    try:
+        job = compose_job(options)
+    except Exception as error:  # YAML files can make Hydra raise anything
+        yield " ".join(options) or "conf/config.yaml", explain(error)
+        if options:  # check the rest of what was typed, without the keys of these options
+            yield from check_job([], typed, [option.partition("=")[0] for option in options])
+        return
+    for key, rule in RULES.items():
+        yield key, None if key in job.defaults else f"in no YAML file; must be {rule.allowed}"
+    typed = [s for s in typed if s.key in job.defaults or s.key.partition(".")[0] not in unknown]
+    in_force = {setting.key: setting for setting in [*job.in_files, *typed]}
+    for setting in [*typed, *in_force.values()]:
+        yield setting.text, check_setting(setting, job)
+    for setting in [*typed, *in_force.values()]:  # now that the device is set
+        yield setting.text, check_support(setting, job.config)
+    yield from target_problems(OmegaConf.to_container(job.config))
+
+
+def check_setting(setting: Setting, job: Job) -> str | None:
+    """What is wrong with this setting; sets it in the job's config: others may refer to it."""
+    key, value = setting.key, setting.value
+    if key not in job.defaults:
+        return no_such_key(key, job)
+    if not setting.changes:
+        return f"keys cannot be added or removed; write {key}=<value>"
+    if "${hydra:" in str(value):  # has a value only in a running job
+        return None
+    try:
+        OmegaConf.update(job.config, key, value, merge=False)
+        found = resolve(job.config, key)
+    except MissingMandatoryValue:
+        return f"has no default; write {key}=<value>"
+    except OmegaConfBaseException as error:
+        return explain(error)
+    problem = check_secret(key, found) or rule_for(key, job.defaults[key]).wrong(found)
+    if problem is None and key == "trainer.device" and found not in ("auto", "cpu"):
+        from mnist_exp.experiment.environment import present_devices  # imports torch: a second
+
+        present = present_devices()
+        if found not in present:
+            return f"not on this machine, which has {', '.join(present)}"
+    return problem
+
+
+def check_support(setting: Setting, config: DictConfig) -> str | None:
+    """What the config's device, or the number of processes, lacks for this setting."""
+    key, value = setting.key, setting.value
+    supported = () if key == "batch_size" and is_distributed() else EVERYWHERE.get(key, [value])
+    if value in supported or not RULES[key].admits(value):
+        return None
+    from mnist_exp.experiment import environment
+
+    device = resolve_or_none(config, "trainer.device")
+    if device not in ("auto", *environment.present_devices()):
+        return None  # check_setting has reported it
+    return environment.lacking(key, value, environment.choose_device(device))
+
+
+def no_such_key(key: str, job: Job) -> str:
+    """Which keys there are instead, and the nearest: one of the same name, or a similar one."""
+    group, _, name = key.partition(".")
+    if group in job.choices:
+        names = [k.removeprefix(f"{group}.") for k in job.defaults if k.startswith(f"{group}.")]
+        there_are = f"{group}={job.choices[group]} has {', '.join(names) or 'none'}"
+    else:
+        name, names = key, [*job.defaults, *job.choices]
+        there_are = f"there are {', '.join(sorted({k.partition('.')[0] for k in names}))}"
+    elsewhere = [k for k in job.defaults if f".{k}".endswith(f".{key.rpartition('.')[2]}")]
+    near = did_you_mean(key, elsewhere, cutoff=0) or did_you_mean(name, names)
+    return f"no such key; {there_are}{near or find_in_other_options(key, group)}"
+
+
+def find_in_other_options(key: str, group: str) -> str:
+    """Which options of the group have the key; empty where none has."""
+    having = []
+    for option in GlobalHydra.instance().config_loader().get_group_options(group):
+        with catch_warnings(), suppress(Exception):
+            simplefilter("ignore")  # Hydra's, about a file composed on its own
+            if key in dict(iterate_settable(compose(f"{group}/{option}"))):
+                having.append(option)
+    return f"; {key} is there with {group}={' | '.join(having)}" if having else ""
+
+
+def compose_job(options: Sequence[str]) -> Job:
+    """Raises what Hydra raises for YAML files that it cannot read or combine."""
+    config, choices = compose_options(options)
+    plain = config
+    if PRESETS in choices:
+        below = [f"{group}={option}" for group, option in choices.items() if group != PRESETS]
+        plain, _ = compose_options(below)
+    before = dict(iterate_settable(plain))
+    in_files = []
+    for key, value in iterate_settable(config):
+        group = key.partition(".")[0] if before.get(key, ...) == value else PRESETS
+        file = f"{group}/{choices[group]}" if group in choices else "config"
+        text = f"{key}={json.dumps(value, default=str)} (conf/{file}.yaml)"
+        in_files.append(Setting(text, key, value))
+    defaults = {
+        k: MISSING if v == MISSING else resolve_or_none(plain, k) for k, v in before.items()
+    }
+    return Job(config, choices, defaults, in_files)
+
+
+def compose_options(options: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config with these options, without Hydra's part, and the option of each group in it."""
+    config = compose("config", list(options), return_hydra_config=True)
+    choices = config.hydra.runtime.choices.items()
+    ours = {group: option for group, option in choices if option and "hydra/" not in group}
+    lists = (option.partition("=") for option in options if "=[" in option)
+    ours |= {group: names for group, _, names in lists}  # Hydra leaves them out
+    with open_dict(config):
+        del config["hydra"]
+    return config, ours
+
+
+def iterate_settable(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Every key that can be set, with its value as it is written; `_target_` cannot."""
+    for key, value in leaves(config, resolve=False):
+        if not key.rpartition(".")[2].startswith("_"):
+            yield key, value
+
+
+def resolve(config: DictConfig, key: str) -> Any:
+    """Raises OmegaConfBaseException where the value is missing, or refers to nothing."""
+    value = OmegaConf.select(config, key, throw_on_missing=True)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def resolve_or_none(config: DictConfig, key: str) -> Any:
+    """The key's value, or None where it has none yet."""
+    with suppress(OmegaConfBaseException):
+        return resolve(config, key)
+    return None
+
+
+def explain(error: BaseException) -> str:
+    """The first cause, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option} {one_of(*error.options).wrong(option)}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        lines = str(error).splitlines()  # all but the first are about how Hydra works
+        line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        return line.partition(". Did you mean: ")[0]  # Hydra 1.4's, about a part of the key
+    return one_line(error)
