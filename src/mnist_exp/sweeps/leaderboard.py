@@ -14,6 +14,7 @@ from mnist_exp.sweeps.records import Outcome
 
 SEED = "seed"  # not a hyperparameter: jobs that differ only in it share a row
 MAX_WIDTH = 8  # of a number on the screen, in characters
+FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "best_epoch": "g", "seconds": ".1f"}
 
 
 @dataclass(frozen=True)
@@ -97,30 +98,20 @@ def format_table(
     rows: Sequence[Row], names: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]]]:
     """Header and cells for the screen. names: the short name of each swept key."""
-    metrics = ("val accuracy", "val loss", "best epoch", "seconds", "status", "outputs")
-    header = ["rank", *(names[key] for key in rows[0].chosen), *metrics]
-    return header, [format_row(row, number) for number, row in enumerate(rows, start=1)]
+    lines = [format_row(row, number) for number, row in enumerate(rows, start=1)]
+    header = [names.get(column, column.replace("_", " ")) for column in lines[0]]
+    return header, [list(texts.values()) for texts in lines]
 
 
-def format_row(row: Row, number: int) -> list[str]:
+def format_row(row: Row, number: int) -> dict[str, str]:
+    """Column → text."""
     cells = row.cells(number)
-    accuracy = format_number(cells["val_accuracy"], ".4f")
-    if accuracy and len({job.chosen.get(SEED) for job in row.jobs}) > 1:
-        accuracy += f" ± {cells['val_accuracy_sd']:.4f} (n={cells['n']})"
-    return [
-        str(number),
-        *map(abbreviate, row.chosen.values()),
-        accuracy,
-        format_number(cells["val_loss"], ".4f"),
-        format_number(cells["best_epoch"], "g"),
-        format_number(cells["seconds"], ".1f"),
-        str(cells["status"]),
-        str(cells["outputs"]),
-    ]
-
-
-def format_number(value: object, form: str) -> str:
-    return "" if value is None else format(value, form)
+    texts = {"rank": str(number)} | {key: abbreviate(value) for key, value in row.chosen.items()}
+    for column, form in FORMATS.items():
+        texts[column] = "" if cells[column] is None else format(cells[column], form)
+    if texts["val_accuracy"] and len({job.chosen.get(SEED) for job in row.jobs}) > 1:
+        texts["val_accuracy"] += f" ± {cells['val_accuracy_sd']:.4f} (n={cells['n']})"
+    return texts | {column: str(cells[column]) for column in ("status", "outputs")}
 
 
 def abbreviate(value: str) -> str:

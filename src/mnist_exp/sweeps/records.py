@@ -1,8 +1,4 @@
-"""What a sweep records: the sweep itself, in its folder, and the outcome of each job.
-
-Hydra and the standard library are all that is imported at the top: the command line plans a sweep
-before anything heavy is imported.
-"""
+"""What a sweep records: the sweep itself, in its folder, and the outcome of each job."""
 
 from __future__ import annotations
 
@@ -44,8 +40,7 @@ class Sweep:
     tested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by job number
 
     def write(self, folder: Path) -> None:
-        with replacing(folder / SWEEP) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_record(folder / SWEEP, asdict(self))
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,9 @@ class Outcome:
         return self.status == "FINISHED"
 
     def write(self) -> None:
-        values = {key: value for key, value in asdict(self).items() if key != "folder"}
-        with replacing(self.folder / OUTCOME) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n")
+        values = asdict(self)
+        del values["folder"]  # which can be moved
+        write_record(self.folder / OUTCOME, values)
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -106,6 +101,11 @@ def read_outcomes(sweep: Path, swept: Sequence[str] = ()) -> list[Outcome]:
             unknown = dict.fromkeys(swept, "?")
             outcomes.append(Outcome(number, unknown, [], folder, reason=DAMAGED))
     return sorted(outcomes, key=lambda outcome: outcome.job)
+
+
+def write_record(path: Path, values: Mapping[str, object]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_record(kind: type[Record], path: Path, **more: object) -> Record:
