@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +22,10 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads on cores with other work wait
 
 from mnist_exp.paths import REPOSITORY, add_config_dir, config_dirs
+
+Done = subprocess.CompletedProcess[str]
+Environment = Mapping[str, str]
+EMPTY: Environment = {}
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,38 @@ class Like:
     def __eq__(self, other: object) -> bool:
         pattern = ".*".join(map(re.escape, self.words.split("…")))
         return isinstance(other, str) and re.fullmatch(pattern, other) is not None
+
+
+class Forks:
+    """The process of forks.py."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("forks.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""},
+        )
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        with self.process:  # which waits for it
+            self.process.kill()
+
+    def run(self, script: dict[str, object], timeout: float) -> int:
+        """The exit code of this script, which is killed after `timeout` seconds."""
+        self.process.stdin.write(json.dumps(script) + "\n")
+        self.process.stdin.flush()
+        pid = int(self.process.stdout.readline())
+        killer = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        code = int(self.process.stdout.readline())
+        killer.cancel()
+        return code
+
+
+forks = functools.cache(Forks)
 
 
 @dataclass(frozen=True)
@@ -48,15 +90,32 @@ class Clone:
         )
 
     def run(
-        self, *command: str, timeout: float = 120, **options: object
-    ) -> subprocess.CompletedProcess[str]:
-        """`python <command>` in the clone, to its end, or killed after `timeout` seconds."""
-        process = self.start(*command, **options)
-        try:
-            out, err = process.communicate(timeout=timeout)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
+        self,
+        *command: str,
+        timeout: float = 120,
+        cwd: Path | None = None,
+        env: Environment = EMPTY,
+        fork: bool = sys.platform == "linux",
+    ) -> Done:
+        """`python <command>` in the clone, to its end, or killed after `timeout` seconds.
+
+        fork: whether a script runs in a fork of a process that has imported torch and MLflow.
+        """
+        cwd, environment = cwd or self.root, self.environment(**env)
+        if not fork or not command[0].endswith(".py"):
+            process = self.start(*command, cwd=cwd, env=env)
+            try:
+                out, err = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+            return subprocess.CompletedProcess(command, process.returncode, out, err)
+        with tempfile.TemporaryDirectory() as folder:
+            stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+            script = {"command": command, "cwd": str(cwd), "env": environment}
+            code = forks().run({**script, "stdout": str(stdout), "stderr": str(stderr)}, timeout)
+            return subprocess.CompletedProcess(
+                command, code, stdout.read_text("utf-8"), stderr.read_text("utf-8")
+            )
 
     def folders(self) -> list[Path]:
         """The output folders of runs, oldest first."""
@@ -84,13 +143,24 @@ def digits_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_clone(tmp_path_factory: pytest.TempPathFactory, digits_cache: Path) -> Callable[[], Clone]:
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs, to be copied: to make one takes more than a second."""
+    from mnist_exp.tracking.store import open_store
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture(scope="session")
+def new_clone(
+    tmp_path_factory: pytest.TempPathFactory, digits_cache: Path, empty_store: Path
+) -> Callable[[], Clone]:
     def make() -> Clone:
         root = tmp_path_factory.mktemp("clone")
         for name in ("src", "conf"):
-            shutil.copytree(
-                REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(REPOSITORY / name, root / name)  # with compiled modules
+        shutil.copy(empty_store, root)
         for name in ("outputs", "mlruns"):
             (root / name).mkdir()
         for script in REPOSITORY.glob("*.py"):
@@ -103,7 +173,7 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory, digits_cache: Path) -> C
 
 @pytest.fixture
 def clone(new_clone: Callable[[], Clone]) -> Clone:
-    """A fresh clone, with the decoded digits already there."""
+    """A clone, with the decoded digits and an empty MLflow database already there."""
     return new_clone()
 
 

@@ -173,6 +173,7 @@ class Mine(torch.nn.Module):
 
 
 def test_somebodys_own_model_is_told_and_no_run_is_left_with_the_tracker(clone: Clone) -> None:
+    (clone.root / "mlflow.db").unlink()
     (clone.root / "mine.py").write_text(MODEL)
     (clone.root / "conf" / "model" / "mine.yaml").write_text("_target_: mine.Mine\nside: 28\n")
     done = clone.run("train.py", "data=digits", "model=mine")

@@ -423,6 +423,7 @@ def test_a_quoted_value_is_read_by_hydra_as_it_is(value: str) -> None:
 def test_what_cannot_be_resumed_is_one_line_and_makes_nothing(
     clone: Clone, arguments: list[str], problem: str
 ) -> None:
+    (clone.root / "mlflow.db").unlink()
     done = clone.run("train.py", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(f"error: {problem}\n", done.stderr)

@@ -536,6 +536,7 @@ def test_cfg_job_shows_what_a_search_chooses_from(clone: Clone) -> None:
 def test_a_sweep_that_cannot_be_is_answered_before_anything_is_made(
     clone: Clone, arguments: tuple[str, ...], said: str
 ) -> None:
+    (clone.root / "mlflow.db").unlink()
     done = clone.run("train.py", "-m", *arguments)
     assert done.returncode == 2
     assert done.stderr == Like(f"…{said}…\n")

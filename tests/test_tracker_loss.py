@@ -441,6 +441,7 @@ def test_a_deletion_is_explained_by_what_was_deleted(tmp_path: Path) -> None:
 def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(
     clone: Clone, number: int
 ) -> None:
+    (clone.root / "mlflow.db").unlink()
     for path in (clone.root / "data" / "cache").rglob("*"):
         if path.is_file():
             path.unlink()

@@ -197,6 +197,7 @@ def test_mlflow_holds_the_artifacts_and_they_lie_under_mlruns(
 
 
 def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_path: Path) -> None:
+    (clone.root / "mlflow.db").unlink()
     script = str(clone.root / "train.py")
     done = clone.run(script, "data=digits", "trainer=debug", cwd=tmp_path)
     assert done.returncode == 0
@@ -209,6 +210,7 @@ def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_pat
 
 
 def test_tracking_none_imports_no_mlflow_starts_no_worker_and_leaves_no_store(clone: Clone) -> None:
+    (clone.root / "mlflow.db").unlink()
     code = (
         "import os, sys; from mnist_exp.cli import main as cli; "
         "from mnist_exp.tracking.worker import get_worker; "
@@ -284,6 +286,7 @@ def test_a_loss_that_is_no_longer_finite_fails_the_run(clone: Clone) -> None:
 
 
 def test_outputs_that_cannot_be_written_are_one_line(clone: Clone) -> None:
+    (clone.root / "mlflow.db").unlink()
     (clone.root / "outputs").rmdir()
     (clone.root / "outputs").write_text("a file, where a folder should be")
     done = clone.run("train.py", "data=digits")
@@ -293,6 +296,7 @@ def test_outputs_that_cannot_be_written_are_one_line(clone: Clone) -> None:
 
 
 def test_options_that_do_not_go_together_are_bad_input(clone: Clone) -> None:
+    (clone.root / "mlflow.db").unlink()
     done = clone.run(
         "train.py",
         "data=digits",
@@ -318,6 +322,7 @@ def test_the_baseline_reaches_the_accuracy_of_the_tutorial_pipeline(clone: Clone
 
 @pytest.mark.slow
 def test_the_ui_started_first_does_not_keep_the_training_from_its_artifacts(clone: Clone) -> None:
+    (clone.root / "mlflow.db").unlink()
     ui = clone.start(
         "-m", "mlflow", "ui", "--port", "0", env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     )

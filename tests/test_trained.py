@@ -223,6 +223,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_best_is_of_the_data_set_in_the_config_or_of_one_that_is_named(clone: Clone) -> None:
+    (clone.root / "mlflow.db").unlink()
     for number in range(20):
         folder = clone.root / "photos" / ("cat" if number % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
