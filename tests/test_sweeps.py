@@ -81,7 +81,7 @@ def grid(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
     return clone, done.stdout
 
 
-def test_the_children_are_nested_under_one_parent_and_named_by_what_they_override(
+def test_jobs_are_nested_under_one_parent_and_named_by_their_overrides(
     grid: tuple[Clone, str],
 ) -> None:
     parent, children = runs_of(grid[0])
@@ -97,7 +97,7 @@ def test_the_children_are_nested_under_one_parent_and_named_by_what_they_overrid
     assert {run.data.tags["sweep"] for run in (parent, *children)} == {folder_of(grid[0]).name}
 
 
-def test_only_the_parent_knows_the_test_set_and_it_is_the_best_on_validation_that_is_tested(
+def test_only_the_best_job_on_validation_is_tested_and_only_the_parent_logs_it(
     grid: tuple[Clone, str],
 ) -> None:
     clone, printed = grid
@@ -267,7 +267,7 @@ def test_a_sweep_that_version_0_1_wrote_resumes(clone: Clone) -> None:
     assert after == {key: value for key, value in begun.items() if key != "tested"}
 
 
-def test_a_sweep_is_one_processs_at_a_time(small: tuple[Clone, Path, str]) -> None:
+def test_only_one_process_runs_a_sweep(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
     before = contents(folder)
     with alone(folder):
@@ -275,7 +275,7 @@ def test_a_sweep_is_one_processs_at_a_time(small: tuple[Clone, Path, str]) -> No
     assert contents(folder) == before
 
 
-def test_a_job_that_another_process_still_runs_is_left_to_it(
+def test_a_job_that_another_process_runs_is_left_alone(
     small: tuple[Clone, Path, str],
 ) -> None:
     clone, folder, _ = small
@@ -319,7 +319,7 @@ def forget_the_test(folder: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps({**sweep, "tested": {}}))
 
 
-def test_a_winner_that_cannot_be_loaded_is_told_in_one_line_and_the_parent_is_ended(
+def test_a_winner_that_cannot_be_loaded_is_one_line_and_ends_the_parent(
     grid: tuple[Clone, str], tmp_path: Path
 ) -> None:
     shutil.copytree(grid[0].root, tmp_path / "clone")
@@ -404,7 +404,7 @@ def test_the_latest_sweep_is_named_where_it_is_damaged(small: tuple[Clone, Path,
 
 
 @pytest.mark.slow
-def test_seeds_are_no_hyperparameter(clone: Clone) -> None:
+def test_a_seed_is_not_a_hyperparameter(clone: Clone) -> None:
     arguments = ("data=digits", "trainer.epochs=2", "model=linear,mlp", "seed=1,2,3")
     done = clone.run("train.py", "-m", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
@@ -442,7 +442,7 @@ def test_a_job_that_fails_fails_alone(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_where_it_was(clone: Clone, new_clone: Callable[[], Clone]) -> None:
+def test_a_killed_sweep_resumes_where_it_was(clone: Clone, new_clone: Callable[[], Clone]) -> None:
     whole = new_clone()
     assert whole.run("train.py", *LONG).returncode == 0
     process = clone.start("train.py", *LONG)
@@ -461,7 +461,7 @@ def test_a_killed_sweep_goes_on_where_it_was(clone: Clone, new_clone: Callable[[
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_leaderboard_and_the_command_that_goes_on(clone: Clone) -> None:
+def test_ctrl_c_leaves_a_leaderboard_and_the_command_that_resumes(clone: Clone) -> None:
     process = clone.start("train.py", *LONG)
     second = "*/*/1/checkpoints/last.pt"
     out = after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGINT)
@@ -480,7 +480,7 @@ def test_ctrl_c_leaves_a_leaderboard_and_the_command_that_goes_on(clone: Clone) 
     assert "test/accuracy" in parent.data.metrics
 
 
-def test_every_job_is_tested_when_a_person_insists(clone: Clone) -> None:
+def test_sweep_test_all_tests_every_job(clone: Clone) -> None:
     arguments = ("data=digits", "trainer=debug", "batch_size=32,64", "sweep.test=all")
     done = clone.run("train.py", "-m", *arguments, "tracking=none")
     assert done.returncode == 0
@@ -489,7 +489,7 @@ def test_every_job_is_tested_when_a_person_insists(clone: Clone) -> None:
     assert ["test/accuracy" in journal for journal in journals] == [True, True]
 
 
-def test_a_preset_is_swept_over_and_a_typed_value_goes_before_it(clone: Clone) -> None:
+def test_a_typed_value_overrides_a_swept_preset(clone: Clone) -> None:
     arguments = ("data=digits", "trainer=debug", "sweep=lr_batch", "batch_size=32")
     done = clone.run("train.py", "-m", *arguments, "tracking=none")
     assert (done.returncode, done.stderr) == (0, "")
@@ -533,7 +533,7 @@ def test_cfg_job_shows_what_a_search_chooses_from(clone: Clone) -> None:
         (("seed=1,2", "resume=latest"), "resume=latest: …-m"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_answered_before_anything_is_made(
+def test_an_impossible_sweep_is_refused_before_anything_is_created(
     clone: Clone, arguments: tuple[str, ...], said: str
 ) -> None:
     (clone.root / "mlflow.db").unlink()
@@ -545,7 +545,7 @@ def test_a_sweep_that_cannot_be_is_answered_before_anything_is_made(
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_find_what_jobs_in_turn_find(
+def test_parallel_jobs_find_the_same_as_serial_jobs(
     clone: Clone, new_clone: Callable[[], Clone]
 ) -> None:
     in_turn = new_clone()

@@ -36,7 +36,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for event, value in values(folder):
         if value.HasField("simple_value"):
-            assert event.step not in found.setdefault(value.tag, {}), "told twice"
+            assert event.step not in found.setdefault(value.tag, {}), "logged twice"
             found[value.tag][event.step] = value.simple_value
     return found
 
@@ -45,7 +45,7 @@ def images(folder: Path) -> dict[str, Any]:
     return {value.tag: value.image for _, value in values(folder) if value.HasField("image")}
 
 
-def tell(logdir: Path, picture: Path) -> Path:
+def log_run(logdir: Path, picture: Path) -> Path:
     """A run of two epochs; returns where it lies."""
     tracker = TensorBoardTracker(str(logdir))
     params = {"lr": 0.5, "model": "mlp", "flag": True, "none": None, "sizes": [1, 2]}
@@ -67,7 +67,7 @@ def picture(tmp_path: Path) -> Path:
 def test_a_run_is_there_with_metrics_parameters_pictures_and_its_end(
     tmp_path: Path, picture: Path
 ) -> None:
-    folder = tell(tmp_path / "runs", picture)
+    folder = log_run(tmp_path / "runs", picture)
     assert folder.name == "mlp_adam_lr=0.5-aaaaaaaa"
     assert scalars(folder) == {"val/loss": {1: 0.25, 2: 0.125}}
     assert [e.wall_time for e, value in values(folder) if value.tag == "val/loss"] == [1000, 2000]
@@ -85,9 +85,9 @@ def test_a_run_is_there_with_metrics_parameters_pictures_and_its_end(
     assert ended.status == 1  # success
 
 
-def test_a_run_told_again_is_there_once(tmp_path: Path, picture: Path) -> None:
-    folder = tell(tmp_path / "runs", picture)
-    assert tell(tmp_path / "runs", picture) == folder
+def test_a_run_logged_again_is_there_once(tmp_path: Path, picture: Path) -> None:
+    folder = log_run(tmp_path / "runs", picture)
+    assert log_run(tmp_path / "runs", picture) == folder
     assert scalars(folder) == {"val/loss": {1: 0.25, 2: 0.125}}
 
 
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_trackers_of_a_run_have_the_same_and_a_run_gone_on_with_has_it_once(
+def test_both_trackers_record_the_same_and_a_resumed_run_once(
     clone: Clone,
 ) -> None:
     tracking = ("tracking=[mlflow,tensorboard]", "tracking.figures=true")

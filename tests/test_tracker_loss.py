@@ -223,7 +223,7 @@ LONG = ("data=digits", "batch_size=1", "trainer.epochs=20")  # a quarter of a mi
 
 
 def wait_for_figure(uri: str) -> None:
-    """Until MLflow has a figure of a run: its process opens the run while the training goes on."""
+    """Until MLflow has a metric of a run: the worker opens the run during training."""
     client, ends = MlflowClient(uri), time.monotonic() + 60
     while time.monotonic() < ends:
         experiment = client.get_experiment_by_name("mnist_exp")
@@ -296,7 +296,7 @@ def is_healthy(uri: str) -> bool:
         return False
 
 
-def check_whole(client: MlflowClient, run_id: str, clone: Clone) -> None:
+def check_complete(client: MlflowClient, run_id: str, clone: Clone) -> None:
     """The tracker has each line of the journal once, all files, and the end."""
     (folder,) = clone.folders()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -305,8 +305,8 @@ def check_whole(client: MlflowClient, run_id: str, clone: Clone) -> None:
     assert run.data.metrics.keys() == {key for line in lines for key in line} - {"epoch"}
     for key in run.data.metrics:
         points = client.get_metric_history(run_id, key)
-        told = [(line["epoch"], line[key]) for line in lines if key in line]
-        assert [(point.step, point.value) for point in points] == told
+        logged = [(line["epoch"], line[key]) for line in lines if key in line]
+        assert [(point.step, point.value) for point in points] == logged
     for path in ("metrics.jsonl", "mnist_model.pth", "checkpoints/last.pt"):
         client.download_artifacts(run_id, path, str(clone.root))
     assert (clone.root / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
@@ -333,7 +333,7 @@ def test_a_server_killed_and_started_again_during_training_misses_nothing(
         assert out.count("tracker") == 1
         assert "python train.py" not in out
         client, run_id = only_run(uri)
-        check_whole(client, run_id, clone)
+        check_complete(client, run_id, clone)
 
 
 @pytest.mark.slow
@@ -358,13 +358,13 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
         assert client.get_run(run_id).info.status == "RUNNING"
         done = clone.run(*command.split()[1:], env=env)
         assert (done.returncode, done.stderr) == (0, "")
-        check_whole(client, run_id, clone)
+        check_complete(client, run_id, clone)
         before = client.get_run(run_id).to_dictionary()
         done = clone.run(*command.split()[1:], env=env)
         assert (done.returncode, done.stderr) == (0, "")
         assert "already" in done.stdout
         assert client.get_run(run_id).to_dictionary() == before
-        check_whole(client, run_id, clone)
+        check_complete(client, run_id, clone)
 
 
 QUICK = ("data=digits", "model=linear", "trainer.epochs=20")
@@ -410,7 +410,7 @@ def test_a_run_that_is_deleted_meanwhile_fails_and_is_logged_once_it_is_restored
     client.restore_run(run.info.run_id)
     done = clone.run("train.py", f"resume={path}")
     assert (done.returncode, done.stderr) == (0, "")
-    check_whole(client, run.info.run_id, clone)
+    check_complete(client, run.info.run_id, clone)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mnist_exp.files import replacing
 
 COLORMAP = "viridis"  # perceptually uniform, also in gray
-BLUE, RED, PALE = "#0072B2", "#D55E00", "0.45"  # everyone can tell them apart (Okabe and Ito, 2008)
+BLUE, RED, PALE = "#0072B2", "#D55E00", "0.45"  # distinct for everyone (Okabe and Ito, 2008)
 
 # Decorates functions that draw: names of classes are text, never formulas.
 use_style = matplotlib.rc_context({"text.parse_math": False})

@@ -217,7 +217,7 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     outcome = Outcome(number, chosen, own, folder, code_digest())
     outcome.write()
     try:
-        outcome = train(outcome, sweep, config)
+        outcome = train_job(outcome, sweep, config)
     except Interrupted:
         replace(outcome, status="KILLED").write()
         raise
@@ -249,7 +249,7 @@ def read_previous(folder: Path, chosen: Mapping[str, str]) -> Outcome | None:
     return outcome if outcome.status in ENDED else None
 
 
-def train(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
+def train_job(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
     """Train the job to its end; return its outcome. Raises what a run raises."""
     experiment = build_experiment(outcome, sweep, config)
     status = "FINISHED"
@@ -291,7 +291,7 @@ def build_experiment(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Expe
         should_prune = get_pruner(folder.parent, outcome.job)
 
         def on_epoch(epoch: Epoch) -> None:
-            assert epoch.val is not None, "open_sweep has checked for validation"
+            assert epoch.val is not None, "plan_sweep has checked for validation"
             if should_prune(epoch.number, epoch.val.accuracy):
                 raise Stopped
 

@@ -131,12 +131,12 @@ def explain_rejection(record: ModelRecord, champion: ModelVersion | None) -> str
         return "no champion without a validation accuracy"
     if champion is None:
         return None
-    stays = f"version {champion.version} remains the champion"
+    remains = f"version {champion.version} remains the champion"
     if champion.tags.get(DIGEST) != record.digest:
-        return f"{stays}, which was trained on another data set"
+        return f"{remains}, which was trained on another data set"
     if ACCURACY not in champion.tags:
-        return f"{stays}, which has no validation accuracy"
+        return f"{remains}, which has no validation accuracy"
     theirs = float(champion.tags[ACCURACY])
     if record.accuracy <= theirs:
-        return f"{stays} (validation accuracy {theirs:.4f}, here {record.accuracy:.4f})"
+        return f"{remains} (validation accuracy {theirs:.4f}, here {record.accuracy:.4f})"
     return None

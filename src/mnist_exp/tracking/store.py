@@ -186,8 +186,8 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
             continue
         known |= {run.data.tags.get(tag, "") for tag in (KEY, "output_folder")}
         inputs = run.inputs.dataset_inputs if run.inputs else []  # none of a sweep's parent
-        whole = run.data.params.get("trainer.max_batches", "None") == "None"
-        if inputs and whole and not deleted:
+        complete = run.data.params.get("trainer.max_batches", "None") == "None"
+        if inputs and complete and not deleted:
             finished.append(
                 FinishedRun(
                     run.info.run_id,
