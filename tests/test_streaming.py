@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from mnist_exp.data import DataError, Dataset, Split, Streamed, digits, image_folder, splits
-from mnist_exp.data.cache import idx_encode, sum_of
+from mnist_exp.data.cache import path_of, recorded, sum_of
 from mnist_exp.data.published import CIFAR10
-from mnist_exp.data.rows import Rows, rows_of
+from mnist_exp.data.rows import ArrayFile, Rows, all_rows
 from mnist_exp.data.sets import digest
 from mnist_exp.training.loop import shuffled
 
@@ -108,10 +108,10 @@ def test_no_batches_are_none(pair: tuple[Dataset, Dataset]) -> None:
     assert list(pair[1].train.batches([])) == []
 
 
-def test_grey_files_without_channels_have_one(tmp_path: Path) -> None:
+def test_gray_images_without_a_channel_get_one(tmp_path: Path) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
-    (tmp_path / "grey").write_bytes(idx_encode(pixels))
-    rows = rows_of(tmp_path / "grey")
+    np.save(tmp_path / "gray.npy", pixels)
+    rows = all_rows(ArrayFile(tmp_path / "gray.npy"))
     assert rows.shape == (4, 1, 3, 2)
     assert torch.equal(rows[2:].read()[:, 0], torch.from_numpy(pixels[2:]))
 
@@ -127,9 +127,9 @@ def test_the_digits_are_divided_as_in_memory(digits_cache: Path) -> None:
 
 
 def test_a_file_that_was_cut_while_it_is_used_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "grey"
-    path.write_bytes(idx_encode(np.zeros((4, 3, 2), np.uint8)))
-    rows = rows_of(path)
+    path = tmp_path / "gray.npy"
+    np.save(path, np.zeros((4, 3, 2), np.uint8))
+    rows = all_rows(ArrayFile(path))
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(OSError, match=rf"^{re.escape(str(path))} has become shorter$"):
         rows.read()
@@ -142,7 +142,7 @@ def test_a_set_stays_on_disk_where_five_bytes_for_each_value_are_too_many(
     root: Path, tmp_path: Path
 ) -> None:
     image_folder(str(root), str(tmp_path))
-    kept = [path for name in ("train", "test") for path in tmp_path.rglob(name)]
+    kept = [path for name in ("train", "test") for path in tmp_path.rglob(f"{name}.npy")]
     needed = 5e-9 * sum(path.stat().st_size for path in kept)
     for limit, kind in ((needed, Split), (needed * 0.999, Streamed)):
         dataset = image_folder(str(root), str(tmp_path), memory_limit=limit)
@@ -151,7 +151,7 @@ def test_a_set_stays_on_disk_where_five_bytes_for_each_value_are_too_many(
 
 def test_a_damaged_file_is_found_without_reading_it_whole(root: Path, tmp_path: Path) -> None:
     image_folder(str(root), str(tmp_path))
-    (path,) = tmp_path.rglob("train")
+    (path,) = tmp_path.rglob("train.npy")
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
@@ -285,9 +285,9 @@ def test_a_set_four_times_the_limit_takes_little_more_memory_and_little_more_tim
         images = random.integers(0, 128, (count, 3, 32, 32), np.uint8)
         images[:, 0] += labels[:, np.newaxis, np.newaxis] * 10
         for name, array in ((f"{part}-images", images), (f"{part}-labels", labels)):
-            (folder / name).write_bytes(idx_encode(array))
-            sums[name] = sum_of(folder / name)
-    (folder / "record.json").write_text(json.dumps({"key": digest(CIFAR10), "sums": sums}))
+            np.save(path_of(folder, name), array)
+            sums[name] = sum_of(array)
+    recorded(folder, digest(CIFAR10), lambda: {"sums": sums})
     assert 5e-9 * sum(path.stat().st_size for path in folder.iterdir()) >= 4 * limit
 
     streamed = measured(clone, f"data.memory_limit={limit}")

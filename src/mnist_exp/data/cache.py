@@ -1,8 +1,7 @@
 """Decoded sets on disk, and the proof that each is still what it was.
 
-A file of the cache is one array in IDX, LeCun's format: a big-endian header of type and sizes, then
-unsigned bytes. It is known by its SHA-256: the published one, or where nobody has published that of
-the decoded bytes, the one recorded when it was made.
+A set is a folder with one .npy file of unsigned bytes per array, and a record of their checksums:
+the SHA-256 of each array as an IDX file, the form in which MNIST was published.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,84 +21,56 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_exp.data.rows import Rows, rows_of
+from mnist_exp.data.idx import idx_header
+from mnist_exp.data.rows import ArrayFile, Rows, all_rows
 from mnist_exp.errors import Failure
 from mnist_exp.files import check_file, replacing
 
 RECORD = "record.json"
-OWN_SUM = "sha256"  # in a record: of all else in it
+OWN_SUM = "sha256"  # in a record: of everything else in it
 
 Files = dict[str, bytes]  # file name → its uncompressed bytes
-Sums = Mapping[str, str]  # file name → SHA-256, or MD5 where that is what was published
-Arrays = dict[str, Tensor | Rows]
-Record = dict[str, Any]  # what is known of a cached set; "sums": of its files
+Sums = Mapping[str, str]  # name → SHA-256, or MD5 where that was published
+Arrays = dict[str, NDArray[np.uint8]]
+Loaded = dict[str, Tensor | Rows]
+Record = dict[str, Any]  # what is known of a cached set; "sums": of its arrays
 
 
 class DataError(Failure):
-    """Data that is absent, or not what it should be."""
+    """Data that is missing, or not what it should be."""
 
 
-# --- IDX ---
+# --- checksums ---
 
 
-def idx_header(shape: tuple[int, ...]) -> bytes:
-    """The header of an IDX file of unsigned bytes (type 8)."""
-    return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+def verify(raw: bytes, expected: str, what: str, remedy: str = "") -> None:
+    """Raise DataError unless the bytes have this checksum, MD5 or SHA-256 by its length.
 
-
-def idx_encode(array: NDArray[np.uint8]) -> bytes:
-    """The IDX file of an array of unsigned bytes."""
-    return idx_header(array.shape) + array.tobytes()
-
-
-def idx_decode(raw: bytes) -> Tensor:
-    """The uint8 tensor in an IDX file whose sum was checked."""
-    sizes = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    # A bytearray, because torch warns of a buffer that it must not write to.
-    values = torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * len(sizes))
-    return values.view(sizes)
-
-
-# --- sums ---
-
-
-PUBLISHED, CACHED = "the published data", "what was cached"
-
-
-def verify(
-    raw: bytes | Path, expected: str, what: str, remedy: str = "", known: str = PUBLISHED
-) -> None:
-    """Raise DataError unless the bytes hash to the sum that is known, MD5 or SHA-256 by its length.
-
-    raw: the bytes, or a file that may be larger than the memory; what, known: how the message calls
-    them, and those that it had to find.
+    what: the bytes' name in the message.
     """
     name, of = ("MD5", "") if len(expected) == 32 else ("SHA-256", " of the uncompressed bytes")
-    if isinstance(raw, Path):
-        found = sum_of(raw)
-    else:
-        found = hashlib.new(name.replace("-", ""), raw, usedforsecurity=False).hexdigest()
+    found = hashlib.new(name.replace("-", ""), raw, usedforsecurity=False).hexdigest()
     if found != expected:
         raise DataError(
-            f"{what} is not {known} ({name}{of}: expected {expected}, found {found}){remedy}"
+            f"{what} is not the published data "
+            f"({name}{of}: expected {expected}, found {found}){remedy}"
         )
 
 
-def read(path: Path, expected: str, packed: bool = False, known: str = PUBLISHED) -> bytes:
-    """The verified bytes of a file, or of a packed one those in it. Raises DataError."""
+def read(path: Path, expected: str, packed: bool = False) -> bytes:
+    """The verified bytes of a published file, unzipped if it is packed. Raises DataError."""
     raw = path.read_bytes()
     if packed:
         raw = unzip(raw)
-    verify(raw, expected, str(path), "; delete or replace it", known)
+    verify(raw, expected, str(path), "; delete or replace it")
     return raw
 
 
-def sum_of(path: Path) -> str:
-    """SHA-256 of a file, which may be larger than the memory."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            found.update(chunk)
+def sum_of(array: NDArray[np.uint8] | ArrayFile) -> str:
+    """SHA-256 of an array as an IDX file."""
+    found = hashlib.sha256(idx_header(array.shape))
+    for block in array.blocks() if isinstance(array, ArrayFile) else [array.data]:
+        found.update(block)
     return found.hexdigest()
 
 
@@ -116,43 +86,30 @@ def unzip(packed: bytes) -> bytes:
 # --- the cache ---
 
 
-def load_cached(
-    folder: Path, sums: Sums, make: Callable[[], Files], memory_limit: float = math.inf
-) -> Arrays:
-    """A set of which the sums of the decoded files were published, made where it is absent.
+def load_or_make(
+    folder: Path, key: str, make: Callable[[], Arrays], memory_limit: float = math.inf
+) -> Loaded:
+    """A cached set by the names of its arrays; `make` is called where the cache lacks it.
 
-    Hashing all of MNIST costs 0.03 to 0.2 seconds a start, and means that no run trains on a
-    damaged cache. Raises DataError for a cache that is damaged or cannot be written, and what
-    `make` raises. memory_limit: as of `load`.
-    """
-
-    def complete() -> bool:
-        return all((folder / name).is_file() for name in sums)
-
-    _once(folder, complete, lambda: _write(folder, make()))
-    return load(folder, sums, memory_limit)
-
-
-def load_recorded(
-    folder: Path, key: str, make: Callable[[], Files], memory_limit: float = math.inf
-) -> Arrays:
-    """A set of which other sums were published: its files' own are recorded when it is made.
-
-    Raises what `load_cached` does. memory_limit: as of `load`.
+    Hashing all of MNIST costs 0.03 to 0.2 seconds at each start, and ensures that no run trains on
+    a damaged cache. Raises DataError for a cache that is damaged or cannot be written, and what
+    `make` raises. memory_limit: see `load`.
     """
 
     def fill() -> Record:
-        files = make()
-        _write(folder, files)
-        return {"sums": {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}}
+        arrays = make()
+        for name, array in arrays.items():
+            with replacing_array(folder, name) as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+        return {"sums": {name: sum_of(array) for name, array in arrays.items()}}
 
-    return load(folder, recorded(folder, key, fill)["sums"], memory_limit, CACHED)
+    return load(folder, recorded(folder, key, fill)["sums"], memory_limit)
 
 
 def recorded(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
-    """What `fill` has told of the files that it put into the folder for this key.
+    """What `fill` returned about the arrays that it wrote into the folder for this key.
 
-    It is called where the folder lacks files, has those of another key, or has a damaged record.
+    It is called when the folder lacks arrays, has those of another key, or has a damaged record.
     Raises DataError for a folder that cannot be written, and what `fill` raises.
     """
 
@@ -160,8 +117,8 @@ def recorded(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
         try:
             check_file(folder / RECORD)
             record = json.loads((folder / RECORD).read_text("utf-8"))
-            whole = record.pop(OWN_SUM, None) in (None, record_sum(record))  # older ones have none
-            complete = all((folder / name).is_file() for name in record["sums"])
+            whole = record.pop(OWN_SUM) == record_sum(record)
+            complete = all(path_of(folder, name).is_file() for name in record["sums"])
             return record if whole and complete and record["key"] == key else None
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
@@ -184,37 +141,44 @@ def record_sum(record: Record) -> str:
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
-def load(
-    folder: Path, sums: Sums, memory_limit: float = math.inf, known: str = PUBLISHED
-) -> Arrays:
-    """The arrays of a cached set by file name; images stay on disk where memory does not suffice.
+def load(folder: Path, sums: Sums, memory_limit: float = math.inf) -> Loaded:
+    """The arrays of a cached set by name; images stay on disk if they do not fit into memory.
 
-    memory_limit: GB (1e9 bytes) for the whole set, of which each value needs five bytes: its own
-    and a float32. Raises DataError.
+    memory_limit: GB (1e9 bytes) for the whole set, which needs five bytes per value: the byte and a
+    float32. Raises DataError.
     """
-    paths = {name: folder / name for name in sums}
+    paths = {name: path_of(folder, name) for name in sums}
     try:
         needed = 5 * sum(path.stat().st_size for path in paths.values())
         fits = needed <= memory_limit * 1e9
-        return {
-            name: _load(path, sums[name], known, whole=fits or _dimensions(path) < 3)
-            for name, path in paths.items()
-        }
+        return {name: _load(path, sums[name], fits) for name, path in paths.items()}
     except OSError as error:
         raise _unusable(folder, error) from None
 
 
-def _load(path: Path, expected: str, known: str, whole: bool) -> Tensor | Rows:
-    if whole:
-        return idx_decode(read(path, expected, known=known))
-    verify(path, expected, str(path), "; delete or replace it", known)
-    return rows_of(path)
+def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
+    """The verified array: as a tensor, or rows on disk if it has images that do not fit."""
+    try:
+        file = ArrayFile(path)
+        if fits or len(file.shape) < 3:
+            array = np.fromfile(file.file, np.uint8).reshape(file.shape)
+            loaded: Tensor | Rows = torch.from_numpy(array)
+            found = sum_of(array)
+        else:
+            loaded, found = all_rows(file), sum_of(file)
+    except ValueError:
+        found = "no array"
+    if found != expected:
+        raise DataError(
+            f"{path} is not what was cached (SHA-256 as IDX: expected {expected}, found {found}); "
+            "delete it"
+        )
+    return loaded
 
 
-def _dimensions(path: Path) -> int:
-    """Of the array in an IDX file: three or four where it has images."""
-    with path.open("rb") as file:
-        return (file.read(4) or bytes(4))[-1]
+def path_of(folder: Path, name: str) -> Path:
+    """The file of a cached array."""
+    return folder / f"{name}.npy"
 
 
 def _once(folder: Path, done: Callable[[], bool], make: Callable[[], object]) -> None:
@@ -229,10 +193,12 @@ def _once(folder: Path, done: Callable[[], bool], make: Callable[[], object]) ->
         raise _unusable(folder, error) from None
 
 
-def _write(folder: Path, files: Files) -> None:
-    for name, raw in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(raw)
+@contextmanager
+def replacing_array(folder: Path, name: str) -> Iterator[Path]:
+    """A temporary path for an array, which gets its place in the cache at the end."""
+    with replacing(path_of(folder, name)) as temporary:
+        yield temporary
+    (folder / name).unlink(missing_ok=True)  # the same array as versions before 0.2 kept it
 
 
 def _unusable(folder: Path, error: OSError) -> DataError:

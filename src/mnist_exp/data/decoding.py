@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from mnist_exp.data.cache import idx_header
 from mnist_exp.data.dataset import histograms
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import check_file
@@ -90,12 +90,12 @@ class Written(NamedTuple):
 
 
 def write_images(path: Path, files: Sequence[File], classes: int, form: Form) -> Written:
-    """The IDX file of these images, uint8 [n, channels, height, width]."""
+    """Write the readable images into a .npy file, uint8 [n, channels, height, width]."""
     counts, bad = [0] * classes, {}
     seen = np.zeros((form.shape[0], 256), np.int64)
     read = partial(_pixels, form=form)
     with path.open("wb") as file, _in_threads(files) as spread:
-        file.write(idx_header((0, *form.shape)))
+        _write_header(file, 0, form)
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
             images = []
@@ -111,8 +111,14 @@ def write_images(path: Path, files: Sequence[File], classes: int, form: Form) ->
                 seen += histograms(torch.from_numpy(together))
                 file.write(together.data)
         file.seek(0)
-        file.write(idx_header((sum(counts), *form.shape)))
+        _write_header(file, sum(counts), form)
     return Written(counts, seen, bad)
+
+
+def _write_header(file: BinaryIO, count: int, form: Form) -> None:
+    """That of a .npy file: 128 bytes, whatever the count."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *form.shape)}
+    write_array_header_1_0(file, header)
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mnist_exp.data.cache import CACHED, DataError, Record, load, recorded, sum_of
+from mnist_exp.data.cache import DataError, Record, load, recorded, replacing_array, sum_of
 from mnist_exp.data.dataset import Channels, Dataset, divided, mean_and_std
 from mnist_exp.data.decoding import File, common_form, write_images
+from mnist_exp.data.rows import ArrayFile
 from mnist_exp.data.splits import as_split
 from mnist_exp.errors import BadInput
-from mnist_exp.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def image_folder(
     )
     if left_out := record["left_out"]:
         log.warning("data.root=%s: left out of the set: %s", root, _some(left_out))
-    arrays = load(kept, record["sums"], memory_limit, CACHED)
+    arrays = load(kept, record["sums"], memory_limit)
     train, test = (
         as_split(images, _labels(record["counts"][part])) for part, images in arrays.items()
     )
@@ -162,10 +162,7 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
     """
     found = _find(root)
     log.info("data.root=%s: decoding %d images", root, len(found.train) + len(found.test))
-    with (
-        replacing(folder / "train") as train,
-        replacing(folder / "test") as test,
-    ):
+    with replacing_array(folder, "train") as train, replacing_array(folder, "test") as test:
         form = common_form(root, found.train, found.test, size)
         parts = [
             write_images(path, files, len(found.classes), form)
@@ -184,7 +181,7 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
                 f"data.root={root}: too few images; each class needs one to train on, and the test "
                 "part, which is test/ or every fifth image of a class, needs one"
             )
-        sums = {"train": sum_of(train), "test": sum_of(test)}
+        sums = {"train": sum_of(ArrayFile(train)), "test": sum_of(ArrayFile(test))}
     mean, std = mean_and_std(parts[0].histograms)
     return {
         "sums": sums,

