@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 class OptunaSweeper(Sweeper):
     """Asks a study for jobs, `n_jobs` at a time, until it has `n_trials`, and tells it the results.
 
-    A trial with the values of an earlier one gets its result, and no job. A study that is there
-    already is resumed, beginning with the trials that have no result.
+    A trial with the values of an earlier one gets the result of that one, and no job. An existing
+    study is resumed, starting with the trials that have no result.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class OptunaSweeper(Sweeper):
 
         presets = [f"{key}={value}" for key, value in self.params.items()]
         both = self.parser.parse_overrides([*presets, *arguments])
-        overrides = {o.get_key_element(): o for o in both}.values()  # what is typed wins
+        overrides = {o.get_key_element(): o for o in both}.values()  # typed ones win
         space = {
             o.get_key_element(): to_distribution(o) for o in overrides if o.is_sweep_override()
         }
         fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         study = open_study(self.folder, self.seed)
-        asked = list_unfinished(study, read_outcomes(self.folder))
-        while batch := self.next_batch(study, space, asked):
+        waiting = list_unfinished(study, read_outcomes(self.folder))
+        while batch := self.next_batch(study, space, waiting):
             jobs = [[*fixed, *(f"{k}={v}" for k, v in format_params(t).items())] for t in batch]
             returned = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial, job in zip(batch, returned, strict=True):
                 outcome = job.return_value  # raises what the job raised
-                if state := STATES.get(outcome.status):  # or another process is at work on it
+                if state := STATES.get(outcome.status):  # otherwise another process runs it
                     value = outcome.accuracy if outcome.status == "FINISHED" else None
                     study.tell(trial.number, value, state, skip_if_finished=True)
 
@@ -78,11 +78,11 @@ class OptunaSweeper(Sweeper):
         self,
         study: Study,
         space: dict[str, BaseDistribution],
-        asked: list[Trial | FrozenTrial],
+        waiting: list[Trial | FrozenTrial],
     ) -> list[Trial | FrozenTrial]:
         """The next trials to train, at most `n_jobs`, with consecutive numbers; none at the end.
 
-        asked: trials without a result, the first of which are taken off.
+        waiting: trials without a result; those returned are removed.
         """
         from optuna.trial import TrialState
 
@@ -90,18 +90,18 @@ class OptunaSweeper(Sweeper):
 
         batch: list[Trial | FrozenTrial] = []
         while len(batch) < self.n_jobs:
-            if not asked:
+            if not waiting:
                 if len(study.get_trials(deepcopy=False)) >= self.n_trials:
                     break
                 if is_exhausted(study, space):
                     log.info("every combination has been tried; the search ends")
                     break
-                asked.append(study.ask(space))
-            trial = asked[0]
+                waiting.append(study.ask(space))
+            trial = waiting[0]
             twin = any(trial.params == other.params for other in batch)
             if batch and (twin or trial.number != batch[-1].number + 1):
-                break  # it is the next batch's, which knows this one's results
-            del asked[0]
+                break  # leave it to the next batch, after the results of this one
+            del waiting[0]
             if trial.params.keys() != space.keys():  # the search was killed while it asked
                 study.tell(trial.number, state=TrialState.FAIL)
             elif same := find_same_trial(study, trial):
