@@ -36,7 +36,7 @@ from page import Row, Run, render_page
 from mnist_exp import figures
 from mnist_exp.errors import Failure, first_line
 from mnist_exp.experiment.build import load_dataset
-from mnist_exp.experiment.load import load
+from mnist_exp.experiment.load import load_model
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.files import replacing
 from mnist_exp.paths import LAST, REPOSITORY
@@ -180,11 +180,11 @@ def load_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
     labels: list[int] = []
     predictions: list[int] = []
     for job, run in zip(jobs, row.runs, strict=True):
-        trained = load(job.folder / LAST)
+        trained = load_model(job.folder / LAST)
         row.parameters = sum(parameter.numel() for parameter in trained.model.parameters())
         if not picture:
             return
-        test = trained.prepared_test()
+        test = trained.test_split()
         predicted = predict(trained.model, test, trained.precision)
         correct = (predicted == test.labels).sum().item()
         if abs(correct - run.accuracy * len(test)) > 2:  # near a tie the last bits decide

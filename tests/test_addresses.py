@@ -19,7 +19,7 @@ from test_tracker_loss import closed_port, mlflow_server
 
 from mnist_exp.cli.check import problems
 from mnist_exp.errors import redact
-from mnist_exp.experiment.resume import resumed_config
+from mnist_exp.experiment.resume import apply_overrides
 from mnist_exp.tracking import TrackerError, store
 from mnist_exp.tracking.addresses import restore_secret, tracking_uri
 
@@ -134,7 +134,7 @@ def test_an_older_config_is_saved_again_without_its_password(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host")
     now = OmegaConf.create({"tracking": {"uri": None}, "scheduler": {"_target_": "a.constant"}})
     saved = OmegaConf.merge(now, {"tracking": {"uri": f"http://ann:{PASSWORD}@host"}})
-    config = resumed_config(saved, now, [])
+    config = apply_overrides(saved, now, [])
     assert config.tracking.uri == "http://***@host"
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment.build import build_parts, fitting_dataset, tried
-from mnist_exp.experiment.run import Experiment
+from mnist_exp.experiment.build import build_model, dry_run, load_checked_dataset
+from mnist_exp.experiment.run import Run
 from mnist_exp.experiment.targets import initialize_hydra
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_in_a_line_before_anything
     model: type[nn.Module], line: str, quick: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        Experiment(config_of(quick, model), tmp_path, "unfit")
+        Run(config_of(quick, model), tmp_path, "unfit")
     assert str(caught.value) == Like(f"model={__name__}.{model.__name__}: {line}")
     assert list(tmp_path.iterdir()) == []
 
@@ -125,25 +125,25 @@ def test_a_last_batch_too_small_for_batch_normalisation_is_refused(
 ) -> None:
     config = config_of([*quick, "batch_size=11"], NormalisesOnePixel)  # 1,222 images: one is left
     with pytest.raises(BadInput) as caught:
-        Experiment(config, tmp_path, "unfit")
+        Run(config, tmp_path, "unfit")
     assert str(caught.value) == Like(
         f"model={__name__}.NormalisesOnePixel: …training step of 1 image…[1, 1, 1, 1]…batch_size…"
     )
     config.trainer.max_batches = 111  # leaves it out
-    assert Experiment(config, tmp_path, "fit").smallest_part == 11
+    assert Run(config, tmp_path, "fit").smallest_micro_batch == 11
     config.trainer.accumulate = 5  # 3, 3, 3, 2
-    assert Experiment(config, tmp_path, "fit").smallest_part == 2
+    assert Run(config, tmp_path, "fit").smallest_micro_batch == 2
     config.trainer.accumulate = 11
     with pytest.raises(BadInput, match="training step of 1 image"):
-        Experiment(config, tmp_path, "unfit")
+        Run(config, tmp_path, "unfit")
 
 
 def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list[str]) -> None:
     config = config_of(quick, Mine)
-    parts = build_parts(config, fitting_dataset(config, CPU).kind, CPU)
+    parts = build_model(config, load_checked_dataset(config, CPU).kind, CPU)
     before, training = copy.deepcopy(parts.model.state_dict()), parts.model.training
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    summary = tried(config, parts, 2)
+    summary = dry_run(config, parts, 2)
     assert (summary.parameters, summary.flops) == (652, 1280)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == states
@@ -156,7 +156,7 @@ def test_a_models_own_option_that_torch_refuses_is_bad_input(quick: list[str]) -
     config = config_of([*quick, "model=cnn"])
     config.model.hidden_size = -1
     with pytest.raises(BadInput, match=r"^model=mnist_exp\.models\.CNN: .*negative dimension -1"):
-        build_parts(config, fitting_dataset(config, CPU).kind, CPU)
+        build_model(config, load_checked_dataset(config, CPU).kind, CPU)
 
 
 MODEL = """

@@ -16,9 +16,11 @@ import pytest
 import torch
 from conftest import Clone, Like
 
+from mnist_exp import __version__
 from mnist_exp.experiment import checkpoint
 from mnist_exp.experiment.checkpoint import CheckpointError
 from mnist_exp.paths import BEST, LAST
+from mnist_exp.training.state import random_states, set_random_states
 
 STATE = {"weights": {"w": torch.arange(3.0)}, "step": 7, "name": "a", "none": None, "list": [1, 2]}
 
@@ -36,7 +38,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     checkpoint.save(path, STATE)
     loaded, peeked = checkpoint.load(path), checkpoint.peek(path)
     assert torch.equal(loaded.pop("weights")["w"], STATE["weights"]["w"])  # type: ignore[index]
-    assert loaded == {"format": 1, "step": 7, "name": "a", "none": None, "list": [1, 2]}
+    written = {"format": checkpoint.FORMAT, "version": __version__}
+    assert loaded == {**written, "step": 7, "name": "a", "none": None, "list": [1, 2]}
     assert {key: value for key, value in peeked.items() if key != "weights"} == loaded
     assert list(path.parent.iterdir()) == [path]
 
@@ -63,7 +66,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_how_much_was_needed(
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    assert refusal(path) == Like(f"{path}: …no checkpoint…")
+    assert refusal(path) == Like(f"{path}: …no such checkpoint…")
 
 
 def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -195,10 +198,10 @@ def test_an_archive_that_torch_save_did_not_write_is_refused_before_it_is_unpack
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    torch.save({"format": 2}, path)
+    torch.save({"format": checkpoint.FORMAT + 1}, path)
     with pytest.raises(CheckpointError):
         checkpoint.peek(path)
-    assert refusal(path) == Like(f"{path}: …format 2, newer…1…")
+    assert refusal(path) == Like(f"{path}: …format 3 is newer…2…")
 
 
 class Bomb:
@@ -221,7 +224,7 @@ def test_a_crafted_checkpoint_runs_nothing_and_is_refused_with_its_path(
         torch.save(content, path)
     with suppress(CheckpointError):
         checkpoint.peek(path)
-    unreadable = "…other…than numbers, strings and tensors…"
+    unreadable = "…more than numbers, strings and tensors…"
     assert refusal(path) == Like(f"{path}: {FOREIGN if legacy else unreadable}")
     assert not target.exists()
 
@@ -236,8 +239,8 @@ def test_all_global_random_generators_go_on_where_they_were() -> None:
         ]
 
     draw()
-    states = pickle.loads(pickle.dumps(checkpoint.random_states()))
+    states = pickle.loads(pickle.dumps(random_states()))
     expected = draw()
     draw()
-    checkpoint.set_random_states(states)
+    set_random_states(states)
     assert draw() == expected

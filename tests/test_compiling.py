@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.experiment.environment import cxx_compiler
-from mnist_exp.experiment.run import Experiment, resumed
+from mnist_exp.experiment.run import Run, load_run
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
@@ -117,26 +117,26 @@ def test_a_compiled_training_stopped_before_its_last_batch_goes_on_bit_for_bit(
     for name in ("whole", "first"):
         (tmp_path / name).mkdir()
 
-    whole = Experiment(config, tmp_path / "whole", "whole")
-    whole.tracker.start(whole.record())
-    whole.train(lambda *agree: None)
+    whole = Run(config, tmp_path / "whole", "whole")
+    whole.log.start(whole.record(), [])
+    whole.fit(lambda *agree: None)
     copied = whole.kept_model()
     assert copied._compiled_call_impl is None
-    assert all(map(torch.equal, copied.state_dict().values(), whole.progress.kept.values()))
+    assert all(map(torch.equal, copied.state_dict().values(), whole.state.progress.kept.values()))
 
-    first = Experiment(config, tmp_path / "first", "first")
-    first.tracker.start(first.record())
+    first = Run(config, tmp_path / "first", "first")
+    first.log.start(first.record(), [])
 
     def interrupt(*agree: object) -> None:
-        if len(first.progress.losses) == 19:
+        if len(first.state.progress.losses) == 19:
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        first.train(interrupt)
-    second = resumed(config, first.folder)
-    second.tracker.start(second.record())
-    second.train(lambda *agree: None)
-    metrics = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
-    assert metrics == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
-    ours, theirs = second.model.state_dict(), whole.model.state_dict()
+        first.fit(interrupt)
+    second = load_run(config, first.folder.path)
+    second.log.start(second.record(), [])
+    second.fit(lambda *agree: None)
+    metrics = [(epoch.train, epoch.val) for epoch in second.state.progress.epochs]
+    assert metrics == [(epoch.train, epoch.val) for epoch in whole.state.progress.epochs]
+    ours, theirs = second.state.model.state_dict(), whole.state.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

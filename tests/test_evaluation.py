@@ -17,7 +17,6 @@ from PIL import Image
 from mnist_exp.cli.evaluate import overrides
 from mnist_exp.data import Streamed, digits
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment.run import run
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference.evaluation import evaluated
 from mnist_exp.paths import LAST
@@ -33,7 +32,7 @@ def trained(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         quick = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=2"]
         with initialize_hydra():
             config = compose("config", [*quick, *typed])
-        run(config, folder)
+        train(config, folder)
         return folder / LAST
 
     return train

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import build as building
-from mnist_exp.experiment.build import build, prepared
-from mnist_exp.experiment.run import Experiment, resumed, run, run_name
+from mnist_exp.experiment.build import build, prepare_splits
+from mnist_exp.experiment.run import Run, load_run, name_run, train
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
@@ -63,7 +63,7 @@ def quick(digits_cache: Path) -> list[str]:
 def test_a_run_is_named_by_what_differs_from_the_defaults(
     overrides: Sequence[str], name: str
 ) -> None:
-    assert run_name(config_of(*overrides), overrides) == name
+    assert name_run(config_of(*overrides), overrides) == name
 
 
 def test_the_test_set_is_opened_once_after_the_last_epoch(
@@ -78,11 +78,11 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
         return prepare(self, split, *how)
 
     monkeypatch.setattr(Dataset, "prepare", spy_prepare)
-    prepared.cache_clear()
+    prepare_splits.cache_clear()
     monkeypatch.setattr(
         Trackers, "log", lambda self, metrics, step, at: events.append(min(metrics))
     )
-    run(config_of(*quick), tmp_path)
+    train(config_of(*quick), tmp_path)
     assert events == [
         "opened",
         "opened",
@@ -96,7 +96,7 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
 def test_the_metrics_returned_are_those_of_the_kept_weights(
     quick: list[str], tmp_path: Path
 ) -> None:
-    result = run(config_of(*quick, "trainer.epochs=4", "trainer.keep=last"), tmp_path)
+    result = train(config_of(*quick, "trainer.epochs=4", "trainer.keep=last"), tmp_path)
     assert result.epoch.number == 4
     assert 0.8 < result.test.accuracy < 1
     assert result.test != result.epoch.val
@@ -105,11 +105,11 @@ def test_the_metrics_returned_are_those_of_the_kept_weights(
 def test_a_new_run_does_not_replace_one_that_ended_while_it_waited_for_the_folder(
     quick: list[str], tmp_path: Path
 ) -> None:
-    second = Experiment(config_of(*quick), tmp_path, "second")
-    run(config_of(*quick), tmp_path)
+    second = Run(config_of(*quick), tmp_path, "second")
+    train(config_of(*quick), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(BadInput, match=r"already.*resume="):
-        second.run()
+        second.train()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -123,7 +123,7 @@ def test_debug_trains_and_validates_on_a_few_batches(quick: list[str], tmp_path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dataset, "prepare", spy)
-        run(config_of(*quick, "trainer=debug", "batch_size=16"), tmp_path)
+        train(config_of(*quick, "trainer=debug", "batch_size=16"), tmp_path)
     assert seen == [80, 80, 359]
 
 
@@ -146,7 +146,7 @@ def test_a_target_that_does_not_exist_is_bad_input() -> None:
 def test_every_model_trains_with_every_optimizer(
     model: str, optimizer: str, quick: list[str], tmp_path: Path
 ) -> None:
-    result = run(config_of(*quick, f"model={model}", f"optimizer={optimizer}"), tmp_path)
+    result = train(config_of(*quick, f"model={model}", f"optimizer={optimizer}"), tmp_path)
     assert result.epoch.val.accuracy > 0.2  # chance is 0.1
     assert (tmp_path / "mnist_model.pth").exists()
 
@@ -159,7 +159,7 @@ def test_channels_last_changes_the_speed_and_last_bits_only(
         folder = tmp_path / wanted
         folder.mkdir()
         config = config_of(*quick, "model=cnn", f"trainer.channels_last={wanted}")
-        results[wanted] = run(config, folder).epoch
+        results[wanted] = train(config, folder).epoch
     assert results["true"].val.loss == pytest.approx(results["false"].val.loss, rel=1e-4)
 
 
@@ -168,13 +168,13 @@ def test_weights_load_into_either_memory_format(
     saved: str, loaded: str, quick: list[str], tmp_path: Path
 ) -> None:
     cnn = [*quick, "model=cnn"]
-    run(config_of(*cnn, f"trainer.channels_last={saved}"), tmp_path)
+    train(config_of(*cnn, f"trainer.channels_last={saved}"), tmp_path)
     weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
-    other = Experiment(config_of(*cnn, f"trainer.channels_last={loaded}"), tmp_path, "other")
-    layouts = [parameter.stride() for parameter in other.model.parameters()]
-    other.model.load_state_dict(weights)
-    assert [parameter.stride() for parameter in other.model.parameters()] == layouts
-    assert all(map(torch.equal, other.model.state_dict().values(), weights.values()))
+    other = Run(config_of(*cnn, f"trainer.channels_last={loaded}"), tmp_path, "other")
+    layouts = [parameter.stride() for parameter in other.state.model.parameters()]
+    other.state.model.load_state_dict(weights)
+    assert [parameter.stride() for parameter in other.state.model.parameters()] == layouts
+    assert all(map(torch.equal, other.state.model.state_dict().values(), weights.values()))
 
 
 # --- every model on every data set, every optimizer: the same after an interruption ---
@@ -199,38 +199,38 @@ OPTIMIZERS = {
 }
 
 
-def check_resumes(config: DictConfig, folder: Path) -> Experiment:
+def check_resumes(config: DictConfig, folder: Path) -> Run:
     """Two epochs of two steps end in the same state when stopped after the third step."""
     whole = begun(config, folder / "whole")
-    whole.train(lambda *agree: None)
+    whole.fit(lambda *agree: None)
     expected = state_of(whole)
     first = begun(config, folder / "first")
 
     def interrupt(*agree: object) -> None:
-        if first.progress.steps == (1, 1):
+        if first.state.progress.steps == (1, 1):
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        first.train(interrupt)
-    second = resumed(config, first.folder)
-    second.tracker.start(second.record())
-    second.train(lambda *agree: None)
-    assert second.progress.steps == (2, 0)
+        first.fit(interrupt)
+    second = load_run(config, first.folder.path)
+    second.log.start(second.record(), [])
+    second.fit(lambda *agree: None)
+    assert second.state.progress.steps == (2, 0)
     assert state_of(second) == expected
     return second
 
 
-def begun(config: DictConfig, folder: Path) -> Experiment:
+def begun(config: DictConfig, folder: Path) -> Run:
     folder.mkdir()
-    experiment = Experiment(config, folder, folder.name)
-    experiment.tracker.start(experiment.record())
+    experiment = Run(config, folder, folder.name)
+    experiment.log.start(experiment.record(), [])
     return experiment
 
 
-def state_of(experiment: Experiment) -> object:
+def state_of(experiment: Run) -> object:
     """All that the next step depends on, and the metrics so far."""
-    state = experiment.state_dict()
-    epochs = [(epoch.train, epoch.val) for epoch in experiment.progress.epochs]
+    state = experiment.state.state_dict()
+    epochs = [(epoch.train, epoch.val) for epoch in experiment.state.progress.epochs]
     names = ("model", "optimizer", "scheduler")
     return epochs, bits([*(state[name] for name in names), state["random"]["torch"]])
 
@@ -265,7 +265,7 @@ def test_every_model_goes_on_with_every_data_set_bit_for_bit(
     assert torch.are_deterministic_algorithms_enabled()
     convolutions = model in ("cnn", "resnet", "strided_cnn", "torchvision")
     expected = convolutions or "trainer.channels_last=true" in settings
-    assert (torch.channels_last in experiment.form) == expected
+    assert (torch.channels_last in experiment.parts.form) == expected
     assert experiment.finish().test is not None
 
 
@@ -285,7 +285,7 @@ def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
     (own_options / "model" / "mine.yaml").write_text(f"_target_: {__name__}.PartlyUsed\n")
     config = config_of(*short, f"optimizer={optimizer}")
     config.model = {"_target_": f"{__name__}.PartlyUsed"}
-    assert len(check_resumes(config, tmp_path).optimizer.state) == 4
+    assert len(check_resumes(config, tmp_path).state.optimizer.state) == 4
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mnist_exp.cli import export as script
 from mnist_exp.data import DataError, Kind, Split
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment.load import load
+from mnist_exp.experiment import load
+from mnist_exp.experiment.load import load_model
 from mnist_exp.inference import export as exporting
 from mnist_exp.inference.export import FORMATS, Comparison, ExportError, compare, export
 from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
@@ -182,7 +183,7 @@ def test_a_trained_model_is_exported_and_runs_without_this_package(clone: Clone)
     assert from_line == Like(f"from    {checkpoint}…digits")
     assert to_line == Like("to      mnist_model.pt2: 0.… MB…[n, 1, 8, 8]…")
     assert re.fullmatch(r"checked 359 images, \d+\.\d\d% .*", checked)
-    trained = load(checkpoint)
+    trained = load_model(checkpoint)
     test = trained.dataset().test
     logits = torch.export.load(clone.root / "mnist_model.pt2").module()(test.images)
     assert torch.equal(logits.argmax(1), trained.logits(test.images).argmax(1))
@@ -249,7 +250,7 @@ def test_packages_that_are_not_there_are_named_with_what_installs_them(
 def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mnist_exp.experiment.load.load", lambda path, device: AwayFromItsData())
+    monkeypatch.setattr(load, "load_model", lambda path, device: AwayFromItsData())
     with pytest.raises(DataError, match=r"^data=colour: nowhere to be had.*--unchecked"):
         script.exported(options(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -269,7 +270,7 @@ def test_a_path_that_cannot_be_written_is_told_in_a_line(
     def full(*arguments: object) -> Comparison:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mnist_exp.experiment.load.load", lambda path, device: AwayFromItsData())
+    monkeypatch.setattr(load, "load_model", lambda path, device: AwayFromItsData())
     monkeypatch.setattr(exporting, "export", full)
     problem = f"--output {tmp_path / 'a.pt2'}: No space left on device"
     with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):

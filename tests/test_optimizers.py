@@ -184,7 +184,7 @@ def test_optimizers_and_their_options_are_chosen_by_preset_and_command_line(clon
     (folder,) = clone.root.glob("outputs/*/*/0")
     saved = checkpoint.load(folder / "checkpoints" / "last.pt")
     assert saved["config"]["optimizer"]["options"] == {"momentum": 0.8}
-    assert saved["optimizer"]["param_groups"][0]["momentum"] == 0.8
+    assert saved["state"]["optimizer"]["param_groups"][0]["momentum"] == 0.8
     done = clone.run(
         *("train.py", f"resume={folder}", "optimizer=torch", "optimizer.name=SGD"),
         "optimizer.options={momentum: 0.7}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from torch import nn
 from mnist_exp import figures
 from mnist_exp.data import Kind, Split
 from mnist_exp.experiment import run as experiment
-from mnist_exp.experiment.run import resume, run
+from mnist_exp.experiment.run import resume, train
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference import pictures
+from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.inference.pictures import (
+    draw_curves,
     draw_filters,
     draw_predictions,
-    draw_training,
     first_weights,
 )
 from mnist_exp.inference.scores import Predictions
@@ -77,17 +79,21 @@ def test_curves_have_a_line_for_each_split_that_there_is(
 ) -> None:
     found = [Metrics(0.5, 0.8), Metrics(0.4, 0.9)]
     epochs = [Epoch(n + 1, found[n], found[1 - n], 0.1, 1.0, 1.0, 0.0) for n in (0, 1)]
-    draw_training(tmp_path, epochs, epochs[0], Metrics(0.3, 0.7))
+    draw_curves(tmp_path, epochs, epochs[0], Metrics(0.3, 0.7))
     of_loss, of_accuracy = drawn["curves.png"].axes
-    for axes, train, val, test in (
+    for axes, losses, val, test in (
         (of_loss, [0.5, 0.4], [0.4, 0.5], 0.3),
         (of_accuracy, [0.8, 0.9], [0.9, 0.8], 0.7),
     ):
         lines = {line.get_label(): line for line in axes.lines[1:]}
         values = {name: (list(x.get_xdata()), list(x.get_ydata())) for name, x in lines.items()}
-        assert values == {"train": ([1, 2], train), "val": ([1, 2], val), "test": ([1], [test])}
+        assert values == {
+            "train": ([1, 2], losses),
+            "val": ([1, 2], val),
+            "test": ([1], [test]),
+        }
     without = [Epoch(1, found[0], None, 0.1, 1.0, 1.0, 0.0)]
-    draw_training(tmp_path, without, without[0], None)
+    draw_curves(tmp_path, without, without[0], None)
     assert [line.get_label() for line in drawn["curves.png"].axes[0].lines[1:]] == ["train"]
 
 
@@ -175,28 +181,27 @@ def test_pictures_are_of_the_one_pass_over_the_test_set_and_survive_going_on(
     digits_cache: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(digits_cache, "tracking.figures=true")
-    run(config, tmp_path)
+    train(config, tmp_path, hooks=HOOKS)
     assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359])
     config.resume = str(tmp_path)
-    resume(config, tmp_path)  # which has ended
+    resume(config, tmp_path, hooks=HOOKS)  # which has ended
     before = (tmp_path / TEST[0]).read_bytes(), (tmp_path / TRAINING[0]).read_bytes()
     monkeypatch.setattr(Progress, "accuracies", [])  # so that the first epoch stays the best
     config.trainer.epochs = 2
-    resume(config, tmp_path, ["trainer.epochs=2"])
+    resume(config, tmp_path, ["trainer.epochs=2"], HOOKS)
     after = (tmp_path / TEST[0]).read_bytes(), (tmp_path / TRAINING[0]).read_bytes()
     assert after[1] != before[1]  # the curves are longer
 
 
 def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
-    digits_cache: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+    digits_cache: Path, tmp_path: Path, passes: list[int]
 ) -> None:
     config = config_of(digits_cache, "tracking.figures=true")
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, "draw_predictions", lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(config, tmp_path)
+    failing = replace(HOOKS, draw_test=lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path, hooks=failing)
     assert not made(tmp_path)
-    resume(config, tmp_path)
+    resume(config, tmp_path, hooks=HOOKS)
     assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359, 359])
 
 
@@ -207,5 +212,5 @@ def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
 def test_who_does_not_ask_does_not_pay(
     overrides: list[str], expected: list[str], digits_cache: Path, tmp_path: Path
 ) -> None:
-    run(config_of(digits_cache, *overrides), tmp_path)
+    train(config_of(digits_cache, *overrides), tmp_path, hooks=HOOKS)
     assert made(tmp_path) == expected

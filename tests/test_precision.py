@@ -18,15 +18,16 @@ import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML 
 from mnist_exp.data import digits
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint, environment
-from mnist_exp.experiment.load import load
-from mnist_exp.experiment.run import Experiment, resumed, run
+from mnist_exp.experiment.load import load_model
+from mnist_exp.experiment.run import Run, load_run, train
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
 from mnist_exp.paths import LAST
-from mnist_exp.training.loop import Options, evaluate, fit
+from mnist_exp.training.loop import evaluate, fit
+from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import Precision
-from mnist_exp.training.state import Epoch, Metrics, Progress
+from mnist_exp.training.state import Epoch, Metrics, TrainState
 
 CPU = torch.device("cpu")
 
@@ -53,9 +54,8 @@ def trained(name: str, cache: Path) -> tuple[Epoch, Spied]:
     train, val = (dataset.prepare(s, CPU, precision.dtype) for s in (dataset.train, dataset.val))
     model = Spied().to(precision.dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    scheduler, progress = ConstantLR(optimizer, 1.0, 0), Progress(model)
-    options = Options(epochs=1, batch_size=32, seed=1)
-    (epoch,) = fit(model, optimizer, scheduler, train, val, progress, options, precision=precision)
+    state = TrainState(model, optimizer, ConstantLR(optimizer, 1.0, 0), precision=precision)
+    (epoch,) = fit(state, train, val, TrainerOptions(epochs=1), batch_size=32, seed=1)
     return epoch, model
 
 
@@ -109,45 +109,45 @@ def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
     options = ("trainer.precision=float16", "trainer.epochs=2", "model.dropout=0.2")
     config = config_of(digits_cache, *options)
 
-    def experiment(name: str) -> Experiment:
+    def experiment(name: str) -> Run:
         (tmp_path / name).mkdir()
-        made = Experiment(config, tmp_path / name, name)
-        made.precision.scaler.set_growth_interval(10)  # grows in the test, too
-        made.tracker.start(made.record())
+        made = Run(config, tmp_path / name, name)
+        made.state.scaler.set_growth_interval(10)  # grows in the test, too
+        made.log.start(made.record(), [])
         return made
 
     whole, first = experiment("whole"), experiment("first")
     torch.manual_seed(5)
-    whole.train(lambda *agree: None)
+    whole.fit(lambda *agree: None)
 
     def interrupt(*agree: object) -> None:
-        if len(first.progress.epochs) == 1 and len(first.progress.losses) == 45:
+        if len(first.state.progress.epochs) == 1 and len(first.state.progress.losses) == 45:
             raise Interrupted(signal.SIGTERM)
 
     torch.manual_seed(5)
     with pytest.raises(Interrupted):
-        first.train(interrupt)
-    second = resumed(config, first.folder)
-    saved = first.precision.scaler.state_dict()
-    assert second.precision.scaler.state_dict() == saved
+        first.fit(interrupt)
+    second = load_run(config, first.folder.path)
+    saved = first.state.scaler.state_dict()
+    assert second.state.scaler.state_dict() == saved
     assert saved["_growth_tracker"] > 0, "the case is to be told from a new scaler"
-    second.tracker.start(second.record())
-    second.train(lambda *agree: None)
+    second.log.start(second.record(), [])
+    second.fit(lambda *agree: None)
 
     for part in ("model", "optimizer", "scaler"):
-        ours, theirs = second.state_dict()[part], whole.state_dict()[part]
+        ours, theirs = second.state.state_dict()[part], whole.state.state_dict()[part]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    metrics = [(epoch.train, epoch.val) for epoch in second.progress.epochs]
-    assert metrics == [(epoch.train, epoch.val) for epoch in whole.progress.epochs]
+    metrics = [(epoch.train, epoch.val) for epoch in second.state.progress.epochs]
+    assert metrics == [(epoch.train, epoch.val) for epoch in whole.state.progress.epochs]
 
 
 def test_float64_reaches_weights_images_and_the_file(digits_cache: Path, tmp_path: Path) -> None:
     config = config_of(digits_cache, "trainer.precision=float64", "model=cnn", "trainer.epochs=1")
-    run(config, tmp_path)
+    train(config, tmp_path)
     weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float64}
     tested = checkpoint.load(tmp_path / LAST)["tested"]["metrics"]
-    assert load(tmp_path / LAST).test() == Metrics(**tested)
+    assert load_model(tmp_path / LAST).test() == Metrics(**tested)
 
 
 # --- what a device lacks ---
@@ -173,13 +173,13 @@ def test_an_experiment_refuses_what_its_device_cannot_do(
     monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
     config = config_of(digits_cache, "trainer.precision=float16", "trainer.device=cpu")
     with pytest.raises(BadInput) as caught:
-        run(config, tmp_path)
+        train(config, tmp_path)
     assert str(caught.value) == Like("trainer.precision=float16: …CPU…bfloat16")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_float32_is_not_rounded_to_tf32(digits_cache: Path, tmp_path: Path) -> None:
     torch.backends.cudnn.allow_tf32 = True  # torch's default
-    Experiment(config_of(digits_cache), tmp_path, "name")
+    Run(config_of(digits_cache), tmp_path, "name")
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32

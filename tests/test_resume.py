@@ -36,7 +36,9 @@ import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML 
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint
 from mnist_exp.experiment import run as experiment
-from mnist_exp.experiment.resume import find_run, resumed_config
+from mnist_exp.experiment.find import find_run
+from mnist_exp.experiment.metrics import Entry
+from mnist_exp.experiment.resume import apply_overrides
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import LAST
@@ -91,9 +93,9 @@ def weights(folder: Path) -> Any:
     """The kept weights, and all that the next step depends on in the last and best checkpoint."""
     found = {"kept": torch.load(folder / "mnist_model.pth", weights_only=True)}
     for name in ("last", "best"):
-        saved = checkpoint.load(folder / "checkpoints" / f"{name}.pt")
-        found[name] = [saved[key] for key in ("model", "optimizer", "scheduler")]
-        found[name].append(saved["random"]["torch"])  # MLflow draws from Python's, too
+        state = checkpoint.load(folder / "checkpoints" / f"{name}.pt")["state"]
+        found[name] = [state[key] for key in ("model", "optimizer", "scheduler")]
+        found[name].append(state["random"]["torch"])  # MLflow draws from Python's, too
     return as_lists(found)
 
 
@@ -375,7 +377,7 @@ def with_checkpoint(folder: Path, age: float) -> Path:
 def test_a_run_is_found_by_its_folder_however_it_is_written_and_as_the_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnist_exp.experiment.resume.REPOSITORY", tmp_path)
+    monkeypatch.setattr("mnist_exp.experiment.find.REPOSITORY", tmp_path)
     old = with_checkpoint(tmp_path / "outputs" / "2026-01-01" / "a", age=10)
     new = with_checkpoint(tmp_path / "outputs" / "2025-01-01" / "sweep" / "3", age=5)
     odd = with_checkpoint(tmp_path / "elsewhere" / "it's [odd], a=b", age=0)
@@ -448,7 +450,7 @@ class Desk:
 
     def run(self, *overrides: str) -> None:
         typed = ["data=digits", self.cache, "model.dropout=0.3", *overrides]
-        experiment.run(composed(*typed), self.folder, typed)
+        experiment.train(composed(*typed), self.folder, typed)
 
     def resume(self, *overrides: str) -> None:
         typed = ["resume=latest", *overrides]
@@ -553,7 +555,7 @@ def kill(*arguments: object) -> None:
 
 @pytest.mark.parametrize(
     ("where", "call"),
-    [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.run.Experiment.tell", 2)],
+    [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.log.RunLog._log", 2)],
     ids=["writing a checkpoint", "before an epoch is told"],
 )
 def test_a_run_killed_in_between_goes_on_bit_for_bit(
@@ -589,7 +591,7 @@ def test_a_run_with_every_option_killed_in_an_epoch_goes_on_bit_for_bit(
     settings = (*options, "tracking=none", "trainer.epochs=3", "trainer.checkpoint_every_steps=4")
     whole.run(*settings)
     steps = itertools.count(1)
-    average = "mnist_exp.training.loop.AveragedModel.update_parameters"
+    average = "mnist_exp.training.state.AveragedModel.update_parameters"
     really = AveragedModel.update_parameters
     with monkeypatch.context() as patch:
         patch.setattr(average, lambda *models: kill() if next(steps) == 30 else really(*models))
@@ -622,7 +624,7 @@ def test_a_kill_while_resuming_leaves_the_metrics_that_were_there(
     desk = new_desk()
     desk.run("tracking=none", "trainer.epochs=2")
     before = journal(desk.folder)
-    monkeypatch.setattr(experiment, "json_line", kill)
+    monkeypatch.setattr(Entry, "to_json", kill)
     with pytest.raises(Kill):
         desk.resume("trainer.epochs=3")
     assert journal(desk.folder) == before
@@ -684,7 +686,7 @@ def test_what_would_change_the_training_is_refused_with_both_values(
     saved = SAVED.copy()
     saved.optimizer = composed("optimizer=sgd").optimizer
     with pytest.raises(BadInput) as caught:
-        resumed_config(saved, composed(*typed), typed)
+        apply_overrides(saved, composed(*typed), typed)
     assert str(caught.value).splitlines() == [*map(Like, problems)]
 
 
@@ -692,13 +694,13 @@ def test_the_values_of_the_run_typed_again_and_those_that_are_free_are_taken() -
     typed = ["resume=latest", "batch_size=64", "model.hidden_sizes=[128,64]", "trainer.epochs=9"]
     typed += ["trainer.device=auto", "trainer.checkpoint_every_steps=7", "model.dropout=0.2"]
     typed += ["tracking=mlflow", "tracking.experiment=other"]
-    config = resumed_config(SAVED, composed(*typed), typed)
+    config = apply_overrides(SAVED, composed(*typed), typed)
     assert config.model == SAVED.model
     assert (config.batch_size, config.resume) == (64, None)
     assert config.trainer == {"epochs": 9, "device": "auto", "checkpoint_every_steps": 7}
     assert config.tracking.experiment == "other"
     assert config.tracking.mlflow._target_.endswith("MLflowTracker")
-    without = resumed_config(config, composed("tracking=none"), ["tracking=none"])
+    without = apply_overrides(config, composed("tracking=none"), ["tracking=none"])
     assert without.tracking == SAVED.tracking
 
 
@@ -729,6 +731,10 @@ def replaced(state: State, value: object, *keys: Any) -> State:
     return {**state, first: replaced(state[first], value, *more) if more else value}
 
 
+def first_weight(state: State) -> str:
+    return next(iter(state["state"]["model"]))
+
+
 UNKNOWN = "not a checkpoint of this project"
 DAMAGED = "damaged"
 FOREIGN = "numbers, strings and tensors"
@@ -739,7 +745,10 @@ CUTS = [*(RANDOM.random() for _ in range(4)), 0.999]
 # What is done to a good checkpoint of two epochs, and how it is then refused.
 CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
     "a pickle that runs a command": (lambda state: pickle.dumps(Bomb()), UNKNOWN),
-    "a command among the tensors": (lambda state: {**state, "model": Bomb()}, FOREIGN),
+    "a command among the tensors": (
+        lambda state: replaced(state, Bomb(), "state", "model"),
+        FOREIGN,
+    ),
     "a command in the config": (
         lambda state: replaced(state, [128, (HARMFUL,)], "config", "model", "hidden_sizes"),
         "saved config…model.hidden_sizes.1.0._target_",
@@ -748,37 +757,38 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
         f"cut at {cut:.3f} of it": (partial(lambda cut, state: (cut, state), cut), DAMAGED)
         for cut in CUTS
     },
-    "of a newer format": (lambda state: {**state, "format": 99}, "format 99, newer"),
-    "weights alone": (lambda state: state["model"], UNKNOWN),
+    "of a newer format": (lambda state: {**state, "format": 99}, "format 99 is newer"),
+    "weights alone": (lambda state: state["state"]["model"], UNKNOWN),
     "no config": (lambda state: without(state, "config"), f"{MISFIT}'config'"),
     "no trainer": (
         lambda state: without(state, "config", "trainer"),
         f"{MISFIT}'trainer.epochs'",
     ),
-    "no random states": (lambda state: without(state, "random"), f"{MISFIT}'random'"),
-    "no weights": (lambda state: {**state, "model": {}}, f"{MISFIT}model"),
+    "no random states": (lambda state: without(state, "state", "random"), f"{MISFIT}'random'"),
+    "no weights": (lambda state: replaced(state, {}, "state", "model"), f"{MISFIT}state_dict"),
     "weights of another shape": (
-        lambda state: replaced(state, torch.ones(3), "model", next(iter(state["model"]))),
-        f"{MISFIT}model",
+        lambda state: replaced(state, torch.ones(3), "state", "model", first_weight(state)),
+        f"{MISFIT}state_dict",
     ),
     "kept weights of another shape": (
-        lambda state: replaced(state, {"w": torch.ones(3)}, "progress", "kept"),
-        f"{MISFIT}kept",
+        lambda state: replaced(state, {"w": torch.ones(3)}, "state", "progress", "kept"),
+        f"{MISFIT}state_dict",
     ),
     "an optimizer's state of another shape": (
-        lambda state: replaced(state, torch.ones(3), "optimizer", "state", 0, "exp_avg"),
+        lambda state: replaced(state, torch.ones(3), "state", "optimizer", "state", 0, "exp_avg"),
         f"{MISFIT}optimizer",
     ),
     "a learning rate that is a word": (
         lambda state: replaced(
             state,
-            [{**state["optimizer"]["param_groups"][0], "lr": "x"}],
+            [{**state["state"]["optimizer"]["param_groups"][0], "lr": "x"}],
+            "state",
             "optimizer",
             "param_groups",
         ),
         f"{MISFIT}optimizer",
     ),
-    "no progress": (lambda state: {**state, "progress": 5}, f"{MISFIT}"),
+    "no progress": (lambda state: replaced(state, 5, "state", "progress"), MISFIT),
 }
 
 
@@ -856,6 +866,6 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(clone: Clone, tmp_path: Path
         assert (done.returncode, done.stderr) == (1, "")
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
         assert re.search(r"\d\.\d MB.*No space left", line)
-        assert checkpoint.load(mounted / "run" / LAST)["format"] == 1
+        assert checkpoint.load(mounted / "run" / LAST)["format"] == checkpoint.FORMAT
     finally:
         subprocess.run(["umount", str(mounted)], check=False)

@@ -13,7 +13,7 @@ from hydra import compose
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment.run import resume, run
+from mnist_exp.experiment.run import resume, train
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import CONF
 from mnist_exp.training import schedules
@@ -55,7 +55,7 @@ def test_each_option_is_stepped_at_each_step_and_goes_on_where_it_was(
     with initialize_hydra():
         config, again = compose("config", typed), compose("config", ["resume=latest"])
         more = compose("config", ["trainer.epochs=5"])
-    run(config, tmp_path)
+    train(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rates = [float(rate) for line in lines for rate in re.findall(r'"lr": ([\d.e-]+)', line)]
     assert (len(set(rates)) == 1) == (name == "constant")

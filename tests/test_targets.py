@@ -20,7 +20,7 @@ from PIL import Image
 
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import build as building
-from mnist_exp.experiment.load import load
+from mnist_exp.experiment.load import load_model
 from mnist_exp.experiment.targets import check_saved_config, initialize_hydra, target_problems
 from mnist_exp.paths import CONF, LAST
 
@@ -173,7 +173,7 @@ def test_of_500_configs_with_a_target_put_somewhere_none_is_followed(
         if number % 20 == 0:
             torch.save({**state, "config": config}, path)
             with pytest.raises(BadInput, match="saved config"):
-                load(path)
+                load_model(path)
     assert followed == []
 
 
@@ -241,6 +241,9 @@ def test_no_command_follows_a_target_in_a_checkpoint(
     assert not (trained.root / "harm").exists()
 
 
+KEPT = ("state", "progress", "kept")
+
+
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
@@ -249,8 +252,8 @@ def test_no_command_follows_a_target_in_a_checkpoint(
         (("config", "batch_size"), None),
         (("data", "mean"), None),
         (("data", "std"), (0.0,)),
-        (("progress", "kept", "layers.0.weight"), torch.full((128, 64), float("nan"))),
-        (("progress", "kept", "layers.0.weight"), torch.ones((128, 64), dtype=torch.complex64)),
+        ((*KEPT, "layers.0.weight"), torch.full((128, 64), float("nan"))),
+        ((*KEPT, "layers.0.weight"), torch.ones((128, 64), dtype=torch.complex64)),
     ],
     ids=str,
 )
@@ -264,7 +267,7 @@ def test_values_that_no_run_has_are_one_line(
     above[keys[-1]] = value
     torch.save(state, tmp_path / "crafted.pt")
     with pytest.raises(Failure) as caught:
-        load(tmp_path / "crafted.pt")
+        load_model(tmp_path / "crafted.pt")
     assert "\n" not in str(caught.value)
 
 

@@ -26,7 +26,7 @@ from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from test_exporting import colour
 
-from mnist_exp.experiment.load import load
+from mnist_exp.experiment.load import load_model
 from mnist_exp.inference.export import export
 from mnist_exp.models import MLP
 from mnist_exp.tracking import ModelRecord
@@ -162,7 +162,7 @@ def test_a_registered_model_labels_raw_images_as_the_checkpoint_does(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{served_clone.root}/mlflow.db")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{served_clone.root}/mlflow.db")
-    trained = load(served_clone.folders()[0] / "checkpoints" / "last.pt")
+    trained = load_model(served_clone.folders()[0] / "checkpoints" / "last.pt")
     images = trained.dataset().test.images
     expected = trained.logits(images)
     answered = mlflow.pyfunc.load_model("models:/digits@champion").predict(images[:, 0].numpy())
@@ -215,7 +215,7 @@ def answers(url: str) -> bool:
 def test_a_served_model_answers_a_request_with_ten_images_without_this_package(
     served_clone: Clone,
 ) -> None:
-    trained = load(served_clone.folders()[0] / "checkpoints" / "last.pt")
+    trained = load_model(served_clone.folders()[0] / "checkpoints" / "last.pt")
     images = trained.dataset().test.images[:10]
     with served(served_clone) as url:
         request = urllib.request.Request(

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint, ranking
-from mnist_exp.experiment import resume as resuming
-from mnist_exp.experiment.load import find
+from mnist_exp.experiment import find as find
+from mnist_exp.experiment.find import find_checkpoint
 from mnist_exp.experiment.ranking import rank_runs
 from mnist_exp.paths import LAST
 
@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder outputs/ of a repository in which nothing has been trained."""
-    for module in (ranking, resuming):
+    for module in (ranking, find):
         monkeypatch.setattr(module, "REPOSITORY", tmp_path)
     return tmp_path / "outputs"
 
@@ -87,7 +87,7 @@ def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validat
     sweep = client.create_run(client.get_experiment_by_name("mixed").experiment_id)
     client.log_metric(sweep.info.run_id, "val/accuracy", 0.98)  # its winner's, told again
     client.set_terminated(sweep.info.run_id)
-    assert find("best", store, "mixed") == best
+    assert find_checkpoint("best", store, "mixed") == best
     ranked = [
         (run.accuracy, time.time() - run.start_time < 60) for run in rank_runs("mixed", store)
     ]
@@ -103,9 +103,14 @@ def test_the_best_is_of_one_data_set_and_of_the_images_that_it_had_last(
     time.sleep(0.002)  # runs begin at a millisecond
     _, photos = recorded(store, "sets", tmp_path / "photos", [0.7], "photos", digest="3")
     words = ("best", "best:mnist", "best:digits", "best:photos")
-    assert [find(word, store, "sets") for word in words] == [mnist, mnist, digits, photos]
+    assert [find_checkpoint(word, store, "sets") for word in words] == [
+        mnist,
+        mnist,
+        digits,
+        photos,
+    ]
     with pytest.raises(BadInput, match=r"digits, mnist, photos: .* did you mean best:mnist\?$"):
-        find("best:mnsit", store, "sets")
+        find_checkpoint("best:mnsit", store, "sets")
 
 
 def ended(
@@ -120,8 +125,10 @@ def ended(
         "key": folder.name,
         "ended": True,
         "data": {"name": "mnist", "digest": "1" * 64},
-        "model": torch.nn.Linear(2, 2).state_dict(),
-        "progress": {"epochs": epochs, "best": keep},
+        "state": {
+            "model": torch.nn.Linear(2, 2).state_dict(),
+            "progress": {"epochs": epochs, "best": keep},
+        },
     }
     folder.mkdir(parents=True)
     checkpoint.save(folder / LAST, {**state, **more})
@@ -141,8 +148,8 @@ def test_runs_without_mlflow_are_ranked_by_their_checkpoints_in_outputs(outputs:
     digits = ended(outputs / "digits", 0.99, data={"name": "digits", "digest": "2" * 64})
     ended(outputs / "foreign", 0.99, data={})
     written(outputs / "damaged")
-    assert find("best") == best
-    assert find("best:digits") == digits
+    assert find_checkpoint("best") == best
+    assert find_checkpoint("best:digits") == digits
     names = [run.name for run in rank_runs("mnist_exp", None)]
     assert names == ["digits", "7", "same", "a", "blind"]
 
@@ -175,24 +182,24 @@ def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
     store: str, tmp_path: Path
 ) -> None:
     run_id, checkpoint = recorded(store, "away", tmp_path / "run", [0.5])
-    assert find(run_id, store) == checkpoint
+    assert find_checkpoint(run_id, store) == checkpoint
     MlflowClient(store).log_artifact(run_id, str(checkpoint), "checkpoints")
     checkpoint.unlink()
-    assert find(run_id, store).read_bytes() == b"weights"
-    assert find("best", store, "away").read_bytes() == b"weights"
+    assert find_checkpoint(run_id, store).read_bytes() == b"weights"
+    assert find_checkpoint("best", store, "away").read_bytes() == b"weights"
 
     run_id, checkpoint = recorded(store, "away", tmp_path / "lost", [0.4])
     checkpoint.unlink()
     with pytest.raises(BadInput, match=rf"^run {run_id}: .*{checkpoint}"):
-        find(run_id, store)
+        find_checkpoint(run_id, store)
 
 
 def test_a_path_and_latest_need_no_store(outputs: Path) -> None:
     latest = written(outputs / "2026-01-01" / "run")
-    assert find("latest") == latest
-    assert find(str(latest)) == latest
-    assert find(str(latest.parents[1])) == latest
-    assert find("outputs/2026-01-01/run") == latest  # from the repository, wherever one is
+    assert find_checkpoint("latest") == latest
+    assert find_checkpoint(str(latest)) == latest
+    assert find_checkpoint(str(latest.parents[1])) == latest
+    assert find_checkpoint("outputs/2026-01-01/run") == latest  # of the repository
 
 
 @pytest.mark.parametrize(
@@ -208,13 +215,13 @@ def test_a_word_that_stands_for_no_run_is_told_in_a_line(
     store: str, word: str, experiment: str, problem: str
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        find(word, store, experiment)
+        find_checkpoint(word, store, experiment)
     assert str(caught.value) == Like(problem)
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"mnist_exp.*none\.db"):
-        find("best", f"sqlite:///{tmp_path}/none.db")
+        find_checkpoint("best", f"sqlite:///{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
 
 

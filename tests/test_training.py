@@ -12,25 +12,23 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler
+from torch.optim.lr_scheduler import ConstantLR
 
 from mnist_exp.data import Split
-from mnist_exp.experiment.build import averaged
+from mnist_exp.experiment.build import build_ema
 from mnist_exp.models import CNN, MLP
 from mnist_exp.training.augmentation import Affine
 from mnist_exp.training.loop import (
-    Options,
-    drawn,
+    draw_uniform,
     evaluate,
     fit,
     mean_per_sample,
     predict,
-    shuffled,
+    shuffle,
 )
-from mnist_exp.training.precision import Precision
-from mnist_exp.training.state import Diverged, Epoch, Metrics, Progress
-
-Parts = tuple[nn.Module, torch.optim.Optimizer, LRScheduler, Progress]
+from mnist_exp.training.options import TrainerOptions
+from mnist_exp.training.precision import FLOAT32, Precision
+from mnist_exp.training.state import Diverged, Epoch, Metrics, Progress, TrainState
 
 
 def made_split(count: int, seed: int) -> Split:
@@ -44,22 +42,22 @@ def made_split(count: int, seed: int) -> Split:
 TRAIN, VAL = made_split(100, seed=1), made_split(30, seed=2)
 
 
-def made_parts(dropout: float = 0.0, lr: float = 0.01) -> Parts:
+def make_state(
+    dropout: float = 0.0, lr: float = 0.01, precision: Precision = FLOAT32
+) -> TrainState:
     torch.manual_seed(0)
     model = MLP((1, 4, 4), 4, hidden_sizes=[8], dropout=dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    return model, optimizer, ConstantLR(optimizer, 1.0, 0), Progress(model)
+    return TrainState(model, optimizer, ConstantLR(optimizer, 1.0, 0), precision=precision)
 
 
-def fitted(
-    parts: Parts, epochs: int = 3, train: Split = TRAIN, val: Split = VAL, **changes: Any
+def train(
+    state: TrainState, epochs: int = 3, train: Split = TRAIN, val: Split = VAL, **changes: Any
 ) -> Iterator[Epoch]:
-    """changes: of Options, or what `fit` takes besides them."""
-    ours = {field.name for field in fields(Options)} & changes.keys()
-    chosen = {name: changes.pop(name) for name in ours}
-    options = Options(**{"epochs": epochs, "batch_size": 16, "seed": 7, **chosen})
-    model, optimizer, scheduler, progress = parts
-    return fit(model, optimizer, scheduler, train, val, progress, options, **changes)
+    """changes: options of the trainer, or other arguments of `fit`."""
+    names = {field.name for field in fields(TrainerOptions)} & changes.keys()
+    options = TrainerOptions(epochs, **{name: changes.pop(name) for name in names})
+    return fit(state, train, val, options, **{"batch_size": 16, "seed": 7, **changes})
 
 
 def in_precision(name: str) -> Precision:
@@ -75,13 +73,13 @@ def metrics(epochs: list[Epoch]) -> list[tuple[Metrics, Metrics | None]]:
 
 
 def test_the_metrics_of_an_epoch_equal_a_loop_written_out_by_hand() -> None:
-    model, *_ = parts = made_parts()
-    reference = copy.deepcopy(model)
+    state = make_state()
+    model, reference = state.model, copy.deepcopy(state.model)
     optimizer = torch.optim.Adam(reference.parameters(), lr=0.01, fused=True)
-    (epoch,) = fitted(parts, epochs=1)
+    (epoch,) = train(state, epochs=1)
 
     loss_sum, correct = 0.0, 0
-    for index in shuffled(100, seed=7, epoch=1).split(16):  # six batches of 16, one of 4
+    for index in shuffle(100, seed=7, epoch=1).split(16):  # six batches of 16, one of 4
         logits = reference(TRAIN.images[index])
         loss = F.cross_entropy(logits, TRAIN.labels[index])
         optimizer.zero_grad()
@@ -109,7 +107,7 @@ def test_the_last_short_batch_counts_at_its_true_size() -> None:
 def test_an_evaluation_counts_every_sample_once_in_batches_of_any_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, *_ = made_parts()
+    model = make_state().model
     whole = evaluate(model, TRAIN)
     monkeypatch.setattr("mnist_exp.training.loop.EVALUATION_BATCH", 33)
     parts = evaluate(model, TRAIN)
@@ -134,7 +132,7 @@ def test_an_evaluation_takes_fewer_images_at_once_where_they_are_large() -> None
 def test_predictions_are_the_answers_that_an_evaluation_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = made_parts(dropout=0.9)[0]
+    model = make_state(dropout=0.9).model
     monkeypatch.setattr("mnist_exp.training.loop.EVALUATION_BATCH", 7)
     found = predict(model, TRAIN)
     assert found.tolist() == model.eval()(TRAIN.images).argmax(1).tolist()
@@ -142,26 +140,26 @@ def test_predictions_are_the_answers_that_an_evaluation_counts(
 
 
 def test_the_order_is_a_permutation_that_seed_and_epoch_alone_decide() -> None:
-    first = shuffled(1000, seed=3, epoch=1)
+    first = shuffle(1000, seed=3, epoch=1)
     torch.rand(5)
-    assert torch.equal(shuffled(1000, seed=3, epoch=1), first)
+    assert torch.equal(shuffle(1000, seed=3, epoch=1), first)
     assert first.sort().values.tolist() == list(range(1000))
-    others = [shuffled(1000, seed, epoch) for seed, epoch in ((3, 2), (4, 1), (2, 2))]
+    others = [shuffle(1000, seed, epoch) for seed, epoch in ((3, 2), (4, 1), (2, 2))]
     assert all(not torch.equal(first, other) for other in others)
 
 
 def test_the_order_is_the_same_on_every_machine_and_version() -> None:
-    assert shuffled(8, seed=42, epoch=1).tolist() == [7, 2, 5, 3, 4, 1, 0, 6]
+    assert shuffle(8, seed=42, epoch=1).tolist() == [7, 2, 5, 3, 4, 1, 0, 6]
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
-    first, second = made_parts(dropout=0.5), made_parts(dropout=0.5)
+    first, second = make_state(dropout=0.5), make_state(dropout=0.5)
     torch.manual_seed(1)
-    one = metrics(list(fitted(first)))
+    one = metrics(list(train(first)))
     torch.manual_seed(1)
-    two = metrics(list(fitted(second)))
+    two = metrics(list(train(second)))
     assert one == two
-    assert all(map(torch.equal, first[3].kept.values(), second[3].kept.values()))
+    assert all(map(torch.equal, first.progress.kept.values(), second.progress.kept.values()))
 
 
 def test_the_model_trains_in_train_mode_and_is_evaluated_in_eval_mode() -> None:
@@ -174,16 +172,15 @@ def test_the_model_trains_in_train_mode_and_is_evaluated_in_eval_mode() -> None:
 
     model = Spy(16, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    parts = (model, optimizer, ConstantLR(optimizer, 1.0, 0), Progress(model))
-    list(fitted(parts, epochs=2))
+    list(train(TrainState(model, optimizer, ConstantLR(optimizer, 1.0, 0)), epochs=2))
     assert modes == ([True] * 7 + [False]) * 2
 
 
 def test_the_best_weights_are_kept_the_earliest_of_equals() -> None:
-    parts = made_parts(lr=0.05)
-    model, *_, progress = parts
+    state = make_state(lr=0.05)
+    model, progress = state.model, state.progress
     weights = []
-    for _ in fitted(parts, epochs=8):
+    for _ in train(state, epochs=8):
         weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     accuracies = [epoch.val.accuracy for epoch in progress.epochs]
     best = accuracies.index(max(accuracies))
@@ -193,18 +190,20 @@ def test_the_best_weights_are_kept_the_earliest_of_equals() -> None:
 
 
 def test_the_last_weights_are_kept_on_request() -> None:
-    model, *_, progress = parts = made_parts(lr=0.05)
-    list(fitted(parts, epochs=8, keep="last"))
+    state = make_state(lr=0.05)
+    model, progress = state.model, state.progress
+    list(train(state, epochs=8, keep="last"))
     assert progress.best is progress.epochs[7]
     assert all(map(torch.equal, progress.kept.values(), model.state_dict().values()))
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_finite_weights() -> None:
-    model, optimizer, _, progress = parts = made_parts()
-    epochs = fitted(parts, epochs=5)
+    state = make_state()
+    model, progress = state.model, state.progress
+    epochs = train(state, epochs=5)
     next(epochs)
     kept = {name: tensor.clone() for name, tensor in progress.kept.items()}
-    optimizer.param_groups[0]["lr"] = 1e30
+    state.optimizer.param_groups[0]["lr"] = 1e30
     with pytest.raises(Diverged, match=r"epoch 2 \(train .*\).* 1e\+30$"):
         next(epochs)
     assert len(progress.epochs) == 1
@@ -224,31 +223,25 @@ def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(
         if len(progress.epochs) * 7 + len(progress.losses) == stop_at:
             raise Stop
 
-    whole = made_parts(dropout=0.3)
+    whole = make_state(dropout=0.3, precision=in_precision(precision))
     torch.manual_seed(5)
-    expected = metrics(list(fitted(whole, precision=in_precision(precision))))
+    expected = metrics(list(train(whole)))
 
-    first, its_precision = made_parts(dropout=0.3), in_precision(precision)
+    first = make_state(dropout=0.3, precision=in_precision(precision))
     torch.manual_seed(5)
     with pytest.raises(Stop):
-        list(fitted(first, precision=its_precision, on_step=stop))
-    saved = copy.deepcopy([part.state_dict() for part in first])
-    scaler_state = its_precision.scaler.state_dict()
-    random_state = torch.get_rng_state()
+        list(train(first, on_step=stop))
+    saved = copy.deepcopy(first.state_dict())
 
-    second = made_parts(dropout=0.3)
+    second = make_state(dropout=0.3, precision=in_precision(precision))
     torch.manual_seed(99)
-    for part, state in zip(second[:3], saved[:3], strict=True):
-        part.load_state_dict(state)
-    second[3].load_state_dict(saved[3], torch.device("cpu"))
-    torch.set_rng_state(random_state)
-    its_precision = in_precision(precision)
-    its_precision.scaler.load_state_dict(scaler_state)
-    list(fitted(second, precision=its_precision))
+    second.load_state_dict(saved)
+    list(train(second))
 
-    assert metrics(second[3].epochs) == expected
-    assert all(map(torch.equal, second[0].state_dict().values(), whole[0].state_dict().values()))
-    assert all(map(torch.equal, second[3].kept.values(), whole[3].kept.values()))
+    ours, theirs = second.model.state_dict(), whole.model.state_dict()
+    assert metrics(second.progress.epochs) == expected
+    assert all(map(torch.equal, ours.values(), theirs.values()))
+    assert all(map(torch.equal, second.progress.kept.values(), whole.progress.kept.values()))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -270,7 +263,7 @@ def test_nothing_is_read_from_the_device_inside_an_epoch(
         if len(progress.losses) == 7:
             at_last_step.append(list(reads))
 
-    list(fitted(made_parts(), epochs=1, precision=in_precision(precision), on_step=on_step))
+    list(train(make_state(precision=in_precision(precision)), epochs=1, on_step=on_step))
     assert at_last_step == [[]]
     assert reads, "the spies see the reads at the epoch's end"
 
@@ -282,41 +275,37 @@ def test_no_step_of_an_epoch_waits_for_the_gpu(precision: str) -> None:
     torch.manual_seed(0)
     model = CNN((1, 4, 4), 4, dropout=0.2).to(cuda, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    scheduler, progress = ConstantLR(optimizer, 1.0, 0), Progress(model)
-    train, val = (Split(s.images.to(cuda), s.labels.to(cuda)) for s in (TRAIN, VAL))
+    scheduler = ConstantLR(optimizer, 1.0, 0)
+    state = TrainState(model, optimizer, scheduler, precision=Precision(precision, cuda))
+    parts = [Split(s.images.to(cuda), s.labels.to(cuda)) for s in (TRAIN, VAL)]
 
     def on_step(progress: Progress) -> None:
         """From the end of each epoch's first step to that of its last, waiting is an error."""
         torch.cuda.set_sync_debug_mode("error" if len(progress.losses) < 7 else "default")
 
-    parts = (model, optimizer, scheduler, progress)
-    how = {"epochs": 2, "precision": Precision(precision, cuda), "augment": Affine(1, 10, erase=2)}
     try:
-        epochs = list(fitted(parts, train=train, val=val, on_step=on_step, **how))
+        augment = Affine(1, 10, erase=2)
+        epochs = list(train(state, 2, *parts, augment=augment, on_step=on_step))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(epochs) == 2
 
 
 def test_float16_scales_the_loss_and_skips_a_step_that_overflows() -> None:
-    model, *_ = parts = made_parts()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     precision = in_precision("float16")
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    state = make_state(precision=precision)
+    model = state.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scales = []
-    (epoch,) = fitted(
-        parts,
-        epochs=1,
-        precision=precision,
-        on_step=lambda _: scales.append(precision.scaler.get_scale()),
-    )
+    (epoch,) = train(state, 1, on_step=lambda _: scales.append(state.scaler.get_scale()))
     assert scales == [2.0 ** (39 - step) for step in range(7)]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert math.isfinite(epoch.train.loss)
 
 
 def test_the_time_of_an_epoch_counts_its_validation_and_the_speed_does_not() -> None:
-    (epoch,) = fitted(made_parts(), epochs=1)
+    (epoch,) = train(make_state(), epochs=1)
     assert 100 / epoch.images_per_second < epoch.seconds
     assert math.isfinite(epoch.images_per_second)
 
@@ -328,9 +317,9 @@ def by_hand(
     loss_of: Any = F.cross_entropy, before_step: Any = lambda model: None
 ) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
     """The model after one epoch of a loop that has the parts asked for, and its states by step."""
-    model, optimizer, *_ = made_parts()
-    states = []
-    for index in shuffled(100, seed=7, epoch=1).split(16):
+    state = make_state()
+    model, optimizer, states = state.model, state.optimizer, []
+    for index in shuffle(100, seed=7, epoch=1).split(16):
         optimizer.zero_grad()
         loss_of(model(TRAIN.images[index]), TRAIN.labels[index]).backward()
         before_step(model)
@@ -345,8 +334,9 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def test_label_smoothing_is_in_the_training_loss_and_in_no_evaluation() -> None:
-    model, *_ = parts = made_parts()
-    (epoch,) = fitted(parts, epochs=1, label_smoothing=0.2)
+    state = make_state()
+    model = state.model
+    (epoch,) = train(state, epochs=1, label_smoothing=0.2)
     smoothed, _ = by_hand(lambda *pair: F.cross_entropy(*pair, label_smoothing=0.2))
     assert same(model, smoothed)
     assert not same(model, by_hand()[0])
@@ -359,27 +349,29 @@ def test_gradients_are_clipped_to_the_norm_of_all_of_them() -> None:
     def clip(model: nn.Module) -> None:
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.2).item())
 
-    model, *_ = parts = made_parts()
-    list(fitted(parts, epochs=1, clip_norm=0.2))
+    state = make_state()
+    model = state.model
+    list(train(state, epochs=1, clip_norm=0.2))
     assert same(model, by_hand(before_step=clip)[0])
     assert max(norms) > 0.2
 
 
 @pytest.mark.parametrize("parts_of_a_batch", [3, 16, 50])
 def test_a_batch_in_parts_is_the_same_step(parts_of_a_batch: int) -> None:
-    (whole, *_), (in_parts, *_) = one, other = made_parts(), made_parts()
-    (expected,) = fitted(one, epochs=1)
-    (found,) = fitted(other, epochs=1, accumulate=parts_of_a_batch)
-    for ours, theirs in zip(in_parts.parameters(), whole.parameters(), strict=True):
+    whole, in_parts = make_state(), make_state()
+    (expected,) = train(whole, epochs=1)
+    (found,) = train(in_parts, epochs=1, accumulate=parts_of_a_batch)
+    for ours, theirs in zip(in_parts.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     assert found.train.loss == pytest.approx(expected.train.loss, rel=1e-4)
     assert found.train.accuracy == expected.train.accuracy
 
 
 def test_the_average_follows_the_weights_and_is_what_is_evaluated_and_kept() -> None:
-    model, *_, progress = parts = made_parts()
-    average = averaged(model, decay=0.75)
-    (epoch,) = fitted(parts, epochs=1, average=average)
+    state = make_state()
+    model, progress = state.model, state.progress
+    average = state.ema = build_ema(model, decay=0.75)
+    (epoch,) = train(state, epochs=1)
     _, states = by_hand()
     expected = states[0]
     for state in states[1:]:
@@ -391,18 +383,20 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated_and_kept() -> 
 
 
 def test_patience_ends_a_training_that_gets_no_better() -> None:
-    *_, progress = parts = made_parts(lr=0.05)
-    list(fitted(parts, epochs=40, patience=3))
+    state = make_state(lr=0.05)
+    progress = state.progress
+    list(train(state, epochs=40, patience=3))
     accuracies = progress.accuracies
     best = accuracies.index(max(accuracies))
     assert len(accuracies) == best + 1 + 3 < 40
     assert progress.best is progress.epochs[best]
-    assert list(fitted(parts, epochs=40, patience=3)) == [], "gone on with, it is still over"
+    assert list(train(state, epochs=40, patience=3)) == [], "gone on with, it is still over"
 
 
 def test_without_images_to_validate_with_the_last_weights_are_kept() -> None:
-    model, *_, progress = parts = made_parts()
-    epochs = list(fitted(parts, epochs=3, val=VAL[:0], patience=1))
+    state = make_state()
+    model, progress = state.model, state.progress
+    epochs = list(train(state, epochs=3, val=VAL[:0], patience=1))
     assert [epoch.val for epoch in epochs] == [None] * 3
     assert progress.best is epochs[2]
     assert all(map(torch.equal, progress.kept.values(), model.state_dict().values()))
@@ -418,10 +412,11 @@ def test_augmentation_is_of_training_images_alone_and_anew_each_epoch() -> None:
         seen.append(uniform)
         return torch.zeros_like(images)
 
-    model, *_ = parts = made_parts()
-    first, _ = fitted(parts, epochs=2, augment=blacken)
+    state = make_state()
+    model = state.model
+    first, _ = train(state, epochs=2, augment=blacken)
     assert first.val != evaluate(model, Split(torch.zeros_like(VAL.images), VAL.labels))
-    assert torch.equal(torch.cat(seen[:7]), drawn(100, seed=7, epoch=1))
-    assert torch.equal(torch.cat(seen[7:]), drawn(100, seed=7, epoch=2))
-    assert not torch.equal(drawn(100, seed=7, epoch=1), drawn(100, seed=7, epoch=2))
-    assert not torch.equal(drawn(100, seed=7, epoch=1), drawn(100, seed=8, epoch=1))
+    assert torch.equal(torch.cat(seen[:7]), draw_uniform(100, seed=7, epoch=1))
+    assert torch.equal(torch.cat(seen[7:]), draw_uniform(100, seed=7, epoch=2))
+    assert not torch.equal(draw_uniform(100, seed=7, epoch=1), draw_uniform(100, seed=7, epoch=2))
+    assert not torch.equal(draw_uniform(100, seed=7, epoch=1), draw_uniform(100, seed=8, epoch=1))

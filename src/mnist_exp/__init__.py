@@ -12,3 +12,5 @@ The packages, each importing only those below it:
     tracking      MLflow and TensorBoard, in a process of their own
     figures       pictures from plain numbers
 """
+
+__version__ = "0.2.0"

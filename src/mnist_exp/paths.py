@@ -21,6 +21,7 @@ def add_config_dir(folder: str) -> None:
 # In a run's output folder.
 LAST = Path("checkpoints", "last.pt")
 BEST = Path("checkpoints", "best.pt")
+METRICS = "metrics.jsonl"
 FIGURES = Path("figures")
 SERVED = Path("served_model.pt")  # exported, for the tracker
 

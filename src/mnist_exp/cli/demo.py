@@ -44,11 +44,12 @@ def demo() -> None:
 
 def served(options: Namespace) -> int:
     """Load the chosen model, then serve until the process is interrupted."""
-    from mnist_exp.experiment.load import Trained, find, load
+    from mnist_exp.experiment.find import find_checkpoint
+    from mnist_exp.experiment.load import TrainedModel, load_model
     from mnist_exp.inference.page import Demo
 
     server = Demo(options.host or ["127.0.0.1"], options.port)
-    first = load(chosen(options), options.device)
+    first = load_model(chosen(options), options.device)
     data = first.kind.name
     print_line(f"{first.source}, trained on {data}", sys.stderr)
     runs = [(f"{data}, {Path(options.checkpoint or options.run).resolve().name}", "")]
@@ -56,8 +57,10 @@ def served(options: Namespace) -> int:
         runs += list_runs(options.experiment, data)
 
     @lru_cache(MOST_MODELS)
-    def load_one(number: int) -> Trained:
-        return load(find(runs[number][1], tracking_uri()), options.device) if number else first
+    def load_one(number: int) -> TrainedModel:
+        if not number:
+            return first
+        return load_model(find_checkpoint(runs[number][1], tracking_uri()), options.device)
 
     print(*server.addresses, "Ctrl-C ends it", sep="   ", flush=True)
     server.serve([name for name, _ in runs], load_one)

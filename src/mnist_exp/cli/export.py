@@ -65,10 +65,10 @@ def exported(options: Namespace) -> int:
         raise BadInput(f"--output {path}: there is no folder {path.parent}")
     source = chosen(options)
 
-    from mnist_exp.experiment.load import load
+    from mnist_exp.experiment.load import load_model
     from mnist_exp.inference import export as exporting
 
-    trained = load(source, device="cpu")
+    trained = load_model(source, device="cpu")
     test = None
     if not options.unchecked:
         try:

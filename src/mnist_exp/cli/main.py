@@ -181,14 +181,16 @@ def run_with_hydra(config: DictConfig) -> object:
 def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     """A run that is new, resumed, or reproduced; ends the process where it fails."""
     try:
+        from mnist_exp.inference.hooks import HOOKS
+
         if config.reproduce:
             from mnist_exp.experiment.reproduce import reproduce  # imports MLflow
 
-            reproduce(config, folder, overrides)
+            reproduce(config, folder, overrides, HOOKS)
             return
-        from mnist_exp.experiment.run import resume, run
+        from mnist_exp.experiment.run import resume, train
 
-        (resume if config.resume else run)(config, folder, overrides)
+        (resume if config.resume else train)(config, folder, overrides, HOOKS)
     except (Failure, OSError) as error:
         log.error("error: %s", error)  # so that it reaches the run's log file
         leave("", exit_code(error))

@@ -72,9 +72,9 @@ def chosen(options: Namespace) -> Path:
     """The checkpoint that the shared options choose. Raises what `trained.find` does."""
     if options.checkpoint:
         return Path(options.checkpoint)
-    from mnist_exp.experiment.load import find
+    from mnist_exp.experiment.find import find_checkpoint
 
-    return find(options.run, tracking_uri(), options.experiment)
+    return find_checkpoint(options.run, tracking_uri(), options.experiment)
 
 
 def answer(act: Callable[[], int]) -> NoReturn:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 import mnist_exp.experiment.rules  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.cli.arguments import Arguments, parse
 from mnist_exp.errors import BadInput, print_line, sanitize
-from mnist_exp.experiment.resume import check_new, find_run
+from mnist_exp.experiment.find import check_new, find_run
 from mnist_exp.experiment.shell import quote, show_path
 from mnist_exp.sweeps.plan import SweepPlan
 from mnist_exp.sweeps.resume import find_sweep

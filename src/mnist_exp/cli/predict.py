@@ -47,11 +47,11 @@ def predict() -> None:
 
 def predicted(options: Namespace) -> int:
     """Tell, and draw, what each image is; returns the exit code."""
-    from mnist_exp.experiment.load import load
+    from mnist_exp.experiment.load import load_model
     from mnist_exp.inference.images import NoImage
     from mnist_exp.inference.preprocess import prepare
 
-    trained = load(chosen(options), options.device)
+    trained = load_model(chosen(options), options.device)
     names, code = trained.kind.class_names, 0
     shown = []
     print_line(f"{trained.source}, trained on {trained.kind.name}", sys.stderr)

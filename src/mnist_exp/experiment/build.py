@@ -1,4 +1,4 @@
-"""From what a config names to objects."""
+"""Build the objects that a config names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput, first_line
-from mnist_exp.experiment import checkpoint, environment
+from mnist_exp.experiment import environment
 from mnist_exp.experiment.targets import TARGET, find_target
 from mnist_exp.models.layout import memory_format
 from mnist_exp.models.summary import Summary, summarize
+from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import Precision
+from mnist_exp.training.state import TrainState, random_states, set_random_states
 
 Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
 
@@ -32,10 +34,10 @@ class Parts(NamedTuple):
     form: Form
 
 
-def fitting_dataset(config: DictConfig, device: torch.device) -> Dataset:
-    """The data set, where this device and it allow the rest of the config.
+def load_checked_dataset(config: DictConfig, device: torch.device) -> Dataset:
+    """The data set, after a check that it and the device allow the rest of the config.
 
-    Raises BadInput where they do not, and what `build` raises.
+    Raises BadInput if they do not, and what `build` does.
     """
     for key in ("trainer.precision", "trainer.compile", "batch_size"):
         value = OmegaConf.select(config, key)
@@ -45,12 +47,12 @@ def fitting_dataset(config: DictConfig, device: torch.device) -> Dataset:
     if config.trainer.patience is not None and not len(dataset.val):
         raise BadInput(
             f"trainer.patience={config.trainer.patience}: data.val_fraction=0 leaves no validation "
-            "to lose it with"
+            "to be patient with"
         )
     return dataset
 
 
-def build_parts(config: DictConfig, kind: Kind, device: torch.device) -> Parts:
+def build_model(config: DictConfig, kind: Kind, device: torch.device) -> Parts:
     """A new model for images of this kind. Raises what `build` does."""
     precision = Precision(config.trainer.precision, device)
     torch.manual_seed(config.seed)
@@ -61,25 +63,40 @@ def build_parts(config: DictConfig, kind: Kind, device: torch.device) -> Parts:
     return Parts(kind, precision, model, (device, precision.dtype, layout))
 
 
-def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """The model's exponential moving average (Polyak and Juditsky, 1992), if there is to be one.
+def build_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential moving average of the model (Polyak and Juditsky, 1992), or None.
 
-    It moves by 1 - decay of the way at each step, batch norm's running statistics with it.
+    Each step moves it by 1 - decay of the way, with the running statistics of batch norms.
     """
     if decay is None:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def tried(config: DictConfig, parts: Parts, images: int) -> Summary:
-    """What a copy of the model shows in evaluation and in a training step of so many images.
+def trainer_options(config: DictConfig) -> TrainerOptions:
+    """Raises TypeError for an option that there is not."""
+    options: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    return TrainerOptions(**options)
 
-    Random states are left as they were. Raises BadInput for a model that does not fit the data, or
-    cannot take that step.
+
+def build_state(config: DictConfig, parts: Parts, epoch_steps: int) -> TrainState:
+    """Optimizer, scheduler and average of a model. Raises what `build` does."""
+    optimizer = build(config, "optimizer", parts.model.parameters())
+    length = {"epochs": config.trainer.epochs, "epoch_steps": epoch_steps}
+    scheduler = build(config, "scheduler", optimizer, **length)
+    ema = build_ema(parts.model, config.trainer.ema_decay)
+    return TrainState(parts.model, optimizer, scheduler, ema, parts.precision)
+
+
+def dry_run(config: DictConfig, parts: Parts, images: int) -> Summary:
+    """Run a copy of the model in evaluation and in a training step of `images` blank images.
+
+    Leaves the random states as they were. Raises BadInput for a model that does not fit the data,
+    or fails in that step.
     """
     kind, precision, model, (device, dtype, layout) = parts
     size, wanted = "×".join(map(str, kind.image_shape)), (kind.classes,)
-    name, states, copied = called(config, "model"), checkpoint.random_states(), copy.deepcopy(model)
+    name, states, copied = describe(config, "model"), random_states(), copy.deepcopy(model)
     doing = f"does not fit images of {size} in {kind.classes} classes"
     remedy = "model=resnet takes any"
     try:
@@ -98,12 +115,12 @@ def tried(config: DictConfig, parts: Parts, images: int) -> Summary:
             remedy = "trainer.deterministic=false allows it"
         raise BadInput(f"{name}: {doing} ({reason}); {remedy}") from error
     finally:
-        checkpoint.set_random_states(states)
+        set_random_states(states)
     return summary
 
 
 def check_logits(found: Sequence[int] | None, wanted: Sequence[int]) -> None:
-    """Raises ValueError. Both are shapes without the images; None is that of no tensor."""
+    """Raises ValueError. The shapes are without the images; None: it was no tensor."""
     if tuple(found or ()) != wanted:
         gives = f"a tensor [n, {', '.join(map(str, found))}]" if found else "no such tensor"
         raise ValueError(f"gives {gives}, where logits [n, {wanted[0]}] are needed")
@@ -111,13 +128,13 @@ def check_logits(found: Sequence[int] | None, wanted: Sequence[int]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def load_dataset(data: str) -> Dataset:
-    """What this YAML of the data group names; the jobs of a serial sweep read it once."""
+    """The data set that this YAML of the group `data` names; read once for a serial sweep."""
     return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
 
 
 @functools.lru_cache(maxsize=1)
-def prepared(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Split]:
-    """Training and validation images on the device, once for all jobs of a serial sweep.
+def prepare_splits(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Split]:
+    """Training and validation images on the device; prepared once for a serial sweep.
 
     limit: images of each; None for all.
     """
@@ -126,20 +143,20 @@ def prepared(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Sp
 
 
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
-    """What the group's `_target_` makes of its other values and of these arguments.
+    """Call the group's `_target_` with the group's other values and these arguments.
 
-    Values are passed as they are: a mapping among them is never called itself, whatever it names.
-    Raises BadInput where the target is not there, or refuses its arguments.
+    Values are passed as they are: a `_target_` in one of them is never called. Raises BadInput if
+    the target does not exist or refuses its arguments.
     """
     options: Any = OmegaConf.to_container(config[group], resolve=True)
     try:
         target = find_target(options.pop(TARGET))
         return target(*arguments, **options, **more)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(f"{called(config, group)}: {error}") from error
+        raise BadInput(f"{describe(config, group)}: {error}") from error
 
 
-def called(config: DictConfig, group: str) -> str:
-    """What a person chose in this group: by the name, where the group has one."""
+def describe(config: DictConfig, group: str) -> str:
+    """What was chosen in this group, by its name if the group has one."""
     name, target = config[group].get("name"), config[group]._target_
     return f"{group}.name={name}" if name else f"{group}={target}"

@@ -1,10 +1,14 @@
-"""Checkpoints: all that the next step depends on, in one file that is whole or not there."""
+"""Checkpoints: a run's config and state in one file, which is complete or absent.
+
+Its content is plain: what the run is ("name", "key", "tags", "parent", "data", "tested", "ended"),
+its "config", the "state" of the training, and "format" and "version" of what wrote it.
+"""
 
 from __future__ import annotations
 
 import io
 import pickle
-import random
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -12,70 +16,81 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from omegaconf.errors import OmegaConfBaseException
-from torch.optim import Optimizer
 
+from mnist_exp import __version__
 from mnist_exp.errors import Failure, first_line, one_line
 from mnist_exp.files import check_file, replacing
 from mnist_exp.paths import BEST, LAST
 
-FORMAT = 1  # raised when an older reader would misread a newer file
+MOST_LETTERS = 300  # of an error of torch's
+FORMAT = 2  # raised when an older reader would misread a newer file
+STATE_OF_FORMAT_1 = ("model", "average", "optimizer", "scheduler", "scaler", "progress", "random")
 
 
 class CheckpointError(Failure):
-    """A checkpoint that cannot be read, or not be written."""
+    """A checkpoint cannot be read or written."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write numbers, strings and tensors to `path`, replacing what was there at once.
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write numbers, strings and tensors to `path`; a reader sees the old file or the new one.
 
-    Serialised in memory first, which costs the checkpoint's size, to know how much room it needs.
-    Raises CheckpointError when it cannot be written; the file that was there is untouched.
+    Serialized in memory first, which costs the checkpoint's size, to know how much space it needs.
+    Raises CheckpointError if it cannot be written; then the old file is untouched.
     """
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    torch.save({"format": FORMAT, "version": __version__, **content}, buffer)
     size = buffer.tell() / 1e6
     try:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as temporary, buffer.getbuffer() as content:
-            temporary.write_bytes(content)
+        with replacing(path) as temporary, buffer.getbuffer() as written:
+            temporary.write_bytes(written)
     except OSError as error:
         raise CheckpointError(
             f"{path}: a checkpoint of {size:.1f} MB could not be written ({error.strerror}); "
-            "the one before it is whole"
+            "the previous one is intact"
         ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, its tensors on the CPU. Nothing in the file can run code.
+    """Read what `save` wrote, its tensors on the CPU. Nothing in the file can run code.
 
     Raises CheckpointError for a file that is absent, damaged, foreign, of a newer format, or that
-    asks for anything but numbers, strings and tensors.
+    contains anything but numbers, strings and tensors.
     """
     records = read_checked(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of what it then refuses
-            state = torch.load(records, weights_only=True, map_location="cpu")
+            warnings.simplefilter("ignore")  # torch's, about what it then refuses
+            content = torch.load(records, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError:  # torch's message advises to let the file run its code
-        reason = "it holds other things than numbers, strings and tensors"
-        raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
+        reason = "it contains more than numbers, strings and tensors"
+        raise CheckpointError(f"{path}: unreadable checkpoint ({reason})") from None
     except Exception as error:  # a foreign file can make the reader raise anything
         reason = first_line(error).partition(". ")[0]  # torch adds advice
-        raise CheckpointError(f"{path}: not a checkpoint that can be read ({reason})") from None
-    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise CheckpointError(f"{path}: unreadable checkpoint ({reason})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise foreign(path)
-    if state["format"] > FORMAT:
+    return upgrade(content, path)
+
+
+def upgrade(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A checkpoint's content as FORMAT has it. Raises CheckpointError for a newer format."""
+    if content["format"] > FORMAT:
         raise CheckpointError(
-            f"{path}: of format {state['format']}, newer than this code, which reads {FORMAT}"
+            f"{path}: format {content['format']} is newer than this code, which reads {FORMAT}"
         )
-    return state
+    if content["format"] == 1:
+        state = {key: content[key] for key in STATE_OF_FORMAT_1 if key in content}
+        state["ema"] = state.pop("average", None)
+        rest = {key: value for key, value in content.items() if key not in STATE_OF_FORMAT_1}
+        content = {**rest, "version": "0.1.0", "state": state}
+    return content
 
 
 def read_checked(path: Path) -> io.BytesIO:
-    """The archive that torch.save wrote, with the CRC-32 of each record checked.
+    """The archive that torch.save wrote, after a check of the CRC-32 of each record.
 
     Raises CheckpointError for a file that is absent, damaged, or not such an archive.
     """
@@ -83,7 +98,7 @@ def read_checked(path: Path) -> io.BytesIO:
         check_file(path)
         file = path.open("rb")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no checkpoint") from None
+        raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     with file:
@@ -104,9 +119,9 @@ def read_checked(path: Path) -> io.BytesIO:
 def copy_checked(file: BinaryIO) -> io.BytesIO | None:
     """A copy of the archive in `file`, in memory; None where torch.save did not write it.
 
-    torch checks no CRC-32, and can read other bytes than zipfile has checked: one flipped bit marks
-    a record as a folder, for which torch returns whatever the memory held. So it gets the checked
-    bytes. A copy of 200 MB costs a third of a second. Raises BadZipFile and others.
+    torch checks no CRC-32, and can read other bytes than zipfile checked: one flipped bit marks a
+    record as a folder, for which torch returns whatever was in memory. So torch gets the checked
+    bytes. A copy of 200 MB takes a third of a second. Raises BadZipFile and others.
     """
     copy = io.BytesIO()
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
@@ -126,12 +141,12 @@ def copy_checked(file: BinaryIO) -> io.BytesIO | None:
 
 def foreign(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path}: not a checkpoint of this project; a run's are in its folder {LAST.parent}/"
+        f"{path}: not a checkpoint of this project; a run has them in its folder {LAST.parent}/"
     )
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """What `load` gives, without the tensors: a file takes a millisecond, whatever its size.
+    """What `load` returns, without the tensors: it takes a millisecond, however large the file is.
 
     Nothing in the file can run code. Raises CheckpointError.
     """
@@ -141,32 +156,32 @@ def peek(path: Path) -> dict[str, Any]:
             (entry,) = (e for e in archive.infolist() if e.filename.endswith("/data.pkl"))
             if entry.compress_type != zipfile.ZIP_STORED:  # torch.save compresses nothing
                 raise foreign(path)
-            state = TensorsIgnored(io.BytesIO(archive.read(entry))).load()
+            content = TensorsIgnored(io.BytesIO(archive.read(entry))).load()
     except Exception as error:  # a foreign file can make the reader raise anything
         raise CheckpointError(f"{path}: not a checkpoint ({first_line(error)})") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
-    return state
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise foreign(path)
+    return upgrade(content, path)
 
 
 class Ignored(dict[Any, Any]):
-    """What stands for a tensor, and for a mapping of tensors."""
+    """Takes the place of a tensor, and of a mapping of tensors."""
 
     def __init__(self, *arguments: object) -> None:
         pass
 
 
 class TensorsIgnored(pickle.Unpickler):
-    """An unpickler that imports nothing: whatever a pickle names is Ignored."""
+    """An unpickler that imports nothing: everything that a pickle names is Ignored."""
 
     def find_class(self, module: str, name: str) -> Any:
         return Ignored
 
     def persistent_load(self, storage: object) -> None:
-        """A tensor's values stay in the file."""
+        """Leave the values of a tensor in the file."""
 
 
-# What taking up values of another kind, size or shape can raise.
+# What loading values of another kind, size or shape can raise.
 MISFITS = (
     ArithmeticError,
     AttributeError,
@@ -180,78 +195,15 @@ MISFITS = (
 
 @contextmanager
 def fitting(source: object) -> Iterator[None]:
-    """Raise CheckpointError, which names the source, for what a state or a config that this code
-    did not write can raise.
-    """
+    """Raise CheckpointError, which names the source, for a state or a config that does not fit."""
     try:
         yield
     except MISFITS as error:
         raise CheckpointError(
-            f"{source}: does not fit this code ({type(error).__name__}: {first_line(error)})"
+            f"{source}: does not fit this code ({type(error).__name__}: {shorten(error)})"
         ) from error
 
 
-def check_like(found: Any, expected: Any, where: str) -> None:
-    """Raise ValueError for the first place where `found` has not the keys and shapes of `expected`.
-
-    Numbers may be others; what they may be is not known here.
-    """
-    if isinstance(expected, torch.Tensor):
-        shape = getattr(found, "shape", type(found).__name__)
-        if shape != expected.shape:
-            raise ValueError(f"{where}: {shape}, not {expected.shape}")
-    elif isinstance(expected, dict):
-        if not isinstance(found, dict) or found.keys() != expected.keys():
-            keys = list(found) if isinstance(found, dict) else type(found).__name__
-            raise ValueError(f"{where}: {keys}, not {list(expected)}")
-        for key in expected:
-            check_like(found[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, list | tuple):
-        if not isinstance(found, list | tuple) or len(found) != len(expected):
-            raise ValueError(f"{where}: {found}, not {expected}")
-        for number, pair in enumerate(zip(found, expected, strict=True)):
-            check_like(*pair, f"{where}.{number}")
-    elif kind(found) is not kind(expected):
-        raise ValueError(f"{where}: {found!r}, not {expected!r}")
-
-
-def kind(value: Any) -> type:
-    return float if isinstance(value, int | float) else type(value)
-
-
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take up what a checkpoint has. It moves the parameters, which are to be loaded afterwards.
-
-    Raises ValueError for a state of other shapes, which no optimizer looks at itself. What shapes
-    there should be a step shows, of those parameters that have a state: an unused or frozen one has
-    none.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number in state["state"]:  # none before the first step
-        parameters[number].grad = torch.zeros_like(parameters[number])
-    if state["state"]:
-        optimizer.step()
-        optimizer.zero_grad()
-    check_like(state, optimizer.state_dict(), "optimizer")
-    optimizer.load_state_dict(state)
-
-
-def random_states() -> dict[str, Any]:
-    """The states of all global random generators, as numbers and tensors."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
-        "python": random.getstate(),
-    }
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Put all global random generators where they were."""
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.device_count() == len(states["cuda"]):
-        torch.cuda.set_rng_state_all(states["cuda"])
-    np.random.set_state(states["numpy"])
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
+def shorten(error: Exception) -> str:
+    """What the error says, in one line: torch lists every weight that does not fit."""
+    return textwrap.shorten(one_line(error), MOST_LETTERS, placeholder=" …")

@@ -1,4 +1,4 @@
-"""The metrics of a run by the names that they have in metrics.jsonl and in the tracker."""
+"""The results of a run, and the names that its metrics have in metrics.jsonl and in the tracker."""
 
 from __future__ import annotations
 
@@ -11,33 +11,45 @@ from mnist_exp.training.state import Epoch, Metrics
 
 
 @dataclass(frozen=True)
+class TestResult:
+    """The metrics of the kept weights on the test set, which is opened once."""
+
+    epoch: int  # of the weights
+    metrics: Metrics
+    at: float  # Unix time, seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    """The metrics of the kept weights of a run."""
+
+    epoch: Epoch
+    test: Metrics | None  # None with trainer.test=false
+    seconds: float  # of all epochs, training and validation
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One line of metrics.jsonl, and one call to the tracker."""
+    """A line of metrics.jsonl, and a call to the tracker."""
 
     epoch: int  # from 1
     at: float  # Unix time, seconds
     metrics: Mapping[str, float]
 
-
-@dataclass(frozen=True)
-class Tested:
-    """What the test set, opened once, said of the kept weights."""
-
-    epoch: int  # that they are of
-    metrics: Metrics
-    at: float  # Unix time, seconds
+    def to_json(self) -> str:
+        return json.dumps({"epoch": self.epoch, **self.metrics}) + "\n"
 
 
-def tested_of(state: Mapping[str, Any] | None) -> Tested | None:
-    """What a checkpoint has of a test; raises LookupError or TypeError for what is none."""
-    return Tested(**{**state, "metrics": Metrics(**state["metrics"])}) if state else None
+def load_test_result(state: Mapping[str, Any] | None) -> TestResult | None:
+    """The test result in a checkpoint. Raises LookupError or TypeError for anything else."""
+    return TestResult(**{**state, "metrics": Metrics(**state["metrics"])}) if state else None
 
 
 def epoch_entry(epoch: Epoch) -> Entry:
-    """An epoch by the names that its metrics have in metrics.jsonl and in the tracker."""
+    """The metrics of an epoch."""
     metrics = {
-        **named("train", epoch.train),
-        **named("val", epoch.val),
+        **name_metrics("train", epoch.train),
+        **name_metrics("val", epoch.val),
         "lr": epoch.lr,
         "epoch_seconds": epoch.seconds,
         "images_per_second": epoch.images_per_second,
@@ -45,16 +57,13 @@ def epoch_entry(epoch: Epoch) -> Entry:
     return Entry(epoch.number, epoch.ended, metrics)
 
 
-def test_entry(tested: Tested) -> Entry:
-    return Entry(tested.epoch, tested.at, named("test", tested.metrics))
+def test_entry(result: TestResult) -> Entry:
+    """The metrics of the test."""
+    return Entry(result.epoch, result.at, name_metrics("test", result.metrics))
 
 
-def named(split: str, metrics: Metrics | None) -> dict[str, float]:
-    """A split's metrics by their names; none of a split without images."""
+def name_metrics(split: str, metrics: Metrics | None) -> dict[str, float]:
+    """The metrics of a split by their names; empty for a split without images."""
     if metrics is None:
         return {}
     return {f"{split}/loss": metrics.loss, f"{split}/accuracy": metrics.accuracy}
-
-
-def json_line(entry: Entry) -> str:
-    return json.dumps({"epoch": entry.epoch, **entry.metrics}) + "\n"

@@ -85,14 +85,15 @@ def find_untracked_run(path: Path, experiment: str, known: Collection[str]) -> l
     if (
         not saved["ended"]
         or saved["key"] in known
-        or trainer["max_batches"] is not None
+        or trainer.get("max_batches") is not None
         or tracking.get("experiment", EXPERIMENT) != experiment
     ):
         return []
-    data, epochs = saved["data"], saved["progress"]["epochs"]
+    data, progress = saved["data"], saved["state"]["progress"]
+    epochs = progress["epochs"]
     if not all(isinstance(text, str) for text in (saved["name"], data["name"], data["digest"])):
         raise TypeError("a name that is not text")
-    val = epochs[saved["progress"]["best"] - 1]["val"]
+    val = epochs[progress["best"] - 1]["val"]
     return [
         FinishedRun(
             reference=str(path.parent.parent),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import Any
+
+from mnist_exp.training.options import TrainerOptions
 
 # Old `_target_` → new. A module stands for everything in it.
 TARGETS = {
@@ -27,7 +30,10 @@ def new_target(name: str) -> str:
 
 
 def rename(config: Any) -> Any:
-    """A copy of a saved config, in plain containers, with today's targets and keys."""
+    """A copy of a saved config, in plain containers, with today's targets and keys.
+
+    An option of the trainer that is younger than the config gets the value that changes nothing.
+    """
     renamed = rename_targets(config)
     for old, new in KEYS.items():
         *groups, key = old.split(".")
@@ -37,6 +43,10 @@ def rename(config: Any) -> Any:
             if new is not None:
                 *groups, key = new.split(".")
                 find_node(renamed, groups, create=True)[key] = value
+    trainer = find_node(renamed, ["trainer"])
+    if isinstance(trainer, dict):
+        defaults = {f.name: f.default for f in fields(TrainerOptions) if f.default is not MISSING}
+        renamed["trainer"] = defaults | trainer
     return renamed
 
 

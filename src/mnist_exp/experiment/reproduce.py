@@ -1,4 +1,4 @@
-"""Doing a run again from its id, and checking that the same numbers come out."""
+"""Train a run again from its id, and check that every metric is the same."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint, environment, screen
-from mnist_exp.experiment.resume import FREE, resumed_config
+from mnist_exp.experiment.renamed import new_target
+from mnist_exp.experiment.resume import FREE, apply_overrides
 from mnist_exp.experiment.rules import leaves
-from mnist_exp.experiment.run import Experiment
+from mnist_exp.experiment.run import NO_HOOKS, Hooks, Run
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.tracking.store import RecordedRun, read_run
 
@@ -29,10 +30,12 @@ LOCAL_OF_A_SET = ("data.root", "data.mirrors")  # of another set they tell nothi
 
 
 class NotReproduced(Failure):
-    """The same config gave other numbers."""
+    """The same config gave other metrics."""
 
 
-def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
+def reproduce(
+    composed: DictConfig, folder: Path, overrides: Sequence[str] = (), hooks: Hooks = NO_HOOKS
+) -> None:
     """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
     composed: the defaults with `overrides`, of which only what was typed counts. Raises
@@ -46,7 +49,7 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
     config = check_saved_config(first.config, source)
     check_params(config, first, source)
     with checkpoint.fitting(source):
-        config = resumed_config(config, composed, overrides, further=False)
+        config = apply_overrides(config, composed, overrides, further=False)
         same_set = composed.data._target_ == config.data._target_
         for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
             if (
@@ -54,13 +57,14 @@ def reproduce(composed: DictConfig, folder: Path, overrides: Sequence[str] = ())
                 and OmegaConf.select(config, key) is not None
             ):
                 OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
-        experiment = Experiment(config, folder, first.name, tags={"reproduces": composed.reproduce})
-    for line in differences(first, experiment):
+        tags = {"reproduces": composed.reproduce}
+        run = Run(config, folder, first.name, tags, hooks=hooks)
+    for line in differences(first, run):
         log.info("differs  %s", line)
-    experiment.run()
+    run.train()
 
     again: History = {}
-    for entry in experiment.entries():
+    for entry in run.all_entries():
         for key, value in entry.metrics.items():
             again.setdefault(key, {})[entry.epoch] = value
     if differing := compare(of_last_test(first.metrics), again):
@@ -74,7 +78,7 @@ def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
     Those keep their first value where `resume` may change it.
     """
     for key, value in leaves(config):
-        logged = first.params.get(key, str(value))  # MLflow cuts a long one
+        logged = new_target(first.params.get(key, str(value)))  # MLflow cuts a long one
         if not key.startswith((*FREE, "trainer.epochs")) and not str(value).startswith(logged):
             raise Failure(
                 f"{source}: config.yaml in MLflow is damaged ({key} is {value}, logged as "
@@ -82,9 +86,9 @@ def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
             )
 
 
-def differences(first: RecordedRun, experiment: Experiment) -> Iterator[str]:
+def differences(first: RecordedRun, run: Run) -> Iterator[str]:
     """What is not as it was: commit, dirty state, device and threads, versions; a line each."""
-    now = environment.tags(experiment.device)
+    now = environment.tags(run.device)
     for key in ("mlflow.source.git.commit", "mlflow.source.git.dirty", "python", "device"):
         if first.tags.get(key) != now[key]:
             yield f"{key.removeprefix('mlflow.source.')}: was {first.tags.get(key)}, is {now[key]}"

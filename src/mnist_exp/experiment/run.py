@@ -1,4 +1,4 @@
-"""One experiment: trains what the config names, tests it once, and closes."""
+"""One run: train what the config names, test it once, log everything."""
 
 from __future__ import annotations
 
@@ -6,114 +6,114 @@ import copy
 import logging
 import math
 import random
-import shlex
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 from uuid import uuid4
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
-from mnist_exp.data import Split
-from mnist_exp.errors import sanitize
+from mnist_exp.data import Kind, Split
+from mnist_exp.errors import Failure, sanitize
 from mnist_exp.experiment import checkpoint, environment, screen
 from mnist_exp.experiment.build import (
-    averaged,
     build,
-    build_parts,
-    fitting_dataset,
-    prepared,
-    tried,
+    build_model,
+    build_state,
+    dry_run,
+    load_checked_dataset,
+    prepare_splits,
+    trainer_options,
 )
+from mnist_exp.experiment.find import check_new
+from mnist_exp.experiment.folder import TEST_FIGURES, RunFolder
+from mnist_exp.experiment.log import RunLog
 from mnist_exp.experiment.metrics import (
     Entry,
-    Tested,
+    Result,
+    TestResult,
     epoch_entry,
-    json_line,
+    load_test_result,
     test_entry,
-    tested_of,
 )
-from mnist_exp.experiment.resume import check_new, is_elsewhere, resumed_config
+from mnist_exp.experiment.resume import apply_overrides, is_elsewhere
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.shell import quote, resume_command, show_path
 from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
-from mnist_exp.files import alone, replacing
-from mnist_exp.inference.export import ExportError, export
-from mnist_exp.inference.pictures import draw_filters, draw_predictions, draw_training
-from mnist_exp.inference.scores import Predictions
-from mnist_exp.paths import BEST, FIGURES, LAST, SERVED
-from mnist_exp.tracking import (
-    DatasetRecord,
-    ModelRecord,
-    RunRecord,
-    Status,
-    TrackerError,
-)
+from mnist_exp.paths import FIGURES, LAST
+from mnist_exp.tracking import DatasetRecord, ModelRecord, RunRecord, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.compile import compile_in_place, failing_in_one_line
 from mnist_exp.training.distributed import get_process_group
-from mnist_exp.training.loop import Options, evaluate, fit
-from mnist_exp.training.state import Diverged, Epoch, Metrics, Progress
+from mnist_exp.training.loop import evaluate, fit
+from mnist_exp.training.state import Diverged, Epoch, Progress
 
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, str] = {}
-TESTS = FIGURES / "test"
-TRAINER_OPTIONS = (  # of training.Options, by the same names in the config
-    "epochs",
-    "keep",
-    "label_smoothing",
-    "clip_norm",
-    "accumulate",
-    "patience",
-)
+
+
+def nothing(*arguments: object) -> None:
+    """A hook that does nothing."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a finished run found, of the weights that it kept."""
+class Hooks:
+    """What happens after training besides metrics and weights; `inference.hooks` has ours."""
 
-    epoch: Epoch
-    test: Metrics | None  # None with trainer.test=false
-    seconds: float  # of all epochs, training and validation
+    # Draw what a test found: into a folder, from the logits of each batch and the raw images.
+    draw_test: Callable[[Path, Sequence[Tensor], Split, Kind], None] = nothing
+    # Draw what was learned: into a folder, from the model and the epochs.
+    draw_training: Callable[[Path, nn.Module, Kind, Sequence[Epoch], Result], None] = nothing
+    # Write the model to a file that needs no code of this package. Raises Failure.
+    export: Callable[[Path, nn.Module, Kind], None] | None = None
 
 
-def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result:
+NO_HOOKS = Hooks()
+
+
+class Stopped(Exception):
+    """Raised by `Run.on_epoch` to end a run early."""
+
+
+def train(
+    config: DictConfig, folder: Path, overrides: Sequence[str] = (), hooks: Hooks = NO_HOOKS
+) -> Result:
     """Train as the config says; leave everything in `folder` and with the tracker.
 
-    overrides: what the person typed, for the run's name.
+    overrides: what was typed, for the run's name.
 
-    Raises Failure for what a person can mend, and Interrupted. However the run ends, the tracker
-    is told.
+    Raises Failure for what a person can fix, and Interrupted. However the run ends, the tracker
+    learns it.
     """
     with get_process_group().fail_together():
-        return Experiment(config, folder, run_name(config, overrides)).run()
+        return Run(config, folder, name_run(config, overrides), hooks=hooks).train()
 
 
-def resume(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Result:
-    """Go on with the run in `folder` from its last checkpoint, in the same MLflow run.
+def resume(
+    composed: DictConfig, folder: Path, overrides: Sequence[str] = (), hooks: Hooks = NO_HOOKS
+) -> Result:
+    """Resume the run in `folder` from its last checkpoint, in the same MLflow run.
 
-    A run that has ended is left alone. Raises what `run` and `resumed` do.
+    A run that has ended is left alone. Raises what `train` and `load_run` do.
     """
     with get_process_group().fail_together():
-        experiment = resumed(composed, folder, overrides)
-        if experiment.ended:
+        run = load_run(composed, folder, overrides, hooks)
+        if run.ended:
             log.info("%s has already ended; trainer.epochs=N trains it further", show_path(folder))
-            return experiment.result()
-        return experiment.run()
+            return run.result()
+        return run.train()
 
 
-def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_run(
+    composed: DictConfig, folder: Path, overrides: Sequence[str] = (), hooks: Hooks = NO_HOOKS
+) -> Run:
     """The run in `folder` as its last checkpoint has it.
 
     composed: the defaults with `overrides`, of which only what was typed counts. Raises BadInput
@@ -122,19 +122,15 @@ def resumed(composed: DictConfig, folder: Path, overrides: Sequence[str] = ()) -
     saved = checkpoint.load(folder / LAST)
     with checkpoint.fitting(folder / LAST):
         config = check_saved_config(saved["config"], folder / LAST)
-        config = resumed_config(config, composed, overrides)
-        about = (str(saved["name"]), dict(saved["tags"]), saved["parent"])
-        experiment = Experiment(config, folder, *about)
-        experiment.load_state_dict(saved)
-    return experiment
+        config = apply_overrides(config, composed, overrides)
+        name, tags = str(saved["name"]), dict(saved["tags"])
+        run = Run(config, folder, name, tags, saved["parent"], hooks)
+        run.load_state_dict(saved)
+    return run
 
 
-class Stopped(Exception):
-    """Whoever was told of the epochs has seen enough."""
-
-
-class Experiment:
-    """The objects of one run, and what is known of it so far."""
+class Run:
+    """A run: the objects that its config names, and what is known of it so far."""
 
     def __init__(
         self,
@@ -143,374 +139,290 @@ class Experiment:
         name: str,
         tags: Mapping[str, str] = EMPTY,
         parent: str | None = None,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
-        self.config, self.folder, self.name = config, folder, name
-        self.tags, self.parent = tags, parent
+        self.config, self.name, self.tags, self.parent = config, name, tags, parent
+        self.hooks, self.folder = hooks, RunFolder(folder)
+        self.options = trainer_options(config)
         self.group = get_process_group()
-        self.device = environment.choose_device(config.trainer.device, self.group)
-        environment.set_deterministic(config.trainer.deterministic)
+        self.device = environment.choose_device(self.options.device, self.group)
+        environment.set_deterministic(self.options.deterministic)
         environment.set_full_float32()
-        self.dataset = fitting_dataset(config, self.device)
-        parts = build_parts(config, self.dataset.kind, self.device)
-        self.kind, self.precision, self.model, self.form = parts
-        self.summary = tried(config, parts, min(self.smallest_part, 2))
-        shard_size = config.batch_size / self.group.world_size
-        environment.set_threads(config.trainer.threads, 3 * self.summary.flops * shard_size)
-        compile_in_place(self.model, config.trainer.compile)
-        self.optimizer: Optimizer = build(config, "optimizer", self.model.parameters())
-        length = {"epochs": config.trainer.epochs, "epoch_steps": self.epoch_steps}
-        self.scheduler: LRScheduler = build(config, "scheduler", self.optimizer, **length)
-        self.average: AveragedModel | None = averaged(self.model, config.trainer.ema_decay)
+        self.dataset = load_checked_dataset(config, self.device)
+        self.parts = build_model(config, self.dataset.kind, self.device)
+        self.summary = dry_run(config, self.parts, min(self.smallest_micro_batch, 2))
+        local_batch = config.batch_size / self.group.world_size
+        environment.set_threads(self.options.threads, 3 * self.summary.flops * local_batch)
+        compile_in_place(self.parts.model, self.options.compile)
+        self.state = build_state(config, self.parts, self.epoch_steps)
         self.augment: Augmentation = build(config, "augment")
-        self.options = Options(
-            batch_size=config.batch_size,
-            seed=config.seed,
-            **{key: config.trainer[key] for key in TRAINER_OPTIONS},
-        )
         tracking: Any = OmegaConf.to_container(config.tracking, resolve=True)
-        self.tracker = Trackers(tracking)
-        self.progress = Progress(self.model)
-        self.tested: Tested | None = None
+        self.log = RunLog(self.folder, Trackers(tracking), self.options.epochs)
+        self.tested: TestResult | None = None
         self.key = uuid4().hex  # by which the tracker finds the run again
         self.loaded = False  # from a checkpoint
         self.ended = False
-        self.on_epoch: Callable[[Epoch], None] = lambda epoch: None  # may raise Stopped
+        self.on_epoch: Callable[[Epoch], None] = nothing  # may raise Stopped
 
     # --- the run, top to bottom ---
 
-    def run(self, show: bool = True) -> Result:
-        """Train to the end, test, close. A signal waits for the end of the step in hand.
+    def train(self, show: bool = True) -> Result:
+        """Train to the end, test, close. A signal waits for the current step to end.
 
-        Raises Occupied where another process trains in the folder, BadInput where a new run finds
-        another one there.
+        Raises Occupied if another process trains in the folder, BadInput if a new run finds another
+        one there.
         """
         if self.group.rank:
             return self.follow()
         status: Status = "FAILED"
-        with alone(self.folder), defer_signals() as check_signals:
+        with self.folder.lock(), defer_signals() as check_signals:
             if not self.loaded and self.parent is None:
-                check_new(self.folder)  # again: another process may have trained there meanwhile
-            self.save_last_and_best()  # with the key, before the tracker has a run to lose
-            self.tracker.start(self.record())
+                check_new(self.folder.path)  # again: another process may have trained there since
+            self.save_epoch()  # with the key, before the tracker has a run to lose
+            self.log.start(self.record(), self.entries())
             try:
                 self.describe()
-                self.train(check_signals)
+                self.fit(check_signals)
                 result = self.finish()
                 if show:
-                    self.show(result)
+                    self.log.show(result, self.options.max_batches)
                 status = "FINISHED"
             except (Interrupted, Stopped):
                 status = "KILLED"
                 raise
             finally:
                 self.close(status)
-            for registration in self.tracker.get_registrations():
-                log.info("registered  %s", registration)
-            for viewer in self.tracker.get_viewers() if show else ():
-                log.info("compare  %s", viewer)
+            self.log.show_links(viewers=show)
         return result
 
     def describe(self) -> None:
-        """Leave in the folder all that is known, and tell all metrics so far, to a run anew."""
-        OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
-        (self.folder / "requirements.txt").write_text(environment.installed_versions())
-        (self.folder / "model.txt").write_text(self.summary.table(), "utf-8")
-        means = [environment.device_name(self.device), self.precision.name]
-        if torch.channels_last in self.form:
-            means.append("channels last")
-        if self.config.trainer.compile:
-            means.append("compiled")
-        log.info("%s on %s: %s", self.name, ", ".join(means), self.summary)
-        entries = [epoch_entry(epoch) for epoch in self.progress.epochs]
-        with replacing(self.folder / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(map(json_line, entries)))
-        for entry in entries:
-            self.tracker.log(entry.metrics, entry.epoch, entry.at)
+        """Save the config, the versions and the model's layers, and print what will be trained."""
+        versions = environment.installed_versions()
+        self.folder.save_description(self.config, versions, self.summary.table())
+        how = [environment.device_name(self.device), self.parts.precision.name]
+        if torch.channels_last in self.parts.form:
+            how.append("channels last")
+        if self.options.compile:
+            how.append("compiled")
+        log.info("%s on %s: %s", self.name, ", ".join(how), self.summary)
 
-    def train(self, check_signals: Callable[..., None]) -> None:
-        """Train; after each epoch first a checkpoint, then its metrics: none is told twice."""
-        config = self.config
-        every = config.trainer.checkpoint_every_steps
-        images = len(self.prepared()[0])
-        bar = screen.progress_bar(config.trainer.epochs, images, config.batch_size)
+    def fit(self, check_signals: Callable[..., None]) -> None:
+        """Train. After each epoch save a checkpoint first, then log: nothing is logged twice."""
+        every, images = self.options.checkpoint_every_steps, len(self.splits()[0])
+        bar = screen.progress_bar(self.options.epochs, images, self.config.batch_size)
         with bar as show_step, failing_in_one_line():
 
             def on_step(progress: Progress) -> None:
                 show_step(progress)
                 if every and len(progress.losses) % every == 0:
-                    self.save(LAST)
+                    self.save()
                 check_signals(self.group.max)
-                self.tracker.check()
+                self.log.tracker.check()
 
             try:
-                for epoch in self.fit(on_step):
-                    self.save_last_and_best()
-                    log.info(screen.format_epoch(epoch, config.trainer.epochs))
-                    self.tell(epoch_entry(epoch))
+                for epoch in self.epochs(on_step):
+                    self.save_epoch()
+                    self.log.log_epoch(epoch)
                     self.on_epoch(epoch)
                 check_signals()
             except (Interrupted, TrackerError):
-                self.save(LAST)
+                self.save()
                 raise
             except Diverged:
-                if self.progress.best:
-                    self.save_model(self.kept_model())
+                if self.state.progress.best:
+                    self.folder.save_weights(self.state.progress.kept)
                 raise
 
     def follow(self) -> Result:
-        """What a rank after the first does: the same steps, and nothing else."""
-        at = f"{self.config.seed}/{self.group.rank}/{self.progress.steps}"
-        torch.manual_seed(random.Random(at).getrandbits(32))  # of its own, for dropout
+        """Take the same steps as rank 0 and nothing else: what every other rank does."""
+        seed = f"{self.config.seed}/{self.group.rank}/{self.state.progress.steps}"
+        torch.manual_seed(random.Random(seed).getrandbits(32))  # its own, for dropout
         with defer_signals() as check_signals:
-            for _ in self.fit(lambda progress: check_signals(self.group.max)):
+            for _ in self.epochs(lambda progress: check_signals(self.group.max)):
                 pass
         return self.result()
 
-    def fit(self, on_step: Callable[[Progress], None]) -> Iterator[Epoch]:
-        train, val = self.prepared()
+    def epochs(self, on_step: Callable[[Progress], None]) -> Iterator[Epoch]:
+        train, val = self.splits()
         return fit(
-            self.model,
-            self.optimizer,
-            self.scheduler,
+            self.state,
             train,
             val,
-            self.progress,
             self.options,
-            average=self.average,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
             augment=self.augment,
-            precision=self.precision,
             group=self.group,
             on_step=on_step,
         )
 
-    @property
-    def epoch_steps(self) -> int:
-        all_of_them = math.ceil(len(self.dataset.train) / self.config.batch_size)
-        return min(all_of_them, self.config.trainer.max_batches or all_of_them)
-
-    @property
-    def smallest_part(self) -> int:
-        """Images in the smallest part that this rank computes of a whole batch or the last one."""
-        size, parts = self.config.batch_size, self.config.trainer.accumulate
-        left = len(self.dataset.train) - (self.epoch_steps - 1) * size
-        shares = [
-            len(range(self.group.rank, n, self.group.world_size)) for n in {size, min(left, size)}
-        ]
-        return min((share - 1) % math.ceil(share / parts) + 1 for share in shares if share)
-
-    def prepared(self) -> tuple[Split, Split]:
-        batches = self.config.trainer.max_batches
-        return prepared(self.dataset, batches and batches * self.config.batch_size, self.form)
-
     def finish(self) -> Result:
-        """Save the kept weights, and open the test set with them, once, if the config says so."""
-        model = self.kept_model()
-        if self.config.trainer.test:
+        """Test the kept weights once, if the config says so, and save them."""
+        model, kind = self.kept_model(), self.dataset.kind
+        if self.options.test:
             self.test(model)
-        self.save_model(model)
+        self.folder.save_weights(model.state_dict())
         result = self.result()
         if self.config.tracking.figures:
-            draw_training(self.folder / FIGURES, self.progress.epochs, result.epoch, result.test)
-            draw_filters(self.folder / FIGURES, model, self.kind)
+            folder, epochs = self.folder.path / FIGURES, self.state.progress.epochs
+            self.hooks.draw_training(folder, model, kind, epochs, result)
         return result
 
     def test(self, model: nn.Module) -> None:
-        best = self.progress.best
-        assert best is not None, "fit ended without an epoch"
+        """Open the test set for the kept weights, unless they were tested before."""
+        best = self.result().epoch
         if self.tested is None or self.tested.epoch != best.number:
-            split = self.dataset.prepare(self.dataset.test, *self.form)
+            split = self.dataset.prepare(self.dataset.test, *self.parts.form)
             logits: list[Tensor] = []
-            metrics = evaluate(model, split, self.precision, on_logits=logits.append)
-            if self.config.tracking.figures:  # first: what is known to be tested has them
-                predictions = Predictions.of(logits, split.labels)
-                draw_predictions(self.folder / TESTS, predictions, self.dataset.test, self.kind)
-            self.tested = Tested(best.number, metrics, time.time())
-            self.save(LAST)
-        self.tell(test_entry(self.tested))
-
-    def result(self) -> Result:
-        best = self.progress.best
-        assert best is not None, "fit ended without an epoch"
-        seconds = sum(epoch.seconds for epoch in self.progress.epochs)
-        return Result(best, self.tested.metrics if self.tested else None, seconds)
+            metrics = evaluate(model, split, self.parts.precision, on_logits=logits.append)
+            if self.config.tracking.figures:  # before the result is saved, so that they exist
+                folder, kind = self.folder.path / TEST_FIGURES, self.dataset.kind
+                self.hooks.draw_test(folder, logits, self.dataset.test, kind)
+            self.tested = TestResult(best.number, metrics, time())
+            self.save()
+        self.log.log_test(self.tested)
 
     def close(self, status: Status) -> None:
-        """Hand the files over, and say how it ended and how to go on."""
-        names = ("config.yaml", "model.txt", "requirements.txt", "metrics.jsonl", "mnist_model.pth")
-        self.tracker.upload(self.present(*names))
-        self.tracker.upload(self.present(LAST, BEST), "checkpoints")
-        for folder in (FIGURES, TESTS):
-            self.tracker.upload(sorted((self.folder / folder).glob("*.png")), folder.as_posix())
-        if status == "FINISHED" and self.tracker.takes_models:
+        """End the run in the tracker, and say how to resume it."""
+        if status == "FINISHED" and self.log.tracker.takes_models:
             self.log_model()
-        whole = self.tracker.end(status)
-        (self.folder / SERVED).unlink(missing_ok=True)
-        if not whole and (deletion := self.tracker.explain_deletion()):
-            text = f"{deletion}; to log everything: {self.resume_command()}"
-            if status == "FINISHED":
-                raise TrackerError(f"{text}; the weights are kept in {show_path(self.folder)}")
-            log.warning(text)
-        elif not whole:
-            text = "the tracker has not got everything; once it answers:\n%s"
-            log.warning(text, self.resume_command())
-            if status == "FINISHED":
-                self.tracker.check()
-        elif status == "FINISHED":
+        if not self.log.end(status, self.resume_command()):
+            return
+        if status == "FINISHED":
             self.ended = True
-            self.save(LAST)
+            self.save()
         elif status == "KILLED":
-            text = "interrupted in epoch %d; to go on:\n%s"
-            log.info(text, self.progress.number, self.resume_command())
-
-    def resume_command(self) -> str:
-        """What a person types to resume this run: where it logs, too, if that was typed."""
-        uri = self.config.tracking.get("uri")
-        where = [f"tracking.uri={quote(uri)}"] if is_elsewhere(uri) else []
-        return resume_command(self.folder, *where)
+            text = "interrupted in epoch %d; to resume:\n%s"
+            log.info(text, self.state.progress.number, self.resume_command())
 
     def log_model(self) -> None:
-        """Hand over the kept model, in a file that needs none of this code."""
-        best, path = self.progress.best, self.folder / SERVED
-        assert best is not None, "a run without an epoch has finished"
+        """Log the kept model in a file that needs none of this code."""
+        best, path, kind = self.result().epoch, self.folder.served_model, self.dataset.kind
+        if self.hooks.export is None:
+            return
         try:
-            export(self.kept_model(), self.kind, "torchscript", path, True, None)
-        except (ExportError, OSError) as error:
+            self.hooks.export(path, self.kept_model(), kind)
+        except (Failure, OSError) as error:
             log.warning("no model for the tracker: %s", error)
             return
         (image,) = next(self.dataset.train.batches([slice(1)])).images
-        self.tracker.log_model(
-            ModelRecord(
-                path,
-                (image if len(image) > 1 else image[0])[None].tolist(),
-                self.kind.class_names,
-                best.number,
-                best.val.accuracy if best.val else None,
-                self.kind.digest,
-            )
+        example = (image if len(image) > 1 else image[0])[None].tolist()
+        accuracy = best.val.accuracy if best.val else None
+        self.log.tracker.log_model(
+            ModelRecord(path, example, kind.class_names, best.number, accuracy, kind.digest)
         )
 
-    def show(self, result: Result) -> None:
-        """The closing table, and where the outputs lie."""
-        metrics = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
-        rows = [(split, f"{m.loss:.4f}", f"{m.accuracy:.4f}") for split, m in metrics.items() if m]
-        title = f"Weights of epoch {result.epoch.number}"
-        screen.show_table(title, ("split", "loss", "accuracy"), rows)
-        log.info("outputs  %s", show_path(self.folder))
-        reason = "without validation" if result.epoch.val is None else "with trainer.max_batches"
-        if result.epoch.val is None or self.config.trainer.max_batches:
-            text = "--run best chooses no run %s; this one is --run %s"
-            log.info(text, reason, shlex.quote(show_path(self.folder)))
+    # --- what is known of the run ---
 
-    # --- what is known, and where it is kept ---
+    @property
+    def epoch_steps(self) -> int:
+        steps = math.ceil(len(self.dataset.train) / self.config.batch_size)
+        return min(steps, self.options.max_batches or steps)
+
+    @property
+    def smallest_micro_batch(self) -> int:
+        """Images in the smallest micro-batch that this process computes, of any batch."""
+        size, parts = self.config.batch_size, self.options.accumulate
+        left = len(self.dataset.train) - (self.epoch_steps - 1) * size
+        rank, world_size = self.group.rank, self.group.world_size
+        shards = [len(range(rank, n, world_size)) for n in {size, min(left, size)}]
+        return min((shard - 1) % math.ceil(shard / parts) + 1 for shard in shards if shard)
+
+    def splits(self) -> tuple[Split, Split]:
+        """Training and validation images on the device."""
+        batches = self.options.max_batches
+        limit = batches and batches * self.config.batch_size
+        return prepare_splits(self.dataset, limit, self.parts.form)
+
+    def result(self) -> Result:
+        best = self.state.progress.best
+        assert best is not None, "no epoch has ended"
+        seconds = sum(epoch.seconds for epoch in self.state.progress.epochs)
+        return Result(best, self.tested.metrics if self.tested else None, seconds)
+
+    def entries(self) -> list[Entry]:
+        """The metrics of all epochs so far."""
+        return [epoch_entry(epoch) for epoch in self.state.progress.epochs]
+
+    def all_entries(self) -> list[Entry]:
+        """The metrics of all epochs and of the test."""
+        return [*self.entries(), *([test_entry(self.tested)] if self.tested else [])]
+
+    def kept_model(self) -> nn.Module:
+        """A copy of the model with the kept weights."""
+        model = copy.deepcopy(self.state.model)
+        model.load_state_dict(self.state.progress.kept)
+        return model
+
+    def resume_command(self) -> str:
+        """What to type to resume this run, with the tracking address if it was typed."""
+        uri = self.config.tracking.get("uri")
+        address = [f"tracking.uri={quote(uri)}"] if is_elsewhere(uri) else []
+        return resume_command(self.folder.path, *address)
 
     def record(self) -> RunRecord:
-        """What trackers get. Every database takes sanitized text, not every byte of a path."""
-        values = leaves(self.config)
+        """What the tracker gets. Databases take sanitized text, not every byte of a path."""
+        params = {k: sanitize(v) if isinstance(v, str) else v for k, v in leaves(self.config)}
+        size = {"parameters": self.summary.parameters, "flops_per_image": self.summary.flops}
+        output_folder = {"output_folder": str(self.folder.path)}
+        kind = self.dataset.kind
         return RunRecord(
             key=self.key,
             name=sanitize(self.name),
-            params={
-                **{key: sanitize(v) if isinstance(v, str) else v for key, v in values},
-                "parameters": self.summary.parameters,
-                "flops_per_image": self.summary.flops,
-            },
-            tags={
-                **environment.tags(self.device),
-                "output_folder": str(self.folder),
-                **self.tags,
-            },
-            dataset=DatasetRecord(self.kind.name, self.kind.digest, self.dataset.sizes),
+            params=params | size,
+            tags={**environment.tags(self.device), **output_folder, **self.tags},
+            dataset=DatasetRecord(kind.name, kind.digest, self.dataset.sizes),
             parent=self.parent,
         )
 
-    def entries(self) -> list[Entry]:
-        """All metrics of a run that has ended."""
-        tested = [] if self.tested is None else [test_entry(self.tested)]
-        return [*map(epoch_entry, self.progress.epochs), *tested]
+    # --- checkpoints ---
 
-    def tell(self, entry: Entry) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as journal:
-            journal.write(json_line(entry))
-        self.tracker.log(entry.metrics, entry.epoch, entry.at)
+    def save(self, is_best: bool = False) -> None:
+        self.folder.save_checkpoint(self.state_dict(), is_best)
 
-    def kept_model(self) -> nn.Module:
-        """A copy of the model with the kept weights; the one in training stays as it is."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self.progress.kept)
-        return model
-
-    def save_model(self, model: nn.Module) -> None:
-        state_dict = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        with replacing(self.folder / "mnist_model.pth") as temporary:
-            torch.save(state_dict, temporary)
-
-    def save(self, name: Path) -> None:
-        checkpoint.save(self.folder / name, self.state_dict())
-
-    def save_last_and_best(self) -> None:
-        """At the end of the best epoch so far, the state is that epoch's, too."""
-        self.save(LAST)
-        progress = self.progress
-        if progress.best and progress.best is progress.epochs[-1] and not progress.losses:
-            with replacing(self.folder / BEST) as temporary:
-                shutil.copyfile(self.folder / LAST, temporary)
-
-    def present(self, *names: str | Path) -> list[Path]:
-        return [path for path in map(self.folder.joinpath, names) if path.exists()]
+    def save_epoch(self) -> None:
+        """Save the end of an epoch, as the best one too if it is."""
+        progress = self.state.progress
+        is_best = progress.best and progress.best is progress.epochs[-1] and not progress.losses
+        self.save(bool(is_best))
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of the run has."""
         return {
             "name": self.name,
-            "config": OmegaConf.to_container(self.config, resolve=True),
             "key": self.key,
             "tags": dict(self.tags),
             "parent": self.parent,
-            "ended": self.ended,
-            "data": asdict(self.kind),
-            "model": self.model.state_dict(),
-            "average": self.average and self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.precision.scaler.state_dict(),
-            "progress": self.progress.state_dict(),
+            "data": asdict(self.dataset.kind),
             "tested": self.tested and asdict(self.tested),
-            "random": checkpoint.random_states(),
+            "ended": self.ended,
+            "config": OmegaConf.to_container(self.config, resolve=True),
+            "state": self.state.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what a checkpoint has.
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint.
 
-        Raises ValueError where it is of another training, BadInput where it is of other images.
+        Raises BadInput if it is of other images, and what `TrainState.load_state_dict` does.
         """
-        self.kind.check_digest(state["data"]["digest"])
-        own = self.state_dict()
-        for name in ("model", "average", "scheduler", "scaler"):
-            checkpoint.check_like(state[name], own[name], name)
-        checkpoint.check_like(state["progress"]["kept"], own["model"], "kept")
-        checkpoint.load_optimizer(self.optimizer, state["optimizer"])
-        self.key, self.loaded = state["key"], True
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.precision.scaler.load_state_dict(state["scaler"])
-        self.progress.load_state_dict(state["progress"], self.device)
-        self.tested = tested_of(state["tested"])
-        over = self.progress.over(self.options.epochs, self.options.patience)
-        self.ended = state["ended"] and over
-        checkpoint.set_random_states(state["random"])
+        self.dataset.kind.check_digest(saved["data"]["digest"])
+        self.state.load_state_dict(saved["state"])
+        self.key, self.loaded = saved["key"], True
+        self.tested = load_test_result(saved["tested"])
+        done = self.state.progress.is_done(self.options.epochs, self.options.patience)
+        self.ended = saved["ended"] and done
 
 
-def run_name(config: DictConfig, overrides: Sequence[str]) -> str:
+def name_run(config: DictConfig, overrides: Sequence[str]) -> str:
     """Model, optimizer, learning rate and batch size, then what else was typed."""
 
-    def kind(node: DictConfig) -> str:
+    def short(node: DictConfig) -> str:
         return str(node.get("name") or node._target_.rpartition(".")[2]).lower()
 
-    said = (
+    named = (
         *("model=", "model.name=", "optimizer=", "optimizer.name=", "optimizer.lr="),
         *("batch_size=", "tracking", "data.root="),
     )
-    more = [override for override in overrides if not override.startswith(said)]
-    parts = [kind(config.model), kind(config.optimizer), f"lr{config.optimizer.lr:g}"]
+    more = [override for override in overrides if not override.startswith(named)]
+    parts = [short(config.model), short(config.optimizer), f"lr{config.optimizer.lr:g}"]
     return "-".join([*parts, f"bs{config.batch_size}", *more])

@@ -16,12 +16,12 @@ from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.build import load_dataset
-from mnist_exp.experiment.load import Trained, load
-from mnist_exp.experiment.metrics import named
+from mnist_exp.experiment.load import TrainedModel, load_model
+from mnist_exp.experiment.metrics import name_metrics
 from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.experiment.targets import initialize_hydra
-from mnist_exp.inference.pictures import draw_filters, draw_predictions, draw_training
+from mnist_exp.inference.pictures import draw_curves, draw_filters, draw_predictions
 from mnist_exp.inference.scores import Predictions, interval
 from mnist_exp.paths import FIGURES
 from mnist_exp.training.loop import evaluate
@@ -37,7 +37,7 @@ DIVIDING = ("data.val_fraction=", "data.split_seed=")
 class Evaluation:
     """What a trained model is worth on a split."""
 
-    trained: Trained
+    trained: TrainedModel
     kind: Kind  # of the images
     name: str  # of the split; of another set than the run's with that one's
     split: Split  # raw images
@@ -120,7 +120,7 @@ class Evaluation:
         draw_predictions(own, self.predictions, self.split, self.kind)
         progress = self.trained.progress
         if progress.best:
-            draw_training(folder, progress.epochs, progress.best, self.trained.tested)
+            draw_curves(folder, progress.epochs, progress.best, self.trained.tested)
         draw_filters(folder, self.trained.model, self.kind)
         found = {FIGURES.as_posix(): folder, (FIGURES / own.name).as_posix(): own}
         return folder, {name: sorted(path.glob("*.png")) for name, path in found.items()}
@@ -140,7 +140,7 @@ class Evaluation:
         """By their names in the tracker, without those that training has told it."""
         low, high = interval(self.metrics.accuracy, len(self.split))
         found = {
-            **(named(self.name, self.metrics) if self.logged is None else {}),
+            **(name_metrics(self.name, self.metrics) if self.logged is None else {}),
             f"{self.name}/accuracy_low": low,
             f"{self.name}/accuracy_high": high,
             f"{self.name}/calibration_error": self.predictions.calibration_error(),
@@ -161,7 +161,7 @@ def evaluated(
     BadInput where the images are not of the run's kind or there are none, and what `trained.load`
     and the set do.
     """
-    trained = load(checkpoint, device)
+    trained = load_model(checkpoint, device)
     dataset = other_dataset(trained, data) if data else trained.dataset()
     own = dataset.kind.digest == trained.kind.digest and not any(
         word.startswith(DIVIDING) for word in data
@@ -181,7 +181,7 @@ def evaluated(
     return Evaluation(trained, dataset.kind, name, raw, metrics, predictions)
 
 
-def other_dataset(trained: Trained, data: Sequence[str]) -> Dataset:
+def other_dataset(trained: TrainedModel, data: Sequence[str]) -> Dataset:
     """The set of these overrides; one of the run's own sort is divided and decoded as there.
 
     Raises BadInput where its images or classes are other than the run's.

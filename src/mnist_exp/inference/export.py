@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mnist_exp.data import Kind, Split
 from mnist_exp.errors import Failure, first_line
 from mnist_exp.files import replacing
-from mnist_exp.training.loop import in_order
+from mnist_exp.training.loop import evaluation_batches
 
 TOLERANCE = 1e-5  # of the largest logit; measured: 3e-7 to 2e-6, by model and runtime
 
@@ -103,7 +103,7 @@ def compare(
 ) -> Comparison:
     """model: in float32 on the CPU; test: raw uint8 images."""
     correct, ties, difference, largest = 0, 0, torch.zeros(()), torch.zeros(())
-    for share in in_order(test):
+    for share in evaluation_batches(test):
         images = share.images
         expected = model(kind.normalised(images, CPU))
         found = answers(images if preprocessing else kind.normalised(images, CPU))

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mnist_exp.errors import BadInput, one_line, print_line
-from mnist_exp.experiment.load import Trained
+from mnist_exp.experiment.load import TrainedModel
 from mnist_exp.inference.images import NoImage
 from mnist_exp.inference.preprocess import prepare
 
@@ -104,7 +104,7 @@ class Demo:
         if request.method == "POST" and not (site == "same-origin" if site else own):
             raise HTTPException(403, "only the page itself may send a picture")
 
-    def serve(self, names: Sequence[str], load: Callable[[int], Trained]) -> None:
+    def serve(self, names: Sequence[str], load: Callable[[int], TrainedModel]) -> None:
         """Answer until the process ends. load: the model of a run by its place in `names`."""
         app = FastAPI(openapi_url=None, redirect_slashes=False, dependencies=[Depends(self.check)])
         worker = ThreadPoolExecutor(1)  # one picture at a time: torch's settings are the process's
@@ -174,7 +174,7 @@ async def receive(request: Request) -> bytes:
         raise HTTPException(400, "incomplete") from None
 
 
-def classify(picture: bytes, load: Callable[[int], Trained], number: int) -> dict[str, Any]:
+def classify(picture: bytes, load: Callable[[int], TrainedModel], number: int) -> dict[str, Any]:
     """What the model of a run makes of an image file, or an error."""
     try:
         trained = load(number)

@@ -19,9 +19,7 @@ WORST = 18  # errors
 FILTERS = 48  # of the first layer
 
 
-def draw_training(
-    folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metrics | None
-) -> None:
+def draw_curves(folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metrics | None) -> None:
     """Loss and accuracy of all epochs."""
     from mnist_exp import figures
 

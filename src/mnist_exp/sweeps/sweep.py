@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_exp.errors import Failure, one_line
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.environment import code_digest
-from mnist_exp.experiment.load import Trained, load
-from mnist_exp.experiment.run import Experiment, Stopped, resumed
+from mnist_exp.experiment.load import TrainedModel, load_model
+from mnist_exp.experiment.run import Run, Stopped, load_run
 from mnist_exp.experiment.shell import quote_path, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.files import TEMPORARY, Occupied, alone
+from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.paths import LAST
 from mnist_exp.sweeps import leaderboard
 from mnist_exp.sweeps.leaderboard import Row
@@ -169,9 +170,9 @@ def test_winner(folder: Path, sweep: Sweep, winner: Row, tracker: Trackers) -> N
     tracker.log(known, step=0, at=sweep.begun)  # the same time when it is logged again
 
 
-def load_winner(job: Outcome) -> Trained:
+def load_winner(job: Outcome) -> TrainedModel:
     """The model of a finished job. Raises Failure if its run has been trained further since."""
-    trained = load(job.folder / LAST)
+    trained = load_model(job.folder / LAST)
     best = trained.progress.best
     if best is None or (best.number, best.val and best.val.accuracy) != (job.epoch, job.accuracy):
         raise Failure(f"{show_path(job.folder)}: its checkpoint is not the one in the leaderboard")
@@ -251,16 +252,16 @@ def read_previous(folder: Path, chosen: Mapping[str, str]) -> Outcome | None:
 
 def train_job(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
     """Train the job to its end; return its outcome. Raises what a run raises."""
-    experiment = build_experiment(outcome, sweep, config)
+    run = build_run(outcome, sweep, config)
     status = "FINISHED"
     try:
-        result = experiment.result() if experiment.ended else experiment.run(show=False)
+        result = run.result() if run.ended else run.train(show=False)
     except Stopped:
-        status, result = "PRUNED", experiment.result()
+        status, result = "PRUNED", run.result()
     epoch = result.epoch
     return replace(
         outcome,
-        code=experiment.tags["code"],
+        code=run.tags["code"],
         status=status,
         epoch=epoch.number,
         accuracy=epoch.val.accuracy if epoch.val else None,
@@ -269,22 +270,22 @@ def train_job(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
     )
 
 
-def build_experiment(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Experiment:
-    """The job's experiment, new or from its last checkpoint.
+def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
+    """The job's run, new or from its last checkpoint.
 
-    Raises BadInput if the checkpoint has other values, and what `resumed` raises.
+    Raises BadInput if the checkpoint has other values, and what `load_run` raises.
     """
     folder = outcome.folder
     config.trainer.test = sweep.test == "all"
     if (folder / LAST).exists():
-        experiment = resumed(config, folder, list(config))
-        before = experiment.tags.get("code", UNKNOWN).split("+")
-        codes = before if experiment.ended else dict.fromkeys([*before, outcome.code])
-        experiment.tags = {**experiment.tags, "code": "+".join(codes)}
+        run = load_run(config, folder, list(config), HOOKS)
+        before = run.tags.get("code", UNKNOWN).split("+")
+        codes = before if run.ended else dict.fromkeys([*before, outcome.code])
+        run.tags = {**run.tags, "code": "+".join(codes)}
     else:
         tags = {"sweep": folder.parent.name, "job": str(outcome.job), "code": outcome.code}
         name = leaderboard.name_job(outcome.chosen) or f"job {outcome.job}"
-        experiment = Experiment(config, folder, name, tags, parent=sweep.key)
+        run = Run(config, folder, name, tags, sweep.key, HOOKS)
     if sweep.search:
         from mnist_exp.sweeps.search import get_pruner  # imports optuna
 
@@ -295,8 +296,8 @@ def build_experiment(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Expe
             if should_prune(epoch.number, epoch.val.accuracy):
                 raise Stopped
 
-        experiment.on_epoch = on_epoch
-    return experiment
+        run.on_epoch = on_epoch
+    return run
 
 
 def describe_error(error: Exception) -> str:

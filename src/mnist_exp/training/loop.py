@@ -1,9 +1,9 @@
-"""The training loop: torch only. It knows no config, no tracker and no files.
+"""The training loop: plain PyTorch that reads no config, no files and no tracker.
 
 From a notebook:
 
-    progress, options = Progress(model), Options(epochs=5, batch_size=64, seed=42)
-    for epoch in fit(model, optimizer, scheduler, train, val, progress, options):
+    state = TrainState(model, optimizer, scheduler)
+    for epoch in fit(state, train, val, TrainerOptions(epochs=5), batch_size=64, seed=42):
         print(epoch.number, epoch.train.loss, epoch.val.accuracy)
 """
 
@@ -11,115 +11,119 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
+from torch.nn import functional as F
 
 from mnist_exp.data.splits import Split
 from mnist_exp.training.augmentation import DRAWS, Augmentation, unchanged
 from mnist_exp.training.distributed import SINGLE, ProcessGroup
+from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import FLOAT32, Precision
-from mnist_exp.training.state import Epoch, Metrics, Progress
+from mnist_exp.training.state import Epoch, Metrics, Progress, TrainState
 
-# Change the speed and the memory of an evaluation, not its meaning.
+# These change the speed and the memory of an evaluation, but no metric.
 EVALUATION_BATCH = 4096  # images
 EVALUATION_VALUES = 2**22  # of images, 16 MB as float32: fewer images where they are large
 
 
-@dataclass(frozen=True)
-class Options:
-    """How `fit` trains."""
-
-    epochs: int
-    batch_size: int  # images per optimizer step
-    seed: int  # of the images' order and augmentation
-    keep: str = "best"  # the weights of the best validation accuracy, or the "last"
-    label_smoothing: float = 0.0  # 0..1, in the training loss (Szegedy et al., 2016)
-    clip_norm: float | None = None  # of all gradients together (Pascanu et al., 2013)
-    accumulate: int = 1  # parts that a batch is computed in: less memory, the same step
-    patience: int | None = None  # epochs without a better validation accuracy before the end
-
-
 def fit(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
+    state: TrainState,
     train: Split,
     val: Split,
-    progress: Progress,
-    options: Options,
+    options: TrainerOptions,
     *,
-    average: AveragedModel | None = None,
+    batch_size: int,
+    seed: int,
     augment: Augmentation = unchanged,
-    precision: Precision = FLOAT32,
     group: ProcessGroup = SINGLE,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Epoch]:
-    """Train from where `progress` stands to the end, yielding each epoch as it ends.
+    """Train from where `state` stands to the end; yield each epoch when it ends.
 
-    train, val: images [n, channels, height, width] and int64 labels [n], on the model's device;
-    model and images are of precision.dtype. `progress.kept` becomes the weights of the best
-    validation accuracy (the earliest of equals), or the last ones where that is asked for or val is
-    empty. Where there is an `average` of the model, it is what is evaluated and kept. `on_step` may
-    raise to stop; nothing is lost then.
+    train, val: images [n, channels, height, width] and int64 labels [n], on the model's device and
+    in its dtype. batch_size: images per optimizer step. seed: of the order of the images and of
+    their augmentation. on_step may raise to stop the training, which can be resumed from `state`.
 
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
-    loss_function = nn.CrossEntropyLoss(reduction="sum", label_smoothing=options.label_smoothing)
-    ddp_model, scaler = group.wrap(model), precision.scaler
-    evaluated = model if average is None else average.module
-    while not progress.over(options.epochs, options.patience):
+    model, progress = group.wrap(state.model), state.progress
+    while not progress.is_done(options.epochs, options.patience):
         if not progress.losses:
-            progress.begin_epoch(lr=optimizer.param_groups[0]["lr"])
-        model.train()
-        for share, size in batches(train, progress, options, augment, group):
-            optimizer.zero_grad()
-            losses, right = [], []
-            parts = share.chunk(options.accumulate)
-            for part in parts:
-                with group.no_sync(ddp_model, unless=part is parts[-1]):
-                    with precision.autocast:
-                        logits = ddp_model(part.images)
-                        loss = loss_function(logits, part.labels)
-                    # By the mean size of a shard, because DDP averages over the ranks.
-                    scaler.scale(loss / (size / group.world_size)).backward()
-                losses.append(loss.detach())
-                right.append((logits.argmax(1) == part.labels).sum())
-            if options.clip_norm is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            scheduler.step()
-            if average is not None:
-                average.update_parameters(model)
-            progress.note(*group.sum(sum(losses), sum(right)))
+            progress.begin_epoch(lr=state.optimizer.param_groups[0]["lr"])
+        state.model.train()
+        for shard, size in batches(train, progress, batch_size, seed, augment, group):
+            loss, correct = train_step(model, state, shard, size, options, group)
+            progress.add_batch(*group.sum(loss, correct))
             on_step(progress)
-        trained = mean_per_sample(progress.losses, progress.correct, len(train))
-        speed = len(train) / (time.perf_counter() - progress.started)
-        validated = evaluate(evaluated, val, precision, group) if len(val) else None
-        yield progress.end_epoch(trained, validated, speed, evaluated, options.keep)
+        progress.end_training(images=len(train))
+        found = mean_per_sample(progress.losses, progress.correct, len(train))
+        evaluated = state.evaluated_model
+        validated = evaluate(evaluated, val, state.precision, group) if len(val) else None
+        yield progress.end_epoch(found, validated, evaluated, options.keep)
+
+
+def train_step(
+    model: nn.Module,
+    state: TrainState,
+    batch: Split,
+    batch_size: int,
+    options: TrainerOptions,
+    group: ProcessGroup = SINGLE,
+) -> tuple[Tensor, Tensor]:
+    """Take one optimizer step; return the sum of the losses and the number of correct predictions.
+
+    Both are scalars on the device, without gradients. model: `state.model`, wrapped by the group.
+    batch: this process's shard of a batch that has batch_size images in all processes together.
+    """
+    state.optimizer.zero_grad()
+    losses, correct = [], []
+    micro_batches = batch.chunk(options.accumulate)
+    for micro_batch in micro_batches:
+        with group.no_sync(model, unless=micro_batch is micro_batches[-1]):
+            with state.precision.autocast:
+                logits = model(micro_batch.images)
+                loss = F.cross_entropy(
+                    logits,
+                    micro_batch.labels,
+                    reduction="sum",
+                    label_smoothing=options.label_smoothing,
+                )
+            # By the mean size of a shard, because DDP averages gradients over the processes.
+            state.scaler.scale(loss / (batch_size / group.world_size)).backward()
+        losses.append(loss.detach())
+        correct.append((logits.argmax(1) == micro_batch.labels).sum())
+    if options.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.scheduler.step()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+    return sum(losses[1:], losses[0]), sum(correct[1:], correct[0])
 
 
 def batches(
-    train: Split, progress: Progress, options: Options, augment: Augmentation, group: ProcessGroup
+    train: Split,
+    progress: Progress,
+    batch_size: int,
+    seed: int,
+    augment: Augmentation,
+    group: ProcessGroup,
 ) -> Iterator[tuple[Split, int]]:
-    """Of each batch that the running epoch has left: this rank's share, augmented, and its size.
+    """Yield this process's shard of each batch that is left of the epoch, and the batch's size.
 
     Order and augmentation are functions of the seed and the epoch alone.
     """
-    done, of_epoch = len(progress.losses), (len(train), options.seed, progress.number)
-    order = shuffled(*of_epoch).to(train.labels.device).split(options.batch_size)[done:]
-    draws = drawn(*of_epoch).to(train.images.device).split(options.batch_size)[done:]
-    shares = train.batches([group.shard(index) for index in order])
-    for index, uniform, share in zip(order, draws, shares, strict=True):
-        yield Split(augment(share.images, group.shard(uniform)), share.labels), len(index)
+    done, epoch = len(progress.losses), (len(train), seed, progress.number)
+    order = shuffle(*epoch).to(train.labels.device).split(batch_size)[done:]
+    draws = draw_uniform(*epoch).to(train.images.device).split(batch_size)[done:]
+    shards = train.batches([group.shard(index) for index in order])
+    for index, uniform, shard in zip(order, draws, shards, strict=True):
+        yield Split(augment(shard.images, group.shard(uniform)), shard.labels), len(index)
 
 
 @torch.inference_mode()
@@ -130,35 +134,35 @@ def evaluate(
     group: ProcessGroup = SINGLE,
     on_logits: Callable[[Tensor], None] = lambda logits: None,
 ) -> Metrics:
-    """Loss and accuracy of the model as it is, on a split that lies on its device.
+    """Loss and accuracy of the model on a split that lies on its device.
 
-    on_logits: is told those of each batch, in the images' order where there is one rank.
+    on_logits: called with the logits of each batch, in the order of the images if there is only
+    one process.
     """
     model.eval()
     group.broadcast_buffers(model)
-    loss_function = nn.CrossEntropyLoss(reduction="sum")
     losses, correct = [], []
-    for share in in_order(split, group):
+    for batch in evaluation_batches(split, group):
         with precision.autocast:
-            logits = model(share.images)
-            loss = loss_function(logits, share.labels)
+            logits = model(batch.images)
+            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         on_logits(logits)
-        loss, right = group.sum(loss, (logits.argmax(1) == share.labels).sum())
-        losses.append(loss)
-        correct.append(right)
+        sums = group.sum(loss, (logits.argmax(1) == batch.labels).sum())
+        losses.append(sums[0])
+        correct.append(sums[1])
     return mean_per_sample(losses, correct, len(split))
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> Tensor:
-    """The class that the model finds in each image, int64 [n], as `evaluate` counts it."""
+    """The class that the model predicts for each image, int64 [n]."""
     model.eval()
     with precision.autocast:
-        return torch.cat([model(share.images).argmax(1) for share in in_order(split)])
+        return torch.cat([model(batch.images).argmax(1) for batch in evaluation_batches(split)])
 
 
-def in_order(split: Split, group: ProcessGroup = SINGLE) -> Iterator[Split]:
-    """This rank's share of each batch of an evaluation."""
+def evaluation_batches(split: Split, group: ProcessGroup = SINGLE) -> Iterator[Split]:
+    """Yield this process's shard of each batch of an evaluation, in order."""
     fitting = max(1, EVALUATION_VALUES // math.prod(split.images.shape[1:]))
     size = min(EVALUATION_BATCH, fitting)
     starts = range(0, len(split), size)
@@ -166,24 +170,25 @@ def in_order(split: Split, group: ProcessGroup = SINGLE) -> Iterator[Split]:
 
 
 def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> Metrics:
-    """Means over so many samples, from each batch's sum of losses and count of correct answers.
+    """Means over `count` samples, from the sum of losses and the correct predictions of each batch.
 
-    The one place that reads the device, so that nothing waits for it inside an epoch.
+    The only place that reads from the device, so that nothing waits for it within an epoch.
     """
     loss = torch.stack(losses).cpu().double().sum() / count
     accuracy = torch.stack(correct).sum().cpu().double() / count
     return Metrics(loss.item(), accuracy.item())
 
 
-def shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    """A permutation, int64 [count]: a pure function of (seed, epoch), whatever was drawn before."""
-    return torch.randperm(count, generator=generator(f"{seed}/{epoch}"))
+def shuffle(count: int, seed: int, epoch: int) -> Tensor:
+    """A permutation, int64 [count]: a pure function of seed and epoch."""
+    return torch.randperm(count, generator=make_generator(f"{seed}/{epoch}"))
 
 
-def drawn(count: int, seed: int, epoch: int) -> Tensor:
-    """Uniform numbers for the augmentation of an epoch, float32 [count, DRAWS], as pure."""
-    return torch.rand(count, DRAWS, generator=generator(f"{seed}/{epoch}/augmentation"))
+def draw_uniform(count: int, seed: int, epoch: int) -> Tensor:
+    """Uniform random numbers for the augmentation of an epoch, float32 [count, DRAWS]."""
+    generator = make_generator(f"{seed}/{epoch}/augmentation")
+    return torch.rand(count, DRAWS, generator=generator)
 
 
-def generator(seed: str) -> torch.Generator:
+def make_generator(seed: str) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(seed).getrandbits(32))

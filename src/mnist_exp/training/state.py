@@ -1,16 +1,24 @@
-"""Where a training stands: its epochs so far, the running one, and the weights that it keeps."""
+"""The state of a training: everything that the next step depends on."""
 
 from __future__ import annotations
 
 import math
+import random
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp.errors import Failure
+from mnist_exp.training.precision import FLOAT32, Precision
 
 
 class Diverged(Failure):
@@ -19,87 +27,145 @@ class Diverged(Failure):
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a pass over a split found, per sample."""
+    """Means over the samples of a split."""
 
-    loss: float  # mean cross-entropy, nats
+    loss: float  # cross-entropy, nats
     accuracy: float  # 0..1
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch. Its training metrics are of the weights as they were at each step."""
+    """A finished epoch. Its training metrics are of the weights as they were at each step."""
 
     number: int  # from 1
     train: Metrics
-    val: Metrics | None  # None where there are no images to validate with
+    val: Metrics | None  # None if there are no validation images
     lr: float  # of its first step
     seconds: float  # training and validation
     images_per_second: float  # in training
     ended: float  # Unix time, seconds
 
 
-class Progress:
-    """Where a training stands: what `training.fit` moves on, and what it goes on from.
+class TrainState:
+    """What a checkpoint saves and a resumed training loads.
 
-    The results of single batches stay on the device until their epoch ends.
+    precision: has the gradient scaler. ema: an exponential moving average of the model, which is
+    then what is evaluated and kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        ema: AveragedModel | None = None,
+        precision: Precision = FLOAT32,
+    ) -> None:
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.ema, self.precision = ema, precision
+        self.progress = Progress(model)
+
+    @property
+    def scaler(self) -> GradScaler:
+        return self.precision.scaler
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model, or its average if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, strings and tensors, with the states of all global random generators."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema and self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": self.progress.state_dict(),
+            "random": random_states(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned, wherever its tensors lie.
+
+        Raises LookupError, RuntimeError, TypeError or ValueError for the state of another training.
+        """
+        check_optimizer_state(self.optimizer, state["optimizer"])
+        self.model.load_state_dict(state["progress"]["kept"])  # raises where the shapes differ
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress.load_state_dict(state["progress"], next(self.model.parameters()).device)
+        set_random_states(state["random"])
+
+
+class Progress:
+    """How far a training is: its finished epochs, the current one, and the best weights.
+
+    The sums of single batches stay on the device until their epoch ends.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.epochs: list[Epoch] = []  # finished
-        self.losses: list[Tensor] = []  # of the running epoch: each batch's sum
-        self.correct: list[Tensor] = []  # of the running epoch: each batch's count
-        self.lr = 0.0  # of the running epoch's first step
-        self.started = 0.0  # of the running epoch, on the clock of time.perf_counter
-        self.best: Epoch | None = None  # whose weights are kept
+        self.losses: list[Tensor] = []  # the sum over each batch of the current epoch
+        self.correct: list[Tensor] = []  # correct predictions in each batch of the current epoch
+        self.lr = 0.0  # of the first step of the current epoch
+        self.started = 0.0  # when the current epoch began, by time.perf_counter
+        self.images_per_second = 0.0  # in the training of the current epoch
+        self.best: Epoch | None = None  # the epoch of the kept weights
         self.kept = snapshot(model)
 
     @property
     def number(self) -> int:
-        """Of the running epoch, from 1."""
+        """The current epoch, from 1."""
         return len(self.epochs) + 1
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Finished epochs, and steps of the running one."""
+        """Finished epochs, and finished steps of the current one."""
         return len(self.epochs), len(self.losses)
 
     @property
     def accuracies(self) -> list[float]:
-        """On validation, of each finished epoch; none where there is no validation."""
+        """The validation accuracy of each finished epoch; empty without validation."""
         return [epoch.val.accuracy for epoch in self.epochs if epoch.val]
 
-    def over(self, epochs: int, patience: int | None) -> bool:
-        """Whether so many are done, or as many as patience without a better validation accuracy."""
-        found = self.accuracies
-        stale = len(found) - 1 - found.index(max(found)) if found else 0
+    def is_done(self, epochs: int, patience: int | None) -> bool:
+        """Whether all epochs are done, or the last `patience` ones were no better than before."""
+        accuracies = self.accuracies
+        stale = len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
         return len(self.epochs) >= epochs or (patience is not None and stale >= patience)
 
     def begin_epoch(self, lr: float) -> None:
         self.lr, self.started = lr, time.perf_counter()
 
-    def note(self, loss: Tensor, correct: Tensor) -> None:
-        """A batch's sum of losses and count of correct answers."""
+    def add_batch(self, loss: Tensor, correct: Tensor) -> None:
+        """Add a batch: the sum of its losses and the number of correct predictions."""
         self.losses.append(loss)
         self.correct.append(correct)
 
-    def end_epoch(
-        self,
-        train: Metrics,
-        val: Metrics | None,
-        images_per_second: float,
-        model: nn.Module,
-        keep: str,
-    ) -> Epoch:
-        """Close the running epoch, and keep its weights if they are to be kept."""
+    def end_training(self, images: int) -> None:
+        """Note the speed of the current epoch, whose validation follows."""
+        self.images_per_second = images / (time.perf_counter() - self.started)
+
+    def end_epoch(self, train: Metrics, val: Metrics | None, model: nn.Module, keep: str) -> Epoch:
+        """End the current epoch. Keep the weights of `model` if they are the best so far.
+
+        The first of equals is the best; without validation, or if keep is "last", the last one is.
+        """
         losses = {"train": train.loss} | ({"val": val.loss} if val else {})
         if not all(map(math.isfinite, losses.values())):
-            said = ", ".join(f"{split} {loss}" for split, loss in losses.items())
+            values = ", ".join(f"{split} {loss}" for split, loss in losses.items())
             raise Diverged(
                 f"the loss is no longer finite in epoch {self.number} "
-                f"({said}) at learning rate {self.lr:g}"
+                f"({values}) at learning rate {self.lr:g}"
             )
-        seconds = time.perf_counter() - self.started
-        epoch = Epoch(self.number, train, val, self.lr, seconds, images_per_second, time.time())
+        seconds, speed = time.perf_counter() - self.started, self.images_per_second
+        epoch = Epoch(self.number, train, val, self.lr, seconds, speed, time.time())
         best = max(self.accuracies, default=-1.0)
         self.epochs.append(epoch)
         self.losses, self.correct = [], []
@@ -108,7 +174,7 @@ class Progress:
         return epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as numbers and tensors."""
+        """Numbers and tensors."""
         return {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "losses": self.losses,
@@ -138,5 +204,58 @@ class Progress:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's state_dict that training does not move."""
+    """A copy of the model's state_dict, which training does not change."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def check_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise ValueError for values that an optimizer would load and only its next step would refuse.
+
+    A tensor in the state of a parameter must have as many values as the parameter (Muon flattens
+    them) or broadcast to its shape, as scalars and Adafactor's row and column statistics do.
+    """
+    groups = state["param_groups"]
+    for own, found in zip(optimizer.param_groups, groups, strict=True):
+        for name, value in own.items():
+            if name != "params" and is_number(value) and not is_number(found[name]):
+                raise ValueError(f"optimizer {name}: {found[name]!r} is not a number")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and not fits(value, parameters[number]):
+                shapes = f"{list(value.shape)}, not {list(parameters[number].shape)}"
+                raise ValueError(f"optimizer {name}: {shapes}")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def fits(value: Tensor, parameter: Tensor) -> bool:
+    if value.numel() == parameter.numel():
+        return True
+    try:
+        return torch.broadcast_shapes(value.shape, parameter.shape) == parameter.shape
+    except RuntimeError:
+        return False
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all global random generators, as numbers and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Set all global random generators to what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all(states["cuda"])
+    np.random.set_state(states["numpy"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))

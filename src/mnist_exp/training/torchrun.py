@@ -1,4 +1,4 @@
-"""This process among those that torchrun started; without torch, for the command line asks, too."""
+"""This process among those that torchrun started, without an import of torch."""
 
 from __future__ import annotations
 

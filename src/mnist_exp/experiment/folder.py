@@ -1,0 +1,79 @@
+"""The output folder of a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from mnist_exp.experiment import checkpoint
+from mnist_exp.files import alone, replacing
+from mnist_exp.paths import BEST, FIGURES, LAST, METRICS, SERVED
+
+CONFIG, VERSIONS, MODEL = "config.yaml", "requirements.txt", "model.txt"
+WEIGHTS = "mnist_model.pth"
+TEST_FIGURES = FIGURES / "test"
+
+
+class RunFolder:
+    """The files of a run, each complete or absent. One process at a time writes to them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes out. Raises Occupied at once if another one is in the folder."""
+        return alone(self.path)
+
+    def save_checkpoint(self, content: dict[str, Any], is_best: bool = False) -> None:
+        """Write last.pt, and best.pt if it is the best so far. Raises CheckpointError."""
+        checkpoint.save(self.path / LAST, content)
+        if is_best:
+            with replacing(self.path / BEST) as temporary:
+                shutil.copyfile(self.path / LAST, temporary)
+
+    def save_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Write mnist_model.pth: the weights as a plain state_dict on the CPU."""
+        state_dict = {name: tensor.cpu() for name, tensor in weights.items()}
+        with replacing(self.path / WEIGHTS) as temporary:
+            torch.save(state_dict, temporary)
+
+    def save_description(self, config: DictConfig, versions: str, model: str) -> None:
+        """Write config.yaml, requirements.txt and model.txt."""
+        OmegaConf.save(config, self.path / CONFIG, resolve=True)
+        (self.path / VERSIONS).write_text(versions)
+        (self.path / MODEL).write_text(model, "utf-8")
+
+    def save_metrics(self, lines: Iterable[str]) -> None:
+        """Write metrics.jsonl anew."""
+        with replacing(self.path / METRICS) as temporary:
+            temporary.write_text("".join(lines))
+
+    def append_metrics(self, line: str) -> None:
+        with (self.path / METRICS).open("a") as file:
+            file.write(line)
+
+    def artifacts(self) -> dict[str, list[Path]]:
+        """The files that are there for the tracker, by the folder that they have in it."""
+        named: dict[str, tuple[str | Path, ...]] = {
+            "": (CONFIG, MODEL, VERSIONS, METRICS, WEIGHTS),
+            "checkpoints": (LAST, BEST),
+        }
+        files = {
+            folder: [self.path / name for name in names if (self.path / name).exists()]
+            for folder, names in named.items()
+        }
+        for figures in (FIGURES, TEST_FIGURES):
+            files[figures.as_posix()] = sorted((self.path / figures).glob("*.png"))
+        return files
+
+    @property
+    def served_model(self) -> Path:
+        """The exported model on its way to the tracker."""
+        return self.path / SERVED

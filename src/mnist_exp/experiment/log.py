@@ -1,0 +1,86 @@
+"""The log of a run: one object tells the folder, the screen and the tracker."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+
+from mnist_exp.experiment import screen
+from mnist_exp.experiment.folder import RunFolder
+from mnist_exp.experiment.metrics import Entry, Result, TestResult, epoch_entry, test_entry
+from mnist_exp.experiment.shell import show_path
+from mnist_exp.tracking import RunRecord, Status, TrackerError
+from mnist_exp.tracking.worker import Trackers
+from mnist_exp.training.state import Epoch
+
+log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Where everything goes that a run reports. Logging an entry twice changes nothing."""
+
+    def __init__(self, folder: RunFolder, tracker: Trackers, epochs: int) -> None:
+        self.folder, self.tracker, self.epochs = folder, tracker, epochs
+
+    def start(self, record: RunRecord, entries: Sequence[Entry]) -> None:
+        """Open the run in the tracker and log the entries that a resumed run has already."""
+        self.tracker.start(record)
+        self.folder.save_metrics([entry.to_json() for entry in entries])
+        for entry in entries:
+            self.tracker.log(entry.metrics, entry.epoch, entry.at)
+
+    def log_epoch(self, epoch: Epoch) -> None:
+        log.info(screen.format_epoch(epoch, self.epochs))
+        self._log(epoch_entry(epoch))
+
+    def log_test(self, result: TestResult) -> None:
+        self._log(test_entry(result))
+
+    def _log(self, entry: Entry) -> None:
+        self.folder.append_metrics(entry.to_json())
+        self.tracker.log(entry.metrics, entry.epoch, entry.at)
+
+    def show(self, result: Result, max_batches: int | None) -> None:
+        """Print the final table and where the outputs are."""
+        metrics = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
+        rows = [(split, f"{m.loss:.4f}", f"{m.accuracy:.4f}") for split, m in metrics.items() if m]
+        title = f"Weights of epoch {result.epoch.number}"
+        screen.show_table(title, ("split", "loss", "accuracy"), rows)
+        folder = show_path(self.folder.path)
+        log.info("outputs  %s", folder)
+        if result.epoch.val is None or max_batches:
+            reason = "with trainer.max_batches" if result.epoch.val else "without validation"
+            text = "--run best chooses no run %s; this one is --run %s"
+            log.info(text, reason, shlex.quote(folder))
+
+    def show_links(self, viewers: bool) -> None:
+        """Print what became of the model's registration and, if wanted, where to compare runs."""
+        for line in self.tracker.get_registrations():
+            log.info("registered  %s", line)
+        for viewer in self.tracker.get_viewers() if viewers else ():
+            log.info("compare  %s", viewer)
+
+    def end(self, status: Status, resume_command: str) -> bool:
+        """Hand the files to the tracker and end its run; returns whether it has everything.
+
+        Raises TrackerError if a finished run is not complete there.
+        """
+        for name, files in self.folder.artifacts().items():
+            self.tracker.upload(files, name)
+        complete = self.tracker.end(status)
+        self.folder.served_model.unlink(missing_ok=True)
+        if complete:
+            return True
+        if deletion := self.tracker.explain_deletion():
+            text = f"{deletion}; to log everything: {resume_command}"
+            if status == "FINISHED":
+                weights = f"the weights are kept in {show_path(self.folder.path)}"
+                raise TrackerError(f"{text}; {weights}")
+            log.warning(text)
+        else:
+            text = "the tracker has not received everything; once it answers:\n%s"
+            log.warning(text, resume_command)
+            if status == "FINISHED":
+                self.tracker.check()
+        return False
