@@ -69,8 +69,11 @@ class Tracker(Protocol):
     Calling a method again with the same arguments changes nothing.
     """
 
-    def start(self, record: RunRecord) -> None:
-        """Create a run, or reopen the one with the record's key. Raises TrackerError."""
+    def start(self, record: RunRecord) -> str | None:
+        """Create a run, or reopen the one with the record's key. Raises TrackerError.
+
+        Returns the command or the address that shows the run, if there is one.
+        """
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         """Log metrics of one epoch: `step` is its number, from 1, `at` its Unix time in seconds."""
@@ -78,19 +81,16 @@ class Tracker(Protocol):
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
         """Keep these files with the run, in this folder of its artifacts."""
 
-    def log_model(self, record: ModelRecord) -> None:
-        """Keep this model with the run, so that it can be loaded and served from there."""
+    def log_model(self, record: ModelRecord) -> str | None:
+        """Keep this model with the run, so that it can be loaded and served from there.
+
+        Returns the result of registering it, in one line, if it was registered.
+        """
 
     def end(self, status: Status) -> None: ...
 
-    def get_viewer(self) -> str | None:
-        """The command to type or the address to open to look at the run, if there is one."""
-
     def explain_deletion(self) -> str | None:
         """If a person deleted the run since its start: that it is so, and how to restore it."""
-
-    def get_registration(self) -> str | None:
-        """The result of registering the model, in one line, if it was registered."""
 
 
 def root_cause(error: BaseException) -> str:

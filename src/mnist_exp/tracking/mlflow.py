@@ -34,14 +34,13 @@ class MLflowTracker:
     ) -> None:
         self.experiment, self.uri = experiment, uri or store.LOCAL_URI
         self.log_checkpoints, self.register = log_checkpoints, register
-        self.registration: str | None = None  # its result
         if log_model or register:
             # Takes half a second: now, during the training, rather than after it.
             import mnist_exp.tracking.models  # noqa: F401
         self.client: MlflowClient
         self.run_id: str
 
-    def start(self, record: RunRecord) -> None:
+    def start(self, record: RunRecord) -> str:
         try:
             self.client = store.open_store(self.uri)
             experiment_id = store.get_or_create(self.client, self.experiment, self.uri)
@@ -56,6 +55,7 @@ class MLflowTracker:
                 run_id = run.info.run_id
             self.run_id = run_id
             self._describe(record, experiment_id)
+            return store.get_viewer(self.uri)
         except TrackerError:
             raise
         except Exception as error:  # a database or a network can raise anything
@@ -96,21 +96,16 @@ class MLflowTracker:
         for path in paths:
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
-    def log_model(self, record: ModelRecord) -> None:
+    def log_model(self, record: ModelRecord) -> str | None:
         from mnist_exp.tracking import models
 
         model = models.log_model(self.client, self.run_id, record)
-        if self.register:
-            self.registration = models.register(self.client, self.register, model, record)
+        if self.register is None:
+            return None
+        return models.register(self.client, self.register, model, record)
 
     def end(self, status: Status) -> None:
         self.client.set_terminated(self.run_id, status)
 
-    def get_viewer(self) -> str:
-        return store.get_viewer(self.uri)
-
     def explain_deletion(self) -> str | None:
         return store.explain_deletion(self.client, self.run_id)
-
-    def get_registration(self) -> str | None:
-        return self.registration

@@ -42,7 +42,7 @@ class TensorBoardTracker:
         self.step = 0  # the last one logged
         self.writer: EventFileWriter
 
-    def start(self, record: RunRecord) -> None:
+    def start(self, record: RunRecord) -> str:
         try:
             folder = self._folder(record)
             old = list(folder.glob("events.out.tfevents.*"))
@@ -60,6 +60,7 @@ class TensorBoardTracker:
             for key, value in record.params.items()
         }
         self._add(hparams_pb(params, trial_id=record.key, start_time_secs=now), now)
+        return f"tensorboard --logdir {shlex.quote(os.path.relpath(self.logdir))}"
 
     def _folder(self, record: RunRecord) -> Path:
         parent = self.logdir
@@ -102,9 +103,4 @@ class TensorBoardTracker:
         self.writer.add_event(Event(wall_time=at, step=self.step, summary=summary))
         self.writer.flush()
 
-    def get_viewer(self) -> str:
-        return f"tensorboard --logdir {shlex.quote(os.path.relpath(self.logdir))}"
-
     def explain_deletion(self) -> None: ...
-
-    def get_registration(self) -> None: ...

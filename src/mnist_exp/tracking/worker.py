@@ -78,19 +78,19 @@ class Trackers:
 
     def explain_deletion(self) -> str | None:
         """If a person deleted the run since its start: that it is so, and how to restore it."""
-        return next(iter(self._ask("explain_deletion")), None)
+        return next(iter(self._ask(_explain_deletion)), None)
 
     def get_registrations(self) -> list[str]:
         """The results of registering the model, once the run has ended."""
-        return self._ask("get_registration")
+        return self._ask(_get_results)
 
     def _call(self, method: str, *arguments: object) -> Future[str | None]:
         call = self._submit(_call, self.key, method, *arguments)
         call.add_done_callback(self._warn)
         return call
 
-    def _ask(self, method: str) -> list[str]:
-        answers = self._submit(_ask, self.key, method)
+    def _ask(self, question: Callable[[str], list[str]]) -> list[str]:
+        answers = self._submit(question, self.key)
         return [] if answers.exception() else answers.result()
 
     def _submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
@@ -187,6 +187,7 @@ class RetryQueue:
         self.tracker = tracker
         self.pending: list[tuple[str, tuple[object, ...]]] = []
         self.reason: str | None = None  # why calls are pending
+        self.results: list[str] = []  # that calls returned
         self.next_try = 0.0  # on the clock of time.monotonic
 
     def call(self, method: str, *arguments: object) -> str | None:
@@ -198,7 +199,8 @@ class RetryQueue:
         try:
             while self.pending:
                 name, values = self.pending[0]
-                getattr(self.tracker, name)(*values)
+                if result := getattr(self.tracker, name)(*values):
+                    self.results.append(result)
                 del self.pending[0]
             self.reason = None
         except Exception as error:  # a database or a network can raise anything
@@ -216,17 +218,18 @@ def _import(module: str) -> None:
 
 
 def _start(options: Mapping[str, Any], record: RunRecord) -> list[str]:
-    trackers: list[Tracker] = []
+    queues: list[RetryQueue] = []
+    viewers = []
     try:
         for tracker in _build(options):
-            tracker.start(record)
-            trackers.append(tracker)
+            viewers.append(tracker.start(record))
+            queues.append(RetryQueue(tracker))
     except Exception:
-        for tracker in trackers:
-            RetryQueue(tracker).call("end", "FAILED")
+        for queue in queues:
+            queue.call("end", "FAILED")
         raise
-    _queues[record.key] = [RetryQueue(tracker) for tracker in trackers]
-    return [viewer for tracker in trackers if (viewer := tracker.get_viewer())]
+    _queues[record.key] = queues
+    return [viewer for viewer in viewers if viewer]
 
 
 def _build(options: Mapping[str, Any]) -> list[Tracker]:
@@ -248,10 +251,13 @@ def _call(key: str, method: str, *arguments: object) -> str | None:
     return next(filter(None, reasons), None)
 
 
-def _ask(key: str, method: str) -> list[str]:
-    """What the trackers' methods without arguments return, where it is something."""
-    answers = [getattr(queue.tracker, method)() for queue in _queues.get(key, [])]
-    return [answer for answer in answers if answer is not None]
+def _explain_deletion(key: str) -> list[str]:
+    answers = [queue.tracker.explain_deletion() for queue in _queues.get(key, [])]
+    return [answer for answer in answers if answer]
+
+
+def _get_results(key: str) -> list[str]:
+    return [result for queue in _queues.get(key, []) for result in queue.results]
 
 
 def _serve() -> None:
