@@ -611,7 +611,7 @@ def test_help_is_answered_without_hydra(
     def compose() -> None:
         raise AssertionError("what --help says takes no config")
 
-    monkeypatch.setattr(cli, "run_with_hydra", compose)
+    monkeypatch.setattr(cli, "initialize_hydra", compose)
     monkeypatch.setattr("sys.argv", ["train.py", "--help", "hydra/help=default"])
     cli.train()
     assert capsys.readouterr().out == help_text
@@ -635,6 +635,12 @@ def test_help_shows_common_keys_with_the_defaults_that_they_have(help_text: str)
         value = OmegaConf.select(config, key)
         defaults[key] = "null" if value is None else str(value).removeprefix(f"{REPOSITORY}/")
     assert shown == defaults
+
+
+def test_help_takes_defaults_and_comments_from_the_yaml_files(write: Write) -> None:
+    config = (CONF / "config.yaml").read_text()
+    write("config.yaml", re.sub("^batch_size:.*", "batch_size: 50 # mine", config, flags=re.M))
+    assert re.search("^  batch_size=50 +mine$", cli.help_text(), re.MULTILINE)
 
 
 def test_help_shows_three_examples_that_are_right(help_text: str) -> None:

@@ -1,9 +1,13 @@
-"""What `python train.py --help` prints.
+"""What `python train.py --help` prints: groups, options, defaults and comments of conf/.
 
 Hydra's own help composes the config and asks for every group's options twice: half a second more.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 from mnist_exp.paths import config_dirs
 
@@ -19,17 +23,7 @@ Groups and their options:
 
 Common keys, with their defaults:
 
-  optimizer.lr=0.001        learning rate per step
-  batch_size=64             images per step
-  seed=42                   weights, shuffling, dropout
-  trainer.epochs=5          passes over the training images
-  trainer.device=auto       CUDA, then MPS, then CPU; or cpu | cuda | cuda:1 | mps
-  trainer.keep=best         weights kept: best validation accuracy, or last
-  data.val_fraction=0.15    of the training images, for validation
-  data.root=data            where the data files are looked for first
-  resume=null               a run to go on with: latest, its output folder or MLflow run id
-  sweep.resume=null         with -m: a sweep's folder or latest, to run what has not finished
-  reproduce=null            an MLflow run id: train it again, compare every figure
+{keys}
 
 Examples:
 
@@ -38,9 +32,14 @@ Examples:
   python train.py data=digits model=linear tracking=none
 
 The whole config:  python train.py --cfg job
+A sweep's jobs:    python train.py -m --cfg job [...]
 Compare runs:      mlflow ui                          in the repository's root
 Hydra's own flags: python train.py --hydra-help
 """
+COMMON = (
+    *("optimizer.lr", "batch_size", "seed", "trainer.epochs", "trainer.device", "trainer.keep"),
+    *("data.val_fraction", "data.root", "resume", "sweep.resume", "reproduce"),
+)
 
 
 def help_text() -> str:
@@ -49,6 +48,33 @@ def help_text() -> str:
     for folder in config_dirs:
         for path in sorted(folder.glob("*/*.yaml")):
             groups.setdefault(path.parent.name, []).append(path.stem)
+    keys = [(f"{key}={value}", comment) for key, value, comment in common_keys()]
+    width = max(len(key) for key, _ in keys)
     return TEXT.format(
-        groups="\n".join(f"{group}: {', '.join(options)}" for group, options in groups.items())
+        groups="\n".join(f"{group}: {', '.join(options)}" for group, options in groups.items()),
+        keys="\n".join(f"  {key:{width}}  {comment}" for key, comment in keys),
     )
+
+
+def common_keys() -> Iterator[tuple[str, str, str]]:
+    """Each of the COMMON keys that conf/ has, its default, and the comment on its line."""
+    config = config_dirs[0] / "config.yaml"
+    values = read_values(config)
+    for group, option in re.findall(r"^  - (\w+): (\w+)", config.read_text("utf-8"), re.MULTILINE):
+        path = config_dirs[0] / group / f"{option}.yaml"
+        if path.exists():
+            values |= {f"{group}.{key}": found for key, found in read_values(path).items()}
+    for key in COMMON:
+        if key in values:
+            value, comment = values[key]
+            yield key, value.removeprefix("${repository:}/"), comment
+
+
+def read_values(path: Path) -> dict[str, tuple[str, str]]:
+    """Each key of a YAML file, two levels deep, with its value and comment as they are written."""
+    found, section = {}, ""
+    line = re.compile(r"^( *)(\w+):(?: +([^#\n]*?))?(?: *# *(.*))?$", re.MULTILINE)
+    for indent, key, value, comment in line.findall(path.read_text("utf-8")):
+        section = section if indent else key
+        found[f"{section}.{key}" if indent else key] = (value, comment)
+    return found
