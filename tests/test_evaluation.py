@@ -14,7 +14,7 @@ from hydra import compose
 from mlflow import MlflowClient
 from PIL import Image
 
-from mnist_exp.cli.evaluate import overrides
+from mnist_exp.cli.evaluate import parse_data
 from mnist_exp.data import Streamed, digits
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.targets import initialize_hydra
@@ -166,10 +166,10 @@ def test_a_run_without_validation_has_no_such_split(trained: Callable[..., Path]
 )
 def test_what_data_says_is_checked_as_train_checks_it(typed: list[str], said: str | None) -> None:
     if said is None:
-        assert overrides(typed) == ["data=digits", "data.cache=x"]
+        assert parse_data(typed) == ["data=digits", "data.cache=x"]
     else:
         with pytest.raises(BadInput) as caught:
-            overrides(typed)
+            parse_data(typed)
         assert str(caught.value) == Like(said)
 
 

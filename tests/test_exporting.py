@@ -244,7 +244,7 @@ def test_packages_that_are_not_there_are_named_with_what_installs_them(
     monkeypatch.setattr(script, "find_spec", lambda name: None if name == "onnxscript" else name)
     problem = r"^--format onnx: onnxscript .*pip install -e '\.\[export\]'"
     with pytest.raises(BadInput, match=problem):
-        script.exported(options(tmp_path, format="onnx"))
+        script.export_model(options(tmp_path, format="onnx"))
 
 
 def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
@@ -252,9 +252,9 @@ def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
 ) -> None:
     monkeypatch.setattr(load, "load_model", lambda path, device: AwayFromItsData())
     with pytest.raises(DataError, match=r"^data=colour: nowhere to be had.*--unchecked"):
-        script.exported(options(tmp_path))
+        script.export_model(options(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert script.exported(options(tmp_path, unchecked=True)) == 0
+    assert script.export_model(options(tmp_path, unchecked=True)) == 0
     *_, precision, checked = capsys.readouterr().out.splitlines()
     assert precision == Like("        float32…bfloat16")
     assert checked == "checked no"
@@ -274,7 +274,7 @@ def test_a_path_that_cannot_be_written_is_told_in_a_line(
     monkeypatch.setattr(exporting, "export", full)
     problem = f"--output {tmp_path / 'a.pt2'}: No space left on device"
     with pytest.raises(BadInput, match=f"^{re.escape(problem)}$"):
-        script.exported(options(tmp_path, unchecked=True))
+        script.export_model(options(tmp_path, unchecked=True))
 
 
 def test_the_command_line_knows_the_formats_that_there_are() -> None:

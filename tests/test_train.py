@@ -212,9 +212,9 @@ def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_pat
 def test_tracking_none_imports_no_mlflow_starts_no_worker_and_leaves_no_store(clone: Clone) -> None:
     (clone.root / "mlflow.db").unlink()
     code = (
-        "import os, sys; from mnist_exp.cli import main as cli; "
+        "import os, sys; from mnist_exp.cli import main as cli, process; "
         "from mnist_exp.tracking.worker import get_worker; "
-        "cli.leave = lambda *a, **k: print('mlflow' in sys.modules, "
+        "process.leave = lambda *a, **k: print('mlflow' in sys.modules, "
         "'torchvision' in sys.modules, get_worker.cache_info().currsize); "
         "sys.argv = ['train.py', 'data=digits', 'tracking=none', 'trainer=debug']; cli.train()"
     )

@@ -1,4 +1,4 @@
-"""`python demo.py`: a page to draw a digit on, and what the models make of it."""
+"""`python demo.py`: a page to draw a digit on, with the predictions of trained models."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-from mnist_exp.cli.options import Parser, answer, chosen
+from mnist_exp.cli.options import Parser, choose_checkpoint
+from mnist_exp.cli.process import run_and_exit
 from mnist_exp.errors import Failure, print_line
 from mnist_exp.tracking import FinishedRun
 from mnist_exp.tracking.addresses import tracking_uri
 
 DESCRIPTION = """\
 Serve a page to draw a digit on: the probabilities, what the network sees, and a choice among the
-runs. Needs no internet, and listens for this machine alone unless told otherwise.
+runs. Needs no internet, and by default accepts connections from this machine only.
 
   python demo.py
   python demo.py --run latest --port 8000
-  python demo.py --host 0.0.0.0            anybody in the network can draw
+  python demo.py --host 0.0.0.0            anyone on the network can draw
   python demo.py --host 127.0.0.1 --host hub.example.org    behind a proxy of that name
 """
 MOST_RUNS = 50  # in the page's list
@@ -32,24 +33,24 @@ def demo() -> None:
     parser.add_argument(
         "--host",
         action="append",
-        help="the address to listen on, 127.0.0.1 by default; given again, another name that opens "
+        help="the address to listen on, by default 127.0.0.1; a second --host is another name for "
         "the page, such as a proxy's",
     )
     parser.add_argument("--port", type=int, default=7860, help="0: a free one; default 7860")
     options = parser.parse_args()
     if not 0 <= options.port < 2**16:
         parser.error(f"--port {options.port}: must be an integer from 0 to {2**16 - 1}")
-    answer(lambda: served(options))
+    run_and_exit(lambda: serve(options))
 
 
-def served(options: Namespace) -> int:
+def serve(options: Namespace) -> int:
     """Load the chosen model, then serve until the process is interrupted."""
     from mnist_exp.experiment.find import find_checkpoint
     from mnist_exp.experiment.load import TrainedModel, load_model
     from mnist_exp.inference.page import Demo
 
     server = Demo(options.host or ["127.0.0.1"], options.port)
-    first = load_model(chosen(options), options.device)
+    first = load_model(choose_checkpoint(options), options.device)
     data = first.kind.name
     print_line(f"{first.source}, trained on {data}", sys.stderr)
     runs = [(f"{data}, {Path(options.checkpoint or options.run).resolve().name}", "")]
@@ -68,10 +69,10 @@ def served(options: Namespace) -> int:
 
 
 def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
-    """The runs to choose from: what to call each, and its word for `find`.
+    """The runs to choose from: a description of each, and its word for `find`.
 
-    Those on this data set first, then set by set, the best of each first. None where MLflow does
-    not answer.
+    Those on this data set come first, then the other data sets; the best run of each first. Empty
+    where MLflow does not answer.
     """
     from mnist_exp.experiment.ranking import rank_runs
 
@@ -84,7 +85,7 @@ def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
 
 
 def describe(run: FinishedRun) -> str:
-    """A run's data set, name, accuracy and beginning: its name alone others may have, too."""
-    worth = "not validated" if run.accuracy is None else f"{run.accuracy:.2%} in validation"
-    began = datetime.fromtimestamp(run.start_time)
-    return f"{run.data}, {run.name}, {worth}, {began:%Y-%m-%d %H:%M}"
+    """A run's data set, name, accuracy and start time; other runs may have the same name."""
+    accuracy = "not validated" if run.accuracy is None else f"{run.accuracy:.2%} in validation"
+    start = datetime.fromtimestamp(run.start_time)
+    return f"{run.data}, {run.name}, {accuracy}, {start:%Y-%m-%d %H:%M}"

@@ -1,17 +1,18 @@
-"""`python evaluate.py`: what a trained model is worth on a whole split."""
+"""`python evaluate.py`: how good a trained model is on a whole split."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
 
-from mnist_exp.cli.options import Parser, answer, chosen
+from mnist_exp.cli.options import Parser, choose_checkpoint
+from mnist_exp.cli.process import run_and_exit
 from mnist_exp.errors import BadInput
 from mnist_exp.tracking.addresses import tracking_uri
 
 DESCRIPTION = """\
-What a trained model is worth on a whole split: loss, accuracy with its 95 % interval, precision,
-recall and F1 of each class, confusion, calibration error; pictures of them.
+Evaluate a trained model on a whole split: loss, accuracy with its 95 % interval, precision, recall
+and F1 of each class, confusion matrix, calibration error; pictures of them.
 
   python evaluate.py                                    the best run, on its test set
   python evaluate.py --run latest --split val --json
@@ -28,25 +29,27 @@ def evaluate() -> None:
         nargs="+",
         default=[],
         metavar=("DATASET", "data.KEY=VALUE"),
-        help="another set of the same kind of images, or the run's own where it lies elsewhere; "
-        "options as of train.py",
+        help="another data set of the same kind of images, or the run's own data set in another "
+        "folder; options as in train.py",
     )
-    parser.add_argument("--json", action="store_true", help="everything as JSON, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
         "--figures",
         metavar="FOLDER",
         type=Path,
-        help="for the pictures; by default figures/ in the run's output folder",
+        help="where to draw the pictures; by default figures/ in the run's output folder",
     )
-    parser.add_argument("--log", action="store_true", help="figures and pictures to the MLflow run")
+    parser.add_argument(
+        "--log", action="store_true", help="log metrics and pictures to the MLflow run"
+    )
     options = parser.parse_args()
-    answer(lambda: evaluated(options))
+    run_and_exit(lambda: evaluate_split(options))
 
 
-def evaluated(options: Namespace) -> int:
-    """Tell, draw and log what the model is worth; returns the exit code."""
-    data = overrides(options.data)
-    checkpoint = chosen(options)
+def evaluate_split(options: Namespace) -> int:
+    """Print, draw and log the evaluation; returns the exit code."""
+    data = parse_data(options.data)
+    checkpoint = choose_checkpoint(options)
     from mnist_exp.inference import evaluation
 
     found = evaluation.evaluated(checkpoint, options.split, data, options.device)
@@ -60,15 +63,15 @@ def evaluated(options: Namespace) -> int:
     return 0
 
 
-def overrides(typed: list[str]) -> list[str]:
-    """What `--data` says, as train.py is told it. Raises BadInput with a line for each mistake."""
+def parse_data(typed: list[str]) -> list[str]:
+    """The overrides that `--data` stands for. Raises BadInput with a line for each mistake."""
     if not typed:
         return []
     dataset, *more = typed
     if "=" in dataset:
         raise BadInput(f"--data {dataset}: first the data set's name, then data.<key>=<value>")
     if foreign := [word for word in more if not word.startswith("data.")]:
-        raise BadInput(f"--data {foreign[0]}: not of the data set; write data.<key>=<value>")
+        raise BadInput(f"--data {foreign[0]}: not a key of the data set; write data.<key>=<value>")
     from mnist_exp.cli.check import problems  # a quarter of a second to import
 
     found = [f"data={dataset}", *more]

@@ -6,7 +6,8 @@ from argparse import ArgumentTypeError, Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
-from mnist_exp.cli.options import Parser, answer, chosen
+from mnist_exp.cli.options import Parser, choose_checkpoint
+from mnist_exp.cli.process import run_and_exit
 from mnist_exp.errors import BadInput, Failure, print_line
 from mnist_exp.training.rules import did_you_mean
 
@@ -14,9 +15,9 @@ SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript")}  # of the extra "export"
 
 DESCRIPTION = """\
-Write a trained model to a file that needs none of this code, and compare what it answers to the
-test set with what PyTorch answers: the labels are the same, but for ties, and no logit differs by
-more than 1e-5 of the largest. Otherwise nothing is written.
+Write a trained model to a file that needs none of this code, and compare its outputs on the test
+set with those of PyTorch: the labels have to be the same, except for ties, and no logit may differ
+by more than 1e-5 of the largest. Otherwise no file is written.
 
   onnx         for ONNX Runtime and most others (pip install -e ".[export]")
   pt2          torch.export's: for PyTorch, and to be compiled further
@@ -24,36 +25,36 @@ more than 1e-5 of the largest. Otherwise nothing is written.
                which advises pt2
 
 The file computes in float32, whatever the run was trained in, takes any number of images and gives
-logits [n, classes]. It also holds the names of the classes, mean and deviation."""
+logits [n, classes]. It also contains the class names, mean and standard deviation."""
 
 
 def export() -> None:
     """What `python export.py` does."""
     parser = Parser(DESCRIPTION, device=False)
     parser.add_argument(
-        "--format", type=known_format, required=True, help="onnx, pt2 or torchscript"
+        "--format", type=check_format, required=True, help="onnx, pt2 or torchscript"
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help="by default mnist_model.SUFFIX")
     parser.add_argument(
         "--preprocessing",
         action="store_true",
-        help="take raw uint8 images [n, channels, height, width] and normalise them inside",
+        help="the file takes raw uint8 images [n, channels, height, width] and normalises them",
     )
     parser.add_argument(
-        "--unchecked", action="store_true", help="without the comparison, which needs the test set"
+        "--unchecked", action="store_true", help="skip the comparison, which needs the test set"
     )
     options = parser.parse_args()
-    answer(lambda: exported(options))
+    run_and_exit(lambda: export_model(options))
 
 
-def known_format(word: str) -> str:
+def check_format(word: str) -> str:
     if word not in SUFFIXES:
         near = did_you_mean(word, SUFFIXES)
         raise ArgumentTypeError(f"{word}: must be {' | '.join(SUFFIXES)}{near}")
     return word
 
 
-def exported(options: Namespace) -> int:
+def export_model(options: Namespace) -> int:
     """Returns the exit code. Raises Failure, OSError."""
     path: Path = options.output or Path("mnist_model" + SUFFIXES[options.format])
     if missing := [name for name in NEEDS.get(options.format, ()) if find_spec(name) is None]:
@@ -63,7 +64,7 @@ def exported(options: Namespace) -> int:
         raise BadInput(f"--output {path}: is a folder")
     if not path.parent.is_dir():
         raise BadInput(f"--output {path}: there is no folder {path.parent}")
-    source = chosen(options)
+    source = choose_checkpoint(options)
 
     from mnist_exp.experiment.load import load_model
     from mnist_exp.inference import export as exporting
@@ -74,7 +75,7 @@ def exported(options: Namespace) -> int:
         try:
             test = trained.dataset().test
         except Failure as error:
-            remedy = "--unchecked exports without a comparison"
+            remedy = "--unchecked skips the comparison"
             raise type(error)(*error.args[:-1], f"{error.args[-1]}; {remedy}") from error
     form = (options.format, path, options.preprocessing)
     try:

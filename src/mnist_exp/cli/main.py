@@ -26,7 +26,7 @@ from mnist_exp.cli.arguments import parse, parse_flags
 from mnist_exp.cli.check import check
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.plan import RunPlan, plan_run, plan_sweep, show_jobs, with_preset
-from mnist_exp.cli.process import exit_code, leave
+from mnist_exp.cli.process import exit_code, leave, run_and_exit
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
@@ -50,16 +50,14 @@ def train() -> None:
         print(help_text())
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
-    try:
-        with raise_on_signal():
-            code = execute(flags)
-    except KeyboardInterrupt as interrupt:
-        leave("", code=getattr(interrupt, "exit_code", 130))
-    except (Failure, OSError) as error:
-        leave(f"error: {error}", code=exit_code(error))
-    except HydraException as error:  # about its own flags; its keys have been checked
-        leave(f"error: {error}", code=BadInput.exit_code)
-    leave("", code=code)
+
+    def command() -> int:
+        try:
+            return execute(flags)
+        except HydraException as error:  # from its flags and plugins; the keys have been checked
+            raise BadInput(*str(error).splitlines()) from error
+
+    run_and_exit(command)
 
 
 def execute(flags: Namespace) -> int:

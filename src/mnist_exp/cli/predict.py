@@ -1,4 +1,4 @@
-"""`python predict.py IMAGE...`: which class each image is, by a model that was trained."""
+"""`python predict.py IMAGE...`: the class of each image, by a trained model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from mnist_exp.cli.options import Parser, answer, chosen
+from mnist_exp.cli.options import Parser, choose_checkpoint
+from mnist_exp.cli.process import run_and_exit
 from mnist_exp.errors import BadInput, print_line, sanitize
 
 DESCRIPTION = """\
@@ -18,14 +19,16 @@ Classify image files of any size, dark on light or light on dark, photographed o
   python predict.py --show seen.png five.png
 """
 PICTURES = (".png", ".pdf", ".svg")
-MOST_SHOWN = 50  # a picture of more is none that can be looked at
+MOST_SHOWN = 50  # images in one picture; more would be too small to see
 
 
 def predict() -> None:
-    """What `python predict.py` does. An image that cannot be read does not keep back the others."""
+    """What `python predict.py` does. An unreadable image does not stop the others."""
     parser = Parser(DESCRIPTION)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes told; default 3")
+    parser.add_argument(
+        "--top", type=int, default=3, metavar="N", help="how many classes to print; default 3"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "--show",
@@ -42,16 +45,16 @@ def predict() -> None:
         parser.error(f"--show {options.show}: there is no folder {options.show.parent}")
     if options.show and len(options.images) > MOST_SHOWN:
         parser.error(f"--show {options.show}: {len(options.images)} images, at most {MOST_SHOWN}")
-    answer(lambda: predicted(options))
+    run_and_exit(lambda: classify_files(options))
 
 
-def predicted(options: Namespace) -> int:
-    """Tell, and draw, what each image is; returns the exit code."""
+def classify_files(options: Namespace) -> int:
+    """Print the class of each image, and draw them for --show; returns the exit code."""
     from mnist_exp.experiment.load import load_model
     from mnist_exp.inference.images import NoImage
     from mnist_exp.inference.preprocess import prepare
 
-    trained = load_model(chosen(options), options.device)
+    trained = load_model(choose_checkpoint(options), options.device)
     names, code = trained.kind.class_names, 0
     shown = []
     print_line(f"{trained.source}, trained on {trained.kind.name}", sys.stderr)
@@ -64,15 +67,14 @@ def predicted(options: Namespace) -> int:
             code = BadInput.exit_code
             continue
         probabilities = trained.logits(image[None]).softmax(dim=1)[0].tolist()
-        told = dict(
-            sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])[: options.top]
-        )
+        ranked = sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])
+        top = dict(ranked[: options.top])
         if options.json:
-            answered = {"image": str(path), "label": next(iter(told)), "probabilities": told}
-            print(json.dumps(answered), flush=True)
+            result = {"image": str(path), "label": next(iter(top)), "probabilities": top}
+            print(json.dumps(result), flush=True)
         else:
-            said = [f"{name} {100 * probability:5.1f} %" for name, probability in told.items()]
-            print_line(f"{sanitize(str(path)):{width}}  {'   '.join(said)}")
+            columns = [f"{name} {100 * probability:5.1f} %" for name, probability in top.items()]
+            print_line(f"{sanitize(str(path)):{width}}  {'   '.join(columns)}")
         shown.append((sanitize(path.name), image.permute(1, 2, 0).tolist(), probabilities))
     if options.show and shown:
         from mnist_exp import figures

@@ -1,4 +1,4 @@
-"""The process that a script is: how it imports, and how it ends."""
+"""The process that a script runs in: how it imports, and how it ends."""
 
 from __future__ import annotations
 
@@ -7,25 +7,45 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Callable
 from traceback import format_exception
 from typing import Any, NoReturn
 
 from mnist_exp.errors import Failure, Formatter, sanitize_lines
-from mnist_exp.experiment.signals import reset_signals
+from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 
-# Python looks for garbage after every 700 new objects, and torch and MLflow make a million while
-# they are imported, none of it garbage: a quarter of the time.
+# Python looks for garbage after every 700 new objects. Importing torch and MLflow creates a million
+# objects, none of which is garbage: the search takes a quarter of that time.
 gc.set_threshold(100_000)
 
 
-def show_traceback(*error: Any) -> None:
+def print_traceback(*error: Any) -> None:
     """Print the traceback of an uncaught error, sanitized."""
     print(sanitize_lines("".join(format_exception(*error))), end="", file=sys.stderr)
 
 
-sys.excepthook = show_traceback
-if logging.lastResort:  # says warnings where nothing else has been set up
+sys.excepthook = print_traceback
+if logging.lastResort:  # prints warnings where no handler has been set up
     logging.lastResort.setFormatter(Formatter())
+
+
+def run_and_exit(command: Callable[[], int]) -> NoReturn:
+    """Run the command, then end the process with the exit code that it returns.
+
+    With 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM instead.
+    """
+    try:
+        with raise_on_signal():
+            code = command()
+            sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        leave("", getattr(interrupt, "exit_code", 130))
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave("", 1)
+    except (Failure, OSError) as error:
+        leave(f"error: {error}", exit_code(error))
+    leave("", code)
 
 
 def exit_code(error: Exception) -> int:
@@ -35,7 +55,7 @@ def exit_code(error: Exception) -> int:
 def leave(message: str, code: int) -> NoReturn:
     """End the process without tearing the interpreter down.
 
-    With torch and MLflow loaded that takes one to four seconds and frees only memory.
+    With torch and MLflow loaded that takes one to four seconds and only frees memory.
     """
     reset_signals()
     if message:
