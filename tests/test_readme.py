@@ -192,16 +192,37 @@ def test_a_tracker_of_two_files_logs_each_metric_once_across_a_resume(clone: Clo
     assert [line[0] for line in lines if ",val/accuracy," in line] == ["1", "2", "3"]
 
 
+def insert(clone: Clone, block: tuple[str, str], before: str) -> None:
+    """Insert the lines of a block into the file that it names."""
+    path, text = block
+    _, _, lines = text.partition("\n")
+    code = (clone.root / path).read_text()
+    assert code.count(before) == 1
+    (clone.root / path).write_text(code.replace(before, lines + before))
+
+
 @pytest.mark.slow
 def test_a_trainer_option_is_two_lines_and_an_older_checkpoint_resumes(clone: Clone) -> None:
     train(clone, "data=digits", "tracking=none", *QUICK)
-    _, blocks = blocks_of("A trainer option")
-    for path, text in blocks:
+    _, (default, field, use) = blocks_of("A trainer option")
+    for path, text in (default, field):
         added = text.partition("\n")[2]
         assert added.count("\n") == 1
         file = clone.root / path
         file.write_text(file.read_text() + added)
+    insert(clone, use, before="    state.scaler.step(state.optimizer)\n")
     done = clone.run("train.py", "trainer.clip_value=-1")
     assert done.stderr == "trainer.clip_value=-1: must be null or a number > 0\n"
     train(clone, "resume=latest", "trainer.epochs=3")
-    train(clone, "data=digits", "tracking=none", "trainer.clip_value=0.1", *QUICK)
+    without = train(clone, "data=digits", "tracking=none", *QUICK)
+    clipped = train(clone, "data=digits", "tracking=none", "trainer.clip_value=1e-4", *QUICK)
+    assert without.split("loss")[1] != clipped.split("loss")[1]
+
+
+def test_a_metric_is_logged_and_printed(clone: Clone) -> None:
+    _, (entry, line) = blocks_of("A loss or a metric")
+    insert(clone, entry, before='        "lr": epoch.lr,\n')
+    insert(clone, line, before='        f"  {epoch.seconds:.1f} s')
+    assert "  error 0." in train(clone, "data=digits", "tracking=none", *QUICK)
+    (metrics,) = clone.root.glob("outputs/*/*/metrics.jsonl")
+    assert metrics.read_text().count('"train/error": 0.') == 2
