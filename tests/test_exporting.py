@@ -72,7 +72,7 @@ def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
     test = images_of(kind)
     found = export(model, kind, format_name, path, preprocessing, test)
     with torch.no_grad():
-        expected = model(kind.normalised(test.images, CPU))
+        expected = model(kind.normalize(test.images, CPU))
     assert found.images == 33
     assert found.correct == int((expected.argmax(1) == test.labels).sum())
     assert (found.ties, found.largest) == (0, pytest.approx(expected.abs().max().item(), 1e-4))
@@ -80,7 +80,7 @@ def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
     answers = FORMATS[format_name].read(path)
     for count in (1, 2, 7):
         images = test.images[:count]
-        given = images if preprocessing else kind.normalised(images, CPU)
+        given = images if preprocessing else kind.normalize(images, CPU)
         torch.testing.assert_close(answers(given), expected[:count], rtol=0, atol=1e-4)
 
 
@@ -107,9 +107,9 @@ def test_a_file_computes_in_float32_whatever_the_model_does(tmp_path: Path) -> N
     test = images_of(kind)
     found = export(model, kind, "torchscript", tmp_path / "model", False, test)
     assert found.difference <= 1e-6 * found.largest
-    answered = FORMATS["torchscript"].read(tmp_path / "model")(kind.normalised(test.images, CPU))
+    answered = FORMATS["torchscript"].read(tmp_path / "model")(kind.normalize(test.images, CPU))
     assert answered.dtype == torch.float32
-    expected = model(kind.normalised(test.images, CPU, torch.float64))
+    expected = model(kind.normalize(test.images, CPU, torch.float64))
     torch.testing.assert_close(answered.double(), expected, rtol=0, atol=1e-5)
 
 

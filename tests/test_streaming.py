@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from mnist_exp.data import DataError, Dataset, Split, Streamed, digits, image_folder, splits
-from mnist_exp.data.cache import path_of, recorded, sum_of
+from mnist_exp.data.cache import array_path, ensure_record, hash_array
 from mnist_exp.data.published import CIFAR10
-from mnist_exp.data.rows import ArrayFile, Rows, all_rows
-from mnist_exp.data.sets import digest
+from mnist_exp.data.rows import ArrayFile, Rows, select_all
+from mnist_exp.data.sets import hash_sums
 from mnist_exp.training.loop import shuffled
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def test_no_batches_are_none(pair: tuple[Dataset, Dataset]) -> None:
 def test_gray_images_without_a_channel_get_one(tmp_path: Path) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
     np.save(tmp_path / "gray.npy", pixels)
-    rows = all_rows(ArrayFile(tmp_path / "gray.npy"))
+    rows = select_all(ArrayFile(tmp_path / "gray.npy"))
     assert rows.shape == (4, 1, 3, 2)
     assert torch.equal(rows[2:].read()[:, 0], torch.from_numpy(pixels[2:]))
 
@@ -129,7 +129,7 @@ def test_the_digits_are_divided_as_in_memory(digits_cache: Path) -> None:
 def test_a_file_that_was_cut_while_it_is_used_is_named(tmp_path: Path) -> None:
     path = tmp_path / "gray.npy"
     np.save(path, np.zeros((4, 3, 2), np.uint8))
-    rows = all_rows(ArrayFile(path))
+    rows = select_all(ArrayFile(path))
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(OSError, match=rf"^{re.escape(str(path))} has become shorter$"):
         rows.read()
@@ -285,9 +285,9 @@ def test_a_set_four_times_the_limit_takes_little_more_memory_and_little_more_tim
         images = random.integers(0, 128, (count, 3, 32, 32), np.uint8)
         images[:, 0] += labels[:, np.newaxis, np.newaxis] * 10
         for name, array in ((f"{part}-images", images), (f"{part}-labels", labels)):
-            np.save(path_of(folder, name), array)
-            sums[name] = sum_of(array)
-    recorded(folder, digest(CIFAR10), lambda: {"sums": sums})
+            np.save(array_path(folder, name), array)
+            sums[name] = hash_array(array)
+    ensure_record(folder, hash_sums(CIFAR10), lambda: {"sums": sums})
     assert 5e-9 * sum(path.stat().st_size for path in folder.iterdir()) >= 4 * limit
 
     streamed = measured(clone, f"data.memory_limit={limit}")

@@ -1,9 +1,9 @@
-"""Bytes to verified splits: every set ends as a `Dataset` of uint8 tensors.
+"""From verified files to splits: every data set becomes a `Dataset` of uint8 tensors.
 
 From a notebook:
 
     dataset = digits(cache="data/cache", mean=0.3059, std=0.3763)
-    train = dataset.prepare(dataset.train, torch.device("cpu"))  # float32, normalised
+    train = dataset.prepare(dataset.train, torch.device("cpu"))  # float32, normalized
 """
 
 from mnist_exp.data.cache import DataError

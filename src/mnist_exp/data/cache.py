@@ -1,4 +1,4 @@
-"""Decoded sets on disk, and the proof that each is still what it was.
+"""Cache of decoded sets on disk, verified each time they are loaded.
 
 A set is a folder with one .npy file of unsigned bytes per array, and a record of their checksums:
 the SHA-256 of each array as an IDX file, the form in which MNIST was published.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mnist_exp.data.idx import idx_header
-from mnist_exp.data.rows import ArrayFile, Rows, all_rows
+from mnist_exp.data.rows import ArrayFile, Rows, select_all
 from mnist_exp.errors import Failure
 from mnist_exp.files import check_file, replacing
 
@@ -66,7 +66,7 @@ def read(path: Path, expected: str, packed: bool = False) -> bytes:
     return raw
 
 
-def sum_of(array: NDArray[np.uint8] | ArrayFile) -> str:
+def hash_array(array: NDArray[np.uint8] | ArrayFile) -> str:
     """SHA-256 of an array as an IDX file."""
     found = hashlib.sha256(idx_header(array.shape))
     for block in array.blocks() if isinstance(array, ArrayFile) else [array.data]:
@@ -75,7 +75,7 @@ def sum_of(array: NDArray[np.uint8] | ArrayFile) -> str:
 
 
 def unzip(packed: bytes) -> bytes:
-    """As gzip.decompress, but of a truncated or damaged file what it still holds, to be hashed."""
+    """gzip.decompress, but a truncated or damaged file gives what is left of it, to be hashed."""
     stream, raw = zlib.decompressobj(wbits=31), bytearray()
     with suppress(zlib.error):
         for start in range(0, len(packed), 2**16):
@@ -89,7 +89,7 @@ def unzip(packed: bytes) -> bytes:
 def load_or_make(
     folder: Path, key: str, make: Callable[[], Arrays], memory_limit: float = math.inf
 ) -> Loaded:
-    """A cached set by the names of its arrays; `make` is called where the cache lacks it.
+    """The arrays of a cached set by name; `make` provides them if the cache lacks any.
 
     Hashing all of MNIST costs 0.03 to 0.2 seconds at each start, and ensures that no run trains on
     a damaged cache. Raises DataError for a cache that is damaged or cannot be written, and what
@@ -99,26 +99,26 @@ def load_or_make(
     def fill() -> Record:
         arrays = make()
         for name, array in arrays.items():
-            with replacing_array(folder, name) as temporary, temporary.open("wb") as file:
+            with replace_array(folder, name) as temporary, temporary.open("wb") as file:
                 np.save(file, array)
-        return {"sums": {name: sum_of(array) for name, array in arrays.items()}}
+        return {"sums": {name: hash_array(array) for name, array in arrays.items()}}
 
-    return load(folder, recorded(folder, key, fill)["sums"], memory_limit)
+    return load(folder, ensure_record(folder, key, fill)["sums"], memory_limit)
 
 
-def recorded(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
+def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
     """What `fill` returned about the arrays that it wrote into the folder for this key.
 
     It is called when the folder lacks arrays, has those of another key, or has a damaged record.
     Raises DataError for a folder that cannot be written, and what `fill` raises.
     """
 
-    def current() -> Record | None:
+    def read_current() -> Record | None:
         try:
             check_file(folder / RECORD)
             record = json.loads((folder / RECORD).read_text("utf-8"))
-            whole = record.pop(OWN_SUM) == record_sum(record)
-            complete = all(path_of(folder, name).is_file() for name in record["sums"])
+            whole = record.pop(OWN_SUM) == hash_record(record)
+            complete = all(array_path(folder, name).is_file() for name in record["sums"])
             return record if whole and complete and record["key"] == key else None
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
@@ -127,16 +127,16 @@ def recorded(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
         (folder / RECORD).unlink(missing_ok=True)
         record = {"key": key, **fill()}
         with replacing(folder / RECORD) as temporary:
-            temporary.write_text(json.dumps({**record, OWN_SUM: record_sum(record)}), "utf-8")
+            temporary.write_text(json.dumps({**record, OWN_SUM: hash_record(record)}), "utf-8")
 
-    _once(folder, lambda: current() is not None, fill_and_record)
-    record = current()
+    _run_once(folder, lambda: read_current() is not None, fill_and_record)
+    record = read_current()
     if record is None:
         raise DataError(f"the cache {folder} was changed by another process; start again")
     return record
 
 
-def record_sum(record: Record) -> str:
+def hash_record(record: Record) -> str:
     """SHA-256 of a record's JSON, which is the same after reading it."""
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
@@ -147,13 +147,13 @@ def load(folder: Path, sums: Sums, memory_limit: float = math.inf) -> Loaded:
     memory_limit: GB (1e9 bytes) for the whole set, which needs five bytes per value: the byte and a
     float32. Raises DataError.
     """
-    paths = {name: path_of(folder, name) for name in sums}
+    paths = {name: array_path(folder, name) for name in sums}
     try:
         needed = 5 * sum(path.stat().st_size for path in paths.values())
         fits = needed <= memory_limit * 1e9
         return {name: _load(path, sums[name], fits) for name, path in paths.items()}
     except OSError as error:
-        raise _unusable(folder, error) from None
+        raise _cache_error(folder, error) from None
 
 
 def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
@@ -163,9 +163,9 @@ def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
         if fits or len(file.shape) < 3:
             array = np.fromfile(file.file, np.uint8).reshape(file.shape)
             loaded: Tensor | Rows = torch.from_numpy(array)
-            found = sum_of(array)
+            found = hash_array(array)
         else:
-            loaded, found = all_rows(file), sum_of(file)
+            loaded, found = select_all(file), hash_array(file)
     except ValueError:
         found = "no array"
     if found != expected:
@@ -176,13 +176,13 @@ def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
     return loaded
 
 
-def path_of(folder: Path, name: str) -> Path:
+def array_path(folder: Path, name: str) -> Path:
     """The file of a cached array."""
     return folder / f"{name}.npy"
 
 
-def _once(folder: Path, done: Callable[[], bool], make: Callable[[], object]) -> None:
-    """Of several processes that need the folder filled, one does it and the others wait."""
+def _run_once(folder: Path, done: Callable[[], bool], make: Callable[[], object]) -> None:
+    """If several processes need the folder filled, one does it and the others wait."""
     try:
         if not done():
             folder.mkdir(parents=True, exist_ok=True)
@@ -190,16 +190,16 @@ def _once(folder: Path, done: Callable[[], bool], make: Callable[[], object]) ->
                 if not done():
                     make()
     except OSError as error:
-        raise _unusable(folder, error) from None
+        raise _cache_error(folder, error) from None
 
 
 @contextmanager
-def replacing_array(folder: Path, name: str) -> Iterator[Path]:
-    """A temporary path for an array, which gets its place in the cache at the end."""
-    with replacing(path_of(folder, name)) as temporary:
+def replace_array(folder: Path, name: str) -> Iterator[Path]:
+    """A temporary path to write an array to; on leaving it replaces the cached one."""
+    with replacing(array_path(folder, name)) as temporary:
         yield temporary
-    (folder / name).unlink(missing_ok=True)  # the same array as versions before 0.2 kept it
+    (folder / name).unlink(missing_ok=True)  # versions before 0.2 kept the array there, as IDX
 
 
-def _unusable(folder: Path, error: OSError) -> DataError:
+def _cache_error(folder: Path, error: OSError) -> DataError:
     return DataError(f"the cache {folder} cannot be used: {error}; set data.cache")

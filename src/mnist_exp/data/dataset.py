@@ -1,4 +1,4 @@
-"""A data set: three splits of raw images, and what a model has to know about them."""
+"""A data set: three splits of raw images, and what a model must know about them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mnist_exp.data.rows import Rows
 from mnist_exp.data.splits import Split, Streamed, split_off
 from mnist_exp.errors import BadInput, sanitize
 
-Channels = float | Sequence[float] | None  # for all channels, for each; or still to be found
+Channels = float | Sequence[float] | None  # for all channels, per channel, or None: computed
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model has to know about the images of a set, without any of them."""
+    """What a model must know about the images of a set; it holds no images."""
 
     name: str
-    image_shape: tuple[int, int, int]  # channels, height and width
+    image_shape: tuple[int, int, int]  # channels, height, width
     class_names: tuple[str, ...]  # by label
     mean: tuple[float, ...]  # of the training pixels, scaled to 0..1, by channel
     std: tuple[float, ...]
-    digest: str  # SHA-256 over the raw data's own sums
+    digest: str  # SHA-256 of the checksums of the raw data
 
     def __post_init__(self) -> None:
-        """Folders may be called anything: pictures and MLflow get names that can be printed."""
+        """Folders may have any name; pictures and MLflow need names that can be printed."""
         object.__setattr__(self, "name", sanitize(self.name))
         object.__setattr__(self, "class_names", tuple(map(sanitize, self.class_names)))
 
@@ -39,26 +39,27 @@ class Kind:
         return len(self.class_names)
 
     def check_digest(self, trained_on: str) -> None:
-        """Raises BadInput where a run has trained on other images, whose digest this is."""
+        """Raises BadInput if a run was trained on images of another digest."""
         if trained_on != self.digest:
             raise BadInput(
-                f"data={self.name}: not the images that the run has trained on "
+                f"data={self.name}: not the images that the run was trained on "
                 f"(SHA-256 {trained_on[:12]}…, now {self.digest[:12]}…)"
             )
 
-    def normalised(
+    def normalize(
         self,
         images: Tensor,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """uint8 images [n, channels, height, width] as floats, by ToTensor + Normalize.
+        """uint8 images [n, channels, height, width] to normalized floats on the device.
 
-        The same operations in the same order as torchvision's, so the values are equal bit for bit.
+        The operations and their order are those of torchvision's ToTensor and Normalize, so the
+        values are equal bit for bit.
         """
-        by_channel = torch.tensor([self.mean, self.std], dtype=dtype, device=device)
-        mean, std = by_channel.view(2, 1, -1, 1, 1)
+        per_channel = torch.tensor([self.mean, self.std], dtype=dtype, device=device)
+        mean, std = per_channel.view(2, 1, -1, 1, 1)
         floats = images.to(device).to(dtype, memory_format=memory_format)
         return floats.div_(255).sub_(mean).div_(std)
 
@@ -84,24 +85,24 @@ class Dataset:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Split:
-        """The split on the device as floats, normalised once and for all.
+        """The split on the device as floats, normalized once instead of in every step.
 
-        Costs four bytes a pixel instead of one (MNIST's training images: 160 MB), eight as float64,
-        and saves three operations from every step. A split that is on disk is normalised part by
-        part, when each is read.
+        Costs four bytes per pixel instead of one (MNIST's training images: 160 MB), eight as
+        float64, and saves three operations per step. Images on disk are normalized as they are
+        read.
         """
 
-        def normalised(split: Split) -> Split:
-            images = self.kind.normalised(split.images, device, dtype, memory_format)
+        def normalize(split: Split) -> Split:
+            images = self.kind.normalize(split.images, device, dtype, memory_format)
             return Split(images, split.labels.to(device))
 
         if isinstance(split, Streamed):
             rows = replace(split.images, device=device)
-            return Streamed(rows, split.labels.to(device), normalised)
-        return normalised(split)
+            return Streamed(rows, split.labels.to(device), normalize)
+        return normalize(split)
 
 
-def divided(
+def split_dataset(
     train: Split,
     test: Split,
     name: str,
@@ -112,32 +113,33 @@ def divided(
     val_fraction: float,
     split_seed: int,
 ) -> Dataset:
-    """The whole set, with a validation split taken from its training images.
+    """The data set, with a validation split taken from its training images.
 
-    Raises ValueError where mean or std has another number of channels than the images.
+    mean, std: computed from the training images if None. Raises ValueError if one has another
+    number of channels than the images.
     """
     if mean is None or std is None:
-        found_mean, found_std = mean_and_std(histograms(train.images))
+        found_mean, found_std = compute_mean_and_std(count_bytes(train.images))
         mean = found_mean if mean is None else mean
         std = found_std if std is None else std
     channels, height, width = train.images.shape[1:]
-    means, stds = _for_each("mean", mean, channels), _for_each("std", std, channels)
+    means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     rest, val = split_off(train, val_fraction, split_seed)
     kind = Kind(name, (channels, height, width), class_names, means, stds, digest)
     return Dataset(kind, rest, val, test)
 
 
-def _for_each(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
     values = tuple(value) if isinstance(value, Sequence) else (value,) * channels
     if len(values) != channels:
         raise ValueError(f"{name} has {len(values)} numbers, the images have {channels} channels")
     return values
 
 
-def histograms(images: Tensor | Rows) -> NDArray[np.int64]:
-    """How often each byte is in each channel of uint8 images, [channels, 256].
+def count_bytes(images: Tensor | Rows) -> NDArray[np.int64]:
+    """How often each byte value occurs in each channel of uint8 images, [channels, 256].
 
-    By numpy, because torch's threads wait for each other where others decode.
+    With numpy, because torch's threads would wait for the threads that decode.
     """
     counts = np.zeros((images.shape[1], 256), np.int64)
     for start in range(0, len(images), 256):
@@ -148,17 +150,18 @@ def histograms(images: Tensor | Rows) -> NDArray[np.int64]:
     return counts
 
 
-def mean_and_std(histograms: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of bytes scaled to 0..1, from how often each is in each channel.
+def compute_mean_and_std(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of bytes scaled to 0..1.
 
-    From exact integer sums, so the same on every machine. The deviation of a channel that has one
-    value only is 1, so that there is nothing to divide by.
+    counts: how often each byte value occurs, [channels, 256]. The sums are exact integers, so the
+    result is the same on every machine. A channel with a single value gets the deviation 1, which
+    is safe to divide by.
     """
     means, stds = [], []
-    for counts in histograms.tolist():
-        count = sum(counts)
-        total = sum(byte * times for byte, times in enumerate(counts))
-        squares = sum(byte**2 * times for byte, times in enumerate(counts))
+    for times in counts.tolist():
+        count = sum(times)
+        total = sum(byte * n for byte, n in enumerate(times))
+        squares = sum(byte**2 * n for byte, n in enumerate(times))
         means.append(total / count / 255)
         stds.append(math.sqrt(count * squares - total**2) / count / 255 or 1.0)
     return tuple(means), tuple(stds)

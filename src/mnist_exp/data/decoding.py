@@ -1,4 +1,4 @@
-"""Image files to uint8 arrays: what all of a set are made to be, and the file that they go to."""
+"""Decode image files to uint8 arrays of one form, and write them into one .npy file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from mnist_exp.data.dataset import histograms
+from mnist_exp.data.dataset import count_bytes
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import check_file
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 # Pillow decodes these itself. For EPS it starts Ghostscript. MPO, as phones write, opens as JPEG.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 
-CHUNK = 64  # images that are decoded before they are written
-SLICE = 16  # images that a thread takes at once: handing over costs as much as a small image
+CHUNK = 64  # images that are decoded, then written
+SLICE = 16  # images per task of a thread: a task costs as much as decoding a small image
 
 T = TypeVar("T")
-File = tuple[Path, int]  # and its label
+File = tuple[Path, int]  # an image file and its label
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
-    """The image in a file of one of FORMATS; its pixels are not decoded yet.
+    """Open an image of one of FORMATS; its pixels are not decoded yet.
 
     Raises NotAFile, UnidentifiedImageError for a file of another format, DecompressionBombError
     for an image of more than 179 megapixels, and whatever Pillow raises for a damaged file.
@@ -49,22 +49,22 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
 
 
 class Form(NamedTuple):
-    """What all images of a set are made to be."""
+    """What all images of a set are converted to."""
 
     mode: str  # PIL's: L or RGB
     size: tuple[int, int]  # width, height
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
+        """Channels, height, width."""
         width, height = self.size
         return (1 if self.mode == "L" else 3), height, width
 
 
-def common_form(root: Path, train: Sequence[File], test: Sequence[File], size: int | None) -> Form:
-    """From what the files say of themselves. Raises BadInput where their sizes differ."""
+def find_form(root: Path, train: Sequence[File], test: Sequence[File], size: int | None) -> Form:
+    """The form of a set, from the headers of its files. Raises BadInput if their sizes differ."""
     paths = [path for path, _ in (*train, *test)]
-    headers = dict(zip(paths, _each(_header, paths), strict=True))
+    headers = dict(zip(paths, _read_each(_read_header, paths), strict=True))
     good = {path: header for path, header in headers.items() if isinstance(header, Form)}
     modes = {good[path].mode for path, _ in train if path in good}
     mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
@@ -81,52 +81,52 @@ def common_form(root: Path, train: Sequence[File], test: Sequence[File], size: i
     return Form(mode, common[0][0] if common else (1, 1))
 
 
-class Written(NamedTuple):
-    """A part of the set that is on disk."""
+class DecodedPart(NamedTuple):
+    """Facts about a part of the set that was written to disk."""
 
-    counts: list[int]  # images of each class
-    histograms: NDArray[np.int64]  # of its bytes, [channels, 256]
-    bad: dict[Path, str]  # files that are no whole images, and what they are
+    class_counts: list[int]  # images per class
+    byte_counts: NDArray[np.int64]  # how often each byte value occurs, [channels, 256]
+    unreadable: dict[Path, str]  # files, and why
 
 
-def write_images(path: Path, files: Sequence[File], classes: int, form: Form) -> Written:
+def write_images(path: Path, files: Sequence[File], classes: int, form: Form) -> DecodedPart:
     """Write the readable images into a .npy file, uint8 [n, channels, height, width]."""
-    counts, bad = [0] * classes, {}
-    seen = np.zeros((form.shape[0], 256), np.int64)
-    read = partial(_pixels, form=form)
-    with path.open("wb") as file, _in_threads(files) as spread:
+    class_counts, unreadable = [0] * classes, {}
+    byte_counts = np.zeros((form.shape[0], 256), np.int64)
+    read = partial(_read_pixels, form=form)
+    with path.open("wb") as file, _choose_map(files) as map_tasks:
         _write_header(file, 0, form)
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
             images = []
-            decoded = _each(read, [source for source, _ in chunk], spread)
+            decoded = _read_each(read, [source for source, _ in chunk], map_tasks)
             for (source, label), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, str):
-                    bad[source] = pixels
+                    unreadable[source] = pixels
                 else:
-                    counts[label] += 1
+                    class_counts[label] += 1
                     images.append(pixels)
             if images:
-                together = np.stack(images)
-                seen += histograms(torch.from_numpy(together))
-                file.write(together.data)
+                stacked = np.stack(images)
+                byte_counts += count_bytes(torch.from_numpy(stacked))
+                file.write(stacked.data)
         file.seek(0)
-        _write_header(file, sum(counts), form)
-    return Written(counts, seen, bad)
+        _write_header(file, sum(class_counts), form)
+    return DecodedPart(class_counts, byte_counts, unreadable)
 
 
 def _write_header(file: BinaryIO, count: int, form: Form) -> None:
-    """That of a .npy file: 128 bytes, whatever the count."""
+    """The header of a .npy file, which has 128 bytes for any count."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *form.shape)}
     write_array_header_1_0(file, header)
 
 
 @contextmanager
-def _in_threads(files: Sequence[File]) -> Iterator[Callable[..., Iterable[Any]]]:
-    """`map`, in as many threads as cores where it gains by them.
+def _choose_map(files: Sequence[File]) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map`, with a thread per core for files that are large enough to gain from it.
 
-    PIL lets other threads run while it decodes. With small files they wait for each other longer:
-    two take a quarter more time for 64×64 pixels, and little more than half for 256×256.
+    PIL releases the GIL while it decodes. With small files the threads mostly wait for it: two
+    take a quarter more time than one for 64×64 pixels, and little more than half for 256×256.
     """
     sizes = [path.stat().st_size for path, _ in files[:100] if path.exists()]
     if sum(sizes) < 8_000 * len(sizes):
@@ -136,36 +136,36 @@ def _in_threads(files: Sequence[File]) -> Iterator[Callable[..., Iterable[Any]]]
             yield pool.map
 
 
-def _each(
+def _read_each(
     read: Callable[[Path], T],
     paths: Sequence[Path],
-    spread: Callable[..., Iterable[Any]] = map,
+    map_tasks: Callable[..., Iterable[Any]] = map,
 ) -> Iterator[T | str]:
-    """What is read from each file, or why it is no image in a few words."""
+    """What `read` returns for each file, or in a few words why the file is unreadable."""
     from PIL import UnidentifiedImageError
 
     def attempt(path: Path) -> T | str:
         try:
             return read(path)
         except UnidentifiedImageError:
-            return "no image"
+            return "not an image"
         except Exception as error:  # there is no list of what a damaged file can raise
             return one_line(error)
 
     slices = [paths[start : start + SLICE] for start in range(0, len(paths), SLICE)]
-    for some in spread(lambda paths: [attempt(path) for path in paths], slices):
+    for some in map_tasks(lambda paths: [attempt(path) for path in paths], slices):
         yield from some
 
 
-def _header(path: Path) -> Form:
-    """What the file says of its image; nothing is decoded."""
+def _read_header(path: Path) -> Form:
+    """The form that the file states; nothing is decoded."""
     with open_image(path) as image:
         if image.mode[0] in "IF":
             raise ValueError("more than 8 bits a pixel")
         return Form(image.mode, image.size)
 
 
-def _pixels(path: Path, form: Form) -> NDArray[np.uint8]:
+def _read_pixels(path: Path, form: Form) -> NDArray[np.uint8]:
     """The image in this form, uint8 [channels, height, width]."""
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Anybody's images, in a folder for each class."""
+"""Your own images, one folder per class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mnist_exp.data.cache import DataError, Record, load, recorded, replacing_array, sum_of
-from mnist_exp.data.dataset import Channels, Dataset, divided, mean_and_std
-from mnist_exp.data.decoding import File, common_form, write_images
+from mnist_exp.data.cache import DataError, Record, ensure_record, hash_array, load, replace_array
+from mnist_exp.data.dataset import Channels, Dataset, compute_mean_and_std, split_dataset
+from mnist_exp.data.decoding import File, find_form, write_images
 from mnist_exp.data.rows import ArrayFile
-from mnist_exp.data.splits import as_split
+from mnist_exp.data.splits import make_split
 from mnist_exp.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -37,51 +37,51 @@ def image_folder(
 ) -> Dataset:
     """The images under `root`: in `train/<class>/` and `test/<class>/`, or all in `<class>/`.
 
-    Without a test folder, every fifth image of a class is for the test, its files in sorted order.
-    Files and classes are found as torchvision's ImageFolder finds them; grey where all training
-    images are. With `size` all are resized to size×size, antialiased; without, they have to be of
-    one size. Files that cannot be read are left out with `skip_bad`.
+    Without a test folder, every fifth image of a class, in sorted order, is a test image. Files and
+    classes are found as torchvision's ImageFolder finds them. The set is gray if all training
+    images are. With `size` the images are resized to size×size, antialiased; without it, they must
+    all have one size. With `skip_bad`, unreadable files are skipped.
 
-    Decoded once, and again when a file has come, gone or changed, which its size and time tell.
-    60,000 JPEGs of 32×32 take a quarter of a minute, and a second once they are decoded. With more
-    than `memory_limit` GB they stay on disk, see `cache.load`. Raises BadInput and DataError.
+    The images are decoded once, and again when a file was added, removed, or changed in size or
+    time. 60,000 JPEGs of 32×32 take 15 s to decode, and 1 s to load afterwards. Above
+    `memory_limit` GB the images stay on disk, see `cache.load`. Raises BadInput, DataError.
     """
     folder = Path(root).absolute()
-    listing = _listing(folder)
+    listing = _list_files(folder)
     options = f"{folder}\0{size}\0{skip_bad}"
-    kept = Path(cache) / "image_folder" / f"{folder.name}-{_sha256(options)[:12]}"
-    record = recorded(
-        kept, _sha256(options + listing), lambda: _decode(folder, kept, size, skip_bad)
+    cached = Path(cache) / "image_folder" / f"{folder.name}-{_sha256(options)[:12]}"
+    record = ensure_record(
+        cached, _sha256(options + listing), lambda: _decode(folder, cached, size, skip_bad)
     )
-    if left_out := record["left_out"]:
-        log.warning("data.root=%s: left out of the set: %s", root, _some(left_out))
-    arrays = load(kept, record["sums"], memory_limit)
+    if skipped := record["left_out"]:
+        log.warning("data.root=%s: skipped: %s", root, _abbreviate(skipped))
+    arrays = load(cached, record["sums"], memory_limit)
     train, test = (
-        as_split(images, _labels(record["counts"][part])) for part, images in arrays.items()
+        make_split(images, _make_labels(record["counts"][part])) for part, images in arrays.items()
     )
     digest = _sha256(json.dumps([record["classes"], record["counts"], record["sums"]]))
     mean = record["mean"] if mean is None else mean
     std = record["std"] if std is None else std
     about = (folder.name, tuple(record["classes"]), digest)
-    return divided(train, test, *about, mean, std, val_fraction, split_seed)
+    return split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _labels(counts: Sequence[int]) -> Tensor:
-    """int64 [n], from how many images each class has: they lie class by class."""
+def _make_labels(counts: Sequence[int]) -> Tensor:
+    """int64 [n], from the number of images per class; the images are sorted by class."""
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
-# --- what there is ---
+# --- find the files ---
 
 
-def _listing(root: Path) -> str:
-    """All folders, and path, size and time of all files: 0.3 s for 60,000. Raises BadInput."""
+def _list_files(root: Path) -> str:
+    """Path, size, and time of all files: 0.3 s for 60,000. Raises BadInput."""
     if not root.is_dir():
-        raise BadInput(f"data.root={root}: there is no such folder")
+        raise BadInput(f"data.root={root}: no such folder")
     lines = []
     for folder, _, names in os.walk(root, followlinks=True):
         lines.append(folder)
@@ -90,64 +90,67 @@ def _listing(root: Path) -> str:
             try:
                 found = os.stat(path)  # noqa: PTH116
                 lines.append(f"{path}\0{found.st_size}\0{found.st_mtime_ns}")
-            except OSError:  # a link to nothing
+            except OSError:  # a broken link
                 lines.append(path)
     return "\n".join(sorted(lines))
 
 
-class Found(NamedTuple):
-    """The class names, and the files of both parts, class by class."""
+class FoundFiles(NamedTuple):
+    """The class names, and the files of both parts, sorted by class."""
 
     classes: list[str]
     train: list[File]
     test: list[File]
 
 
-def _find(root: Path) -> Found:
-    """Raises BadInput for a folder that is not laid out as a set."""
+def _find(root: Path) -> FoundFiles:
+    """Raises BadInput for a folder that does not have the layout of a set."""
     train, test = root / "train", root / "test"
     if train.is_dir() and test.is_dir():
-        classes, files = _files_of(train)
-        test_classes, test_files = _files_of(test)
+        classes, files = _find_class_files(train)
+        test_classes, test_files = _find_class_files(test)
         if classes != test_classes:
             only = {
                 "train": sorted(set(classes) - set(test_classes)),
                 "test": sorted(set(test_classes) - set(classes)),
             }
-            said = [f"{_some(names)} only in {part}/" for part, names in only.items() if names]
-            raise BadInput(f"data.root={root}: the classes differ: {'; '.join(said)}")
-        return Found(classes, files, test_files)
-    classes, files = _files_of(root)
+            lists = "; ".join(
+                f"{_abbreviate(names)} only in {part}/" for part, names in only.items() if names
+            )
+            raise BadInput(f"data.root={root}: the classes differ: {lists}")
+        return FoundFiles(classes, files, test_files)
+    classes, files = _find_class_files(root)
     parts: tuple[list[File], list[File]] = ([], [])
     seen = Counter[int]()
     for path, label in files:
         seen[label] += 1
         parts[seen[label] % 5 == 0].append((path, label))
-    return Found(classes, *parts)
+    return FoundFiles(classes, *parts)
 
 
-def _files_of(root: Path) -> tuple[list[str], list[File]]:
-    """Class names, and files class by class, as torchvision finds them. Raises BadInput."""
+def _find_class_files(root: Path) -> tuple[list[str], list[File]]:
+    """Class names, and files sorted by class, as torchvision finds them. Raises BadInput."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
     try:
         classes, labels = find_classes(root)
     except FileNotFoundError:
-        raise BadInput(f"data.root={root}: no folders in it; each class is to have one") from None
+        raise BadInput(f"data.root={root}: no folders in it; each class needs one") from None
     if len(classes) == 1:
-        raise BadInput(f"data.root={root}: one class only, {classes[0]}; two are the least")
+        raise BadInput(f"data.root={root}: only one class, {classes[0]}; at least two are needed")
     found = make_dataset(root, labels, extensions=IMG_EXTENSIONS, allow_empty=True)
     files = [(Path(path), label) for path, label in found]
     present = {label for _, label in files}
     empty = [name for name in classes if labels[name] not in present]
     if empty:
         endings = " ".join(IMG_EXTENSIONS)
-        raise BadInput(f"data.root={root}: no image in {_some(empty)} (they end in {endings})")
+        names = _abbreviate(empty)
+        raise BadInput(f"data.root={root}: no image in {names} ({endings})")
     return classes, files
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first three, and how many more."""
+def _abbreviate(names: Sequence[str]) -> str:
+    """The first three, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
@@ -156,38 +159,42 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Record:
-    """Write the pixels of both parts into the folder, an image at a time, and tell about them.
+    """Write the pixels of both parts into the folder, an image at a time; returns their record.
 
-    Raises BadInput for images that cannot be one set, DataError for files that are no images.
+    Raises BadInput for images that cannot form a set, DataError for unreadable files.
     """
     found = _find(root)
     log.info("data.root=%s: decoding %d images", root, len(found.train) + len(found.test))
-    with replacing_array(folder, "train") as train, replacing_array(folder, "test") as test:
-        form = common_form(root, found.train, found.test, size)
+    with replace_array(folder, "train") as train, replace_array(folder, "test") as test:
+        form = find_form(root, found.train, found.test, size)
         parts = [
             write_images(path, files, len(found.classes), form)
             for path, files in ((train, found.train), (test, found.test))
         ]
-        bad = {str(path.relative_to(root)): why for part in parts for path, why in part.bad.items()}
-        if bad and not skip_bad:
-            reasons = _some([f"{path} ({why})" for path, why in bad.items()])
+        unreadable = {
+            str(path.relative_to(root)): why
+            for part in parts
+            for path, why in part.unreadable.items()
+        }
+        if unreadable and not skip_bad:
+            reasons = _abbreviate([f"{path} ({why})" for path, why in unreadable.items()])
             raise DataError(
-                f"data.root={root}: no whole images: {reasons}; mend or remove them, or leave "
-                "them out with data.skip_bad=true"
+                f"data.root={root}: unreadable images: {reasons}; repair or remove them, or skip "
+                "them with data.skip_bad=true"
             )
-        counts = [part.counts for part in parts]
+        counts = [part.class_counts for part in parts]
         if 0 in counts[0] or not any(counts[1]):
             raise BadInput(
-                f"data.root={root}: too few images; each class needs one to train on, and the test "
-                "part, which is test/ or every fifth image of a class, needs one"
+                f"data.root={root}: too few images; each class needs one for training, and the "
+                "test part (test/, or every fifth image of a class) needs one"
             )
-        sums = {"train": sum_of(ArrayFile(train)), "test": sum_of(ArrayFile(test))}
-    mean, std = mean_and_std(parts[0].histograms)
+        sums = {"train": hash_array(ArrayFile(train)), "test": hash_array(ArrayFile(test))}
+    mean, std = compute_mean_and_std(parts[0].byte_counts)
     return {
         "sums": sums,
         "classes": found.classes,
         "counts": dict(zip(sums, counts, strict=True)),
         "mean": mean,
         "std": std,
-        "left_out": list(bad),
+        "left_out": list(unreadable),
     }

@@ -1,4 +1,4 @@
-"""What was published of each set: its files' sums, where it is to be had, what its classes are."""
+"""The published sets: checksums of their files, sources, and names of their classes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ MNIST = RawSet(
     classes=tuple("0123456789"),
 )
 
-# Its authors published MD5 sums of the .gz files, to which those unpacked here hash with the header
-# that they were packed with. Debian's package packs the same bytes with another.
+# The authors published MD5 sums of the .gz files. These are the sums of the unpacked files, because
+# Debian's package compresses the same bytes with another gzip header.
 FASHION_MNIST = RawSet(
     name="FashionMNIST",
     sums={
@@ -60,7 +60,7 @@ FASHION_MNIST = RawSet(
     ),
 )
 
-KMNIST = RawSet(  # of the packed files, which is what was published
+KMNIST = RawSet(  # the published checksums are those of the .gz files
     name="KMNIST",
     sums={
         "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",

@@ -77,5 +77,5 @@ class Rows:
         return self.file.read(self.places).view(self.shape)
 
 
-def all_rows(file: ArrayFile) -> Rows:
+def select_all(file: ArrayFile) -> Rows:
     return Rows(file, torch.arange(file.shape[0]))

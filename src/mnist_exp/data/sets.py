@@ -1,9 +1,9 @@
-"""The published sets, each called with plain arguments for a `Dataset`: what `data=` chooses.
+"""The published sets. `data=` chooses one; call it with plain arguments to get a `Dataset`.
 
-Each is found or fetched as `sources.fetch` says, decoded once, and kept in a folder of `cache`. Its
-`mean` and `std` are of the training pixels, scaled to 0..1: for all channels, or for each; None has
-them computed. With more than `memory_limit` GB it stays on disk, see `cache.load`.
-All raise DataError for bytes that are not the published ones, or nowhere to be had.
+The files come from the sources of `sources.fetch`, are decoded once, and kept in a folder of
+`cache`. `mean` and `std` are those of the training pixels, scaled to 0..1: for all channels, or per
+channel; None: computed. Above `memory_limit` GB the images stay on disk, see `cache.load`.
+All raise DataError for other bytes than the published ones, and when no source has the set.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from mnist_exp.data.cache import Arrays, Files, load_or_make, unzip, verify
-from mnist_exp.data.dataset import Channels, Dataset, divided
+from mnist_exp.data.dataset import Channels, Dataset, split_dataset
 from mnist_exp.data.idx import idx_decode, idx_encode
 from mnist_exp.data.published import CIFAR10, DIGITS, FASHION_MNIST, KMNIST, MNIST
 from mnist_exp.data.rows import Rows
 from mnist_exp.data.sources import RawSet, fetch
-from mnist_exp.data.splits import Split, as_split
+from mnist_exp.data.splits import Split, make_split
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Published:
         def make() -> Arrays:
             return self.decode(fetch(raw_set, Path(root), mirrors))
 
-        arrays = load_or_make(folder, digest(raw_set), make, memory_limit)
+        arrays = load_or_make(folder, hash_sums(raw_set), make, memory_limit)
         images, labels, test_images, test_labels = arrays.values()
         train, test = _split(images, labels), _split(test_images, test_labels)
-        about = (self.name, raw_set.classes, digest(raw_set))
-        return divided(train, test, *about, mean, std, val_fraction, split_seed)
+        about = (self.name, raw_set.classes, hash_sums(raw_set))
+        return split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
 
 
 def _decode_idx(files: Files) -> Arrays:
@@ -86,16 +86,16 @@ def _decode_batches(batches: Files) -> Arrays:
     return arrays
 
 
-# LeCun, Cortes and Burges, 1998: 60,000 + 10,000 grey images of 28×28, ten digits.
+# LeCun, Cortes and Burges, 1998: 60,000 + 10,000 gray images of 28×28, ten digits.
 mnist = Published("mnist", MNIST, _decode_idx)
 
-# Xiao, Rasul and Vollgraf, 2017: clothes of ten kinds, in MNIST's form.
+# Xiao, Rasul and Vollgraf, 2017: ten kinds of clothes, in MNIST's format.
 fashion_mnist = Published("fashion_mnist", FASHION_MNIST, _decode_idx)
 
-# Clanuwat et al., 2018: ten cursive Japanese letters, in MNIST's form.
+# Clanuwat et al., 2018: ten cursive Japanese letters, in MNIST's format.
 kmnist = Published("kmnist", KMNIST, _decode_gzipped_idx)
 
-# Krizhevsky, 2009: 50,000 + 10,000 colour images of 32×32, ten kinds of things.
+# Krizhevsky, 2009: 50,000 + 10,000 color images of 32×32, ten kinds of things.
 cifar10 = Published("cifar10", CIFAR10, _decode_batches)
 
 
@@ -109,18 +109,19 @@ def digits(
 ) -> Dataset:
     """scikit-learn's 1,797 digits of 8×8 (Alpaydin and Kaynak, 1998), scaled to bytes.
 
-    The set has no official test part: every fifth image is one here.
+    The set has no official test part; every fifth image is a test image here.
     """
-    folder, key = Path(cache) / "digits", digest(DIGITS)
+    folder, key = Path(cache) / "digits", hash_sums(DIGITS)
     arrays = load_or_make(folder, key, _read_digits, memory_limit)
     whole = _split(arrays["images"], arrays["labels"])
     is_test = torch.arange(len(whole)) % 5 == 4
     about = ("digits", DIGITS.classes, key)
-    return divided(whole[~is_test], whole[is_test], *about, mean, std, val_fraction, split_seed)
+    train, test = whole[~is_test], whole[is_test]
+    return split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
 
 
 def _read_digits() -> Arrays:
-    from sklearn.datasets import load_digits  # takes a second: only until the cache is there
+    from sklearn.datasets import load_digits  # takes a second, and only without a cache
 
     raw = load_digits()
     images = (raw.images * (255 / 16)).round().astype(np.uint8)
@@ -131,13 +132,13 @@ def _read_digits() -> Arrays:
 
 
 def _split(images: Tensor | Rows, labels: Tensor | Rows) -> Split:
-    """uint8 [n, height, width], or with channels after n, and uint8 [n], as a split."""
+    """images: uint8 [n, height, width] or [n, channels, height, width]; labels: uint8 [n]."""
     assert isinstance(labels, Tensor)
     if isinstance(images, Tensor) and images.ndim == 3:
         images = images.unsqueeze(1)
-    return as_split(images, labels.long())
+    return make_split(images, labels.long())
 
 
-def digest(raw_set: RawSet) -> str:
-    """SHA-256 over the sums of its files."""
+def hash_sums(raw_set: RawSet) -> str:
+    """SHA-256 of the checksums of its files."""
     return hashlib.sha256("".join(raw_set.sums.values()).encode()).hexdigest()

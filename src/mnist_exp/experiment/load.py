@@ -44,7 +44,7 @@ class TrainedModel:
         """Of uint8 images [n, channels, height, width] of this kind; float32 [n, classes], CPU."""
         self.model.eval()
         with self.precision.autocast:
-            return self.model(self.kind.normalised(images, *self.form)).float().cpu()
+            return self.model(self.kind.normalize(images, *self.form)).float().cpu()
 
     def dataset(self) -> Dataset:
         """The images that the run's config names. Raises BadInput if they are not the run's."""

@@ -83,7 +83,7 @@ def export(
     example = torch.zeros(2, *kind.image_shape, dtype=torch.uint8)
     module: nn.Module = FromBytes(model, kind).eval()
     if not preprocessing:
-        module, example = model, kind.normalised(example, CPU)
+        module, example = model, kind.normalize(example, CPU)
     about = {"input": str(example.dtype), "kind": json.dumps(asdict(kind))}
     with replacing(path) as temporary:
         with failing_in_one_line(format_name), torch.no_grad():
@@ -105,8 +105,8 @@ def compare(
     correct, ties, difference, largest = 0, 0, torch.zeros(()), torch.zeros(())
     for share in evaluation_batches(test):
         images = share.images
-        expected = model(kind.normalised(images, CPU))
-        found = answers(images if preprocessing else kind.normalised(images, CPU))
+        expected = model(kind.normalize(images, CPU))
+        found = answers(images if preprocessing else kind.normalize(images, CPU))
         labels = found.argmax(1)
         correct += int((labels == share.labels).sum())
         ties += int((labels != expected.argmax(1)).sum())
@@ -122,7 +122,7 @@ def in_float32(model: nn.Module) -> nn.Module:
 
 
 class FromBytes(nn.Module):
-    """A model that takes uint8 images [n, channels, height, width], as `Kind.normalised` does."""
+    """A model that takes uint8 images [n, channels, height, width], as `Kind.normalize` does."""
 
     mean: Tensor
     std: Tensor
