@@ -16,16 +16,43 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from hydra import compose
+from omegaconf import DictConfig
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads on cores with other work wait
 
+import mnist_exp.experiment.rules  # noqa: F401  registers the resolvers that the YAML files use
+from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import REPOSITORY, add_config_dir, config_dirs
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 Done = subprocess.CompletedProcess[str]
 Environment = Mapping[str, str]
 EMPTY: Environment = {}
+TIMES = {"epoch_seconds", "images_per_second"}  # metrics that differ between two equal runs
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """The config of `python train.py <overrides>`."""
+    with initialize_hydra():
+        return compose("config", list(overrides))
+
+
+def read_metrics(folder: Path, times: bool = False) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, with its times or without."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if times or k not in TIMES} for line in lines]
+
+
+def only_run(client: MlflowClient, experiment: str = "mnist_exp") -> Run:
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return run
 
 
 @dataclass(frozen=True)
@@ -117,6 +144,12 @@ class Clone:
                 command, code, stdout.read_text("utf-8"), stderr.read_text("utf-8")
             )
 
+    @property
+    def client(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        return MlflowClient(f"sqlite:///{self.root}/mlflow.db")
+
     def folders(self) -> list[Path]:
         """The output folders of runs, oldest first."""
         return sorted(path.parent for path in self.root.glob("outputs/*/*/config.yaml"))
@@ -140,6 +173,13 @@ def digits_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     digits(cache=str(cache), mean=0.3059, std=0.3763)
     return cache
+
+
+@pytest.fixture
+def quick(digits_cache: Path) -> list[str]:
+    """Overrides of a run that takes a second."""
+    settings = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.device=cpu"]
+    return [*settings, "trainer.epochs=2"]
 
 
 @pytest.fixture(scope="session")

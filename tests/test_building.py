@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Clone, Like
-from hydra import compose
+from conftest import Clone, Like, compose_config
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.build import build_model, dry_run, load_checked_dataset
 from mnist_exp.experiment.run import Run
-from mnist_exp.experiment.targets import initialize_hydra
 
 CPU = torch.device("cpu")
 
@@ -70,16 +67,9 @@ class Unpools(Mine):
         return self.head(nn.functional.max_unpool2d(pooled, index, 2).flatten(1))
 
 
-@pytest.fixture
-def quick(digits_cache: Path) -> list[str]:
-    return ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.device=cpu"]
-
-
-def config_of(overrides: list[str], model: type[nn.Module] | None = None) -> DictConfig:
-    with initialize_hydra():
-        config = compose("config", overrides)
-    if model:
-        config.model = {"_target_": f"{__name__}.{model.__name__}"}
+def compose_with(model: type[nn.Module], *overrides: str) -> DictConfig:
+    config = compose_config(*overrides)
+    config.model = {"_target_": f"{__name__}.{model.__name__}"}
     return config
 
 
@@ -115,7 +105,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_in_a_line_before_anything
     model: type[nn.Module], line: str, quick: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        Run(config_of(quick, model), tmp_path, "unfit")
+        Run(compose_with(model, *quick), tmp_path, "unfit")
     assert str(caught.value) == Like(f"model={__name__}.{model.__name__}: {line}")
     assert list(tmp_path.iterdir()) == []
 
@@ -123,7 +113,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_in_a_line_before_anything
 def test_a_last_batch_too_small_for_batch_normalisation_is_refused(
     quick: list[str], tmp_path: Path
 ) -> None:
-    config = config_of([*quick, "batch_size=11"], NormalisesOnePixel)  # 1,222 images: one is left
+    config = compose_with(NormalisesOnePixel, *quick, "batch_size=11")  # 1,222 images: one is left
     with pytest.raises(BadInput) as caught:
         Run(config, tmp_path, "unfit")
     assert str(caught.value) == Like(
@@ -139,7 +129,7 @@ def test_a_last_batch_too_small_for_batch_normalisation_is_refused(
 
 
 def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list[str]) -> None:
-    config = config_of(quick, Mine)
+    config = compose_with(Mine, *quick)
     parts = build_model(config, load_checked_dataset(config, CPU).kind, CPU)
     before, training = copy.deepcopy(parts.model.state_dict()), parts.model.training
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
@@ -153,7 +143,7 @@ def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list
 
 
 def test_a_models_own_option_that_torch_refuses_is_bad_input(quick: list[str]) -> None:
-    config = config_of([*quick, "model=cnn"])
+    config = compose_config(*quick, "model=cnn")
     config.model.hidden_size = -1
     with pytest.raises(BadInput, match=r"^model=mnist_exp\.models\.CNN: .*negative dimension -1"):
         build_model(config, load_checked_dataset(config, CPU).kind, CPU)

@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like
-from hydra import compose
+from conftest import Clone, Like, compose_config
 from omegaconf import OmegaConf
 
 from mnist_exp.cli import check as command_line
 from mnist_exp.cli import main as cli
 from mnist_exp.cli.check import problems
 from mnist_exp.experiment import environment
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import CONF, REPOSITORY, config_dirs
 
 
@@ -628,8 +626,7 @@ def test_help_lists_every_group_with_every_option(help_text: str) -> None:
 def test_help_shows_common_keys_with_the_defaults_that_they_have(help_text: str) -> None:
     shown = dict(re.findall(r"^  ([\w.]+)=(\S+)  ", help_text, re.MULTILINE))
     assert {"optimizer.lr", "batch_size", "seed", "trainer.epochs"} <= shown.keys()
-    with initialize_hydra():
-        config = compose("config")
+    config = compose_config()
     defaults = {}
     for key in shown:
         value = OmegaConf.select(config, key)

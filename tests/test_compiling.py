@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like
-from hydra import compose
-from omegaconf import DictConfig
+from conftest import Clone, Like, compose_config
 
-import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.experiment.environment import cxx_compiler
 from mnist_exp.experiment.run import Run, load_run
 from mnist_exp.experiment.signals import Interrupted
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
 from mnist_exp.training.compile import compile_in_place, failing_in_one_line
 
@@ -100,20 +96,14 @@ def test_a_compiled_run_gives_the_metrics_of_an_eager_one_and_goes_on(clone: Clo
     assert all(map(torch.equal, weights[1].values(), weights[2].values()))
 
 
-def config_of(cache: Path, *overrides: str) -> DictConfig:
-    settings = ["data=digits", f"data.cache={cache}", "tracking=none", "trainer.device=cpu"]
-    with initialize_hydra():
-        return compose("config", [*settings, "trainer.compile=true", *overrides])
-
-
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_compiled_training_stopped_before_its_last_batch_goes_on_bit_for_bit(
-    model: str, digits_cache: Path, tmp_path: Path
+    model: str, quick: list[str], tmp_path: Path
 ) -> None:
-    config = config_of(digits_cache, f"model={model}", "trainer.epochs=2")
+    config = compose_config(*quick, "trainer.compile=true", f"model={model}")
     for name in ("whole", "first"):
         (tmp_path / name).mkdir()
 

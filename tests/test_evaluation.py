@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Clone, Like
-from hydra import compose
-from mlflow import MlflowClient
 from PIL import Image
 
 from mnist_exp.cli.evaluate import parse_data
 from mnist_exp.data import Streamed, digits
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment.targets import initialize_hydra
+from mnist_exp.experiment.run import train
 from mnist_exp.inference.evaluation import evaluated
 from mnist_exp.paths import LAST
 from mnist_exp.tracking.store import clean_name
@@ -27,15 +25,13 @@ from mnist_exp.tracking.store import clean_name
 def trained(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Trains on the digits, and returns the checkpoint."""
 
-    def train(*typed: str) -> Path:
+    def make(*typed: str) -> Path:
         folder = tmp_path_factory.mktemp("run")
         quick = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=2"]
-        with initialize_hydra():
-            config = compose("config", [*quick, *typed])
-        train(config, folder)
+        train(compose_config(*quick, *typed), folder)
         return folder / LAST
 
-    return train
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +180,7 @@ def test_a_run_with_both_trackers_is_evaluated_and_told_once(clone: Clone) -> No
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("compare  mlflow ui\ncompare  tensorboard --logdir runs\n")
     assert len(list((clone.root / "runs").glob("mlp-adam-*/events.out.tfevents.*"))) == 1
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    client = clone.client
     (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
 
     done = clone.run("evaluate.py", "--log", "--run", "best:digits")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Like
-from hydra import compose
+from conftest import Like, compose_config
 from omegaconf import DictConfig
 
 from mnist_exp.data import Dataset, Kind, Split
@@ -18,15 +17,8 @@ from mnist_exp.experiment import build as building
 from mnist_exp.experiment.build import build, prepare_splits
 from mnist_exp.experiment.run import Run, load_run, name_run, train
 from mnist_exp.experiment.signals import Interrupted
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
 from mnist_exp.tracking.worker import Trackers
-
-
-def config_of(*overrides: str) -> DictConfig:
-    with initialize_hydra():
-        return compose("config", list(overrides))
-
 
 # Of torch.optim, as optimizer=torch has them.
 TORCHS = (
@@ -44,11 +36,6 @@ def colour_set() -> Dataset:
     return Dataset(kind, whole[:80], whole[80:100], whole[100:])
 
 
-@pytest.fixture
-def quick(digits_cache: Path) -> list[str]:
-    return ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=2"]
-
-
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
@@ -63,7 +50,7 @@ def quick(digits_cache: Path) -> list[str]:
 def test_a_run_is_named_by_what_differs_from_the_defaults(
     overrides: Sequence[str], name: str
 ) -> None:
-    assert name_run(config_of(*overrides), overrides) == name
+    assert name_run(compose_config(*overrides), overrides) == name
 
 
 def test_the_test_set_is_opened_once_after_the_last_epoch(
@@ -82,7 +69,7 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
     monkeypatch.setattr(
         Trackers, "log", lambda self, metrics, step, at: events.append(min(metrics))
     )
-    train(config_of(*quick), tmp_path)
+    train(compose_config(*quick), tmp_path)
     assert events == [
         "opened",
         "opened",
@@ -96,7 +83,7 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
 def test_the_metrics_returned_are_those_of_the_kept_weights(
     quick: list[str], tmp_path: Path
 ) -> None:
-    result = train(config_of(*quick, "trainer.epochs=4", "trainer.keep=last"), tmp_path)
+    result = train(compose_config(*quick, "trainer.epochs=4", "trainer.keep=last"), tmp_path)
     assert result.epoch.number == 4
     assert 0.8 < result.test.accuracy < 1
     assert result.test != result.epoch.val
@@ -105,8 +92,8 @@ def test_the_metrics_returned_are_those_of_the_kept_weights(
 def test_a_new_run_does_not_replace_one_that_ended_while_it_waited_for_the_folder(
     quick: list[str], tmp_path: Path
 ) -> None:
-    second = Run(config_of(*quick), tmp_path, "second")
-    train(config_of(*quick), tmp_path)
+    second = Run(compose_config(*quick), tmp_path, "second")
+    train(compose_config(*quick), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(BadInput, match=r"already.*resume="):
         second.train()
@@ -123,19 +110,19 @@ def test_debug_trains_and_validates_on_a_few_batches(quick: list[str], tmp_path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dataset, "prepare", spy)
-        train(config_of(*quick, "trainer=debug", "batch_size=16"), tmp_path)
+        train(compose_config(*quick, "trainer=debug", "batch_size=16"), tmp_path)
     assert seen == [80, 80, 359]
 
 
 def test_a_target_that_refuses_its_options_is_bad_input() -> None:
-    config = config_of("optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0")
+    config = compose_config("optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0")
     with pytest.raises(BadInput) as caught:
         build(config, "optimizer", [torch.nn.Parameter(torch.zeros(1))])
     assert str(caught.value) == Like("optimizer=torch.optim.SGD: Nesterov momentum…")
 
 
 def test_a_target_that_does_not_exist_is_bad_input() -> None:
-    config = config_of()
+    config = compose_config()
     config.model._target_ = "mnist_exp.models.MLPP"
     with pytest.raises(BadInput, match=r"^model=mnist_exp\.models\.MLPP: .*MLPP"):
         build(config, "model", input_shape=(1, 8, 8), classes=10)
@@ -146,7 +133,7 @@ def test_a_target_that_does_not_exist_is_bad_input() -> None:
 def test_every_model_trains_with_every_optimizer(
     model: str, optimizer: str, quick: list[str], tmp_path: Path
 ) -> None:
-    result = train(config_of(*quick, f"model={model}", f"optimizer={optimizer}"), tmp_path)
+    result = train(compose_config(*quick, f"model={model}", f"optimizer={optimizer}"), tmp_path)
     assert result.epoch.val.accuracy > 0.2  # chance is 0.1
     assert (tmp_path / "mnist_model.pth").exists()
 
@@ -158,7 +145,7 @@ def test_channels_last_changes_the_speed_and_last_bits_only(
     for wanted in ("true", "false"):
         folder = tmp_path / wanted
         folder.mkdir()
-        config = config_of(*quick, "model=cnn", f"trainer.channels_last={wanted}")
+        config = compose_config(*quick, "model=cnn", f"trainer.channels_last={wanted}")
         results[wanted] = train(config, folder).epoch
     assert results["true"].val.loss == pytest.approx(results["false"].val.loss, rel=1e-4)
 
@@ -168,9 +155,9 @@ def test_weights_load_into_either_memory_format(
     saved: str, loaded: str, quick: list[str], tmp_path: Path
 ) -> None:
     cnn = [*quick, "model=cnn"]
-    train(config_of(*cnn, f"trainer.channels_last={saved}"), tmp_path)
+    train(compose_config(*cnn, f"trainer.channels_last={saved}"), tmp_path)
     weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
-    other = Run(config_of(*cnn, f"trainer.channels_last={loaded}"), tmp_path, "other")
+    other = Run(compose_config(*cnn, f"trainer.channels_last={loaded}"), tmp_path, "other")
     layouts = [parameter.stride() for parameter in other.state.model.parameters()]
     other.state.model.load_state_dict(weights)
     assert [parameter.stride() for parameter in other.state.model.parameters()] == layouts
@@ -261,7 +248,7 @@ def test_every_model_goes_on_with_every_data_set_bit_for_bit(
         settings.append("trainer.channels_last=true")
     else:
         settings += found
-    experiment = check_resumes(config_of(*settings), tmp_path)
+    experiment = check_resumes(compose_config(*settings), tmp_path)
     assert torch.are_deterministic_algorithms_enabled()
     convolutions = model in ("cnn", "resnet", "strided_cnn", "torchvision")
     expected = convolutions or "trainer.channels_last=true" in settings
@@ -283,7 +270,7 @@ def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
     optimizer: str, short: list[str], tmp_path: Path, own_options: Path
 ) -> None:
     (own_options / "model" / "mine.yaml").write_text(f"_target_: {__name__}.PartlyUsed\n")
-    config = config_of(*short, f"optimizer={optimizer}")
+    config = compose_config(*short, f"optimizer={optimizer}")
     config.model = {"_target_": f"{__name__}.PartlyUsed"}
     assert len(check_resumes(config, tmp_path).state.optimizer.state) == 4
 
@@ -292,4 +279,4 @@ def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
 def test_every_optimizer_goes_on_bit_for_bit(
     optimizer: str, short: list[str], tmp_path: Path
 ) -> None:
-    check_resumes(config_of(*short, *OPTIMIZERS[optimizer], "scheduler=cosine"), tmp_path)
+    check_resumes(compose_config(*short, *OPTIMIZERS[optimizer], "scheduler=cosine"), tmp_path)

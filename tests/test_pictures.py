@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose
+from conftest import compose_config
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 from torch import nn
 
 from mnist_exp import figures
 from mnist_exp.data import Kind, Split
 from mnist_exp.experiment import run as experiment
 from mnist_exp.experiment.run import resume, train
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference import pictures
 from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.inference.pictures import (
@@ -153,10 +151,7 @@ TRAINING = ["figures/curves.png", "figures/filters.png"]
 TEST = [f"figures/test/{name}.png" for name in ("confusion", "most_wrong", "reliability")]
 
 
-def config_of(digits_cache: Path, *overrides: str) -> DictConfig:
-    quick = ["data=digits", f"data.cache={digits_cache}", "trainer.epochs=1", "batch_size=256"]
-    with initialize_hydra():
-        return compose("config", [*quick, "tracking=none", *overrides])
+LARGE = ("trainer.epochs=1", "batch_size=256")
 
 
 def made(folder: Path) -> list[str]:
@@ -178,9 +173,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_pictures_are_of_the_one_pass_over_the_test_set_and_survive_going_on(
-    digits_cache: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+    quick: list[str], tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(digits_cache, "tracking.figures=true")
+    config = compose_config(*quick, *LARGE, "tracking.figures=true")
     train(config, tmp_path, hooks=HOOKS)
     assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359])
     config.resume = str(tmp_path)
@@ -194,9 +189,9 @@ def test_pictures_are_of_the_one_pass_over_the_test_set_and_survive_going_on(
 
 
 def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
-    digits_cache: Path, tmp_path: Path, passes: list[int]
+    quick: list[str], tmp_path: Path, passes: list[int]
 ) -> None:
-    config = config_of(digits_cache, "tracking.figures=true")
+    config = compose_config(*quick, *LARGE, "tracking.figures=true")
     failing = replace(HOOKS, draw_test=lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config, tmp_path, hooks=failing)
@@ -210,7 +205,7 @@ def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
     [([], []), (["tracking.figures=true", "trainer.test=false"], TRAINING)],
 )
 def test_who_does_not_ask_does_not_pay(
-    overrides: list[str], expected: list[str], digits_cache: Path, tmp_path: Path
+    overrides: list[str], expected: list[str], quick: list[str], tmp_path: Path
 ) -> None:
-    train(config_of(digits_cache, *overrides), tmp_path, hooks=HOOKS)
+    train(compose_config(*quick, *LARGE, *overrides), tmp_path, hooks=HOOKS)
     assert made(tmp_path) == expected

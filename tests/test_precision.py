@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Like
-from hydra import compose
-from omegaconf import DictConfig
+from conftest import Like, compose_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR
@@ -21,7 +19,6 @@ from mnist_exp.experiment import checkpoint, environment
 from mnist_exp.experiment.load import load_model
 from mnist_exp.experiment.run import Run, load_run, train
 from mnist_exp.experiment.signals import Interrupted
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.models import MLP
 from mnist_exp.paths import LAST
 from mnist_exp.training.loop import evaluate, fit
@@ -96,18 +93,12 @@ def test_an_evaluation_is_in_the_precision_asked_for(digits_cache: Path) -> None
 # --- through an experiment ---
 
 
-def config_of(cache: Path, *overrides: str) -> DictConfig:
-    settings = ["data=digits", f"data.cache={cache}", "tracking=none", "batch_size=16"]
-    with initialize_hydra():
-        return compose("config", [*settings, *overrides])
-
-
 def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
-    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: True)
     options = ("trainer.precision=float16", "trainer.epochs=2", "model.dropout=0.2")
-    config = config_of(digits_cache, *options)
+    config = compose_config(*quick, "batch_size=16", *options)
 
     def experiment(name: str) -> Run:
         (tmp_path / name).mkdir()
@@ -141,8 +132,8 @@ def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
     assert metrics == [(epoch.train, epoch.val) for epoch in whole.state.progress.epochs]
 
 
-def test_float64_reaches_weights_images_and_the_file(digits_cache: Path, tmp_path: Path) -> None:
-    config = config_of(digits_cache, "trainer.precision=float64", "model=cnn", "trainer.epochs=1")
+def test_float64_reaches_weights_images_and_the_file(quick: list[str], tmp_path: Path) -> None:
+    config = compose_config(*quick, "trainer.precision=float64", "model=cnn", "trainer.epochs=1")
     train(config, tmp_path)
     weights = torch.load(tmp_path / "mnist_model.pth", weights_only=True)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float64}
@@ -168,18 +159,18 @@ def test_what_a_device_cannot_do_is_told_with_what_it_can(monkeypatch: pytest.Mo
 
 
 def test_an_experiment_refuses_what_its_device_cannot_do(
-    digits_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
-    config = config_of(digits_cache, "trainer.precision=float16", "trainer.device=cpu")
+    config = compose_config(*quick, "trainer.precision=float16")
     with pytest.raises(BadInput) as caught:
         train(config, tmp_path)
     assert str(caught.value) == Like("trainer.precision=float16: …CPU…bfloat16")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_float32_is_not_rounded_to_tf32(digits_cache: Path, tmp_path: Path) -> None:
+def test_float32_is_not_rounded_to_tf32(quick: list[str], tmp_path: Path) -> None:
     torch.backends.cudnn.allow_tf32 = True  # torch's default
-    Run(config_of(digits_cache), tmp_path, "name")
+    Run(compose_config(*quick), tmp_path, "name")
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from conftest import Clone, Like, only_run, read_metrics
 
 from mnist_exp.training.distributed import ProcessGroup
 
@@ -23,20 +20,8 @@ TWO = (*TORCHRUN, "train.py", "data=digits")
 LONG = ("trainer.epochs=100", "trainer.precision=float64", "trainer.checkpoint_every_steps=3")
 
 
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """What was found, without the times."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
-
-
 def close_to(found: list[dict[str, float]], relative: float) -> list[object]:
     return [pytest.approx(line, rel=relative) for line in found]
-
-
-def only_run(clone: Clone) -> Run:
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
-    return run
 
 
 def pid_of(torchrun: subprocess.Popen[str], rank: int) -> int:
@@ -106,11 +91,13 @@ def test_two_processes_find_what_one_finds(clone: Clone) -> None:
     assert done.stdout.count("epoch 2/2") == 1
     (folder,) = clone.folders()
     assert (folder / "train.log").read_text().count("epoch 2/2") == 1
-    run = only_run(clone)
+    run = only_run(clone.client)
     assert run.info.status == "FINISHED"
     assert "2 processes" in run.data.tags["device"]
     assert clone.run("train.py", *settings, "batch_size=50").returncode == 0
-    one, two = (metrics(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder))
+    one, two = (
+        read_metrics(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder)
+    )
     assert two == close_to(one, 1e-6)
 
 
@@ -120,7 +107,9 @@ def test_float32_of_two_processes_is_within_a_hundredth_of_one(clone: Clone) -> 
     assert clone.run(*TORCHRUN, *settings).returncode == 0
     (folder,) = clone.folders()
     assert clone.run(*settings).returncode == 0
-    one, two = (metrics(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder))
+    one, two = (
+        read_metrics(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder)
+    )
     assert two == close_to(one, 0.01)
 
 
@@ -129,15 +118,15 @@ def whole(new_clone: Callable[[], Clone]) -> list[dict[str, float]]:
     """The metrics of LONG in one process, not interrupted."""
     clone = new_clone()
     assert clone.run("train.py", "data=digits", *LONG, "tracking=none").returncode == 0
-    return metrics(*clone.folders())
+    return read_metrics(*clone.folders())
 
 
 def goes_on_alone(clone: Clone, whole: list[dict[str, float]]) -> None:
     """The only run of the clone is gone on with in one process, and finds what `whole` found."""
     done = clone.run("train.py", "resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
-    assert only_run(clone).info.status == "FINISHED"
-    assert metrics(*clone.folders()) == close_to(whole, 1e-6)
+    assert only_run(clone.client).info.status == "FINISHED"
+    assert read_metrics(*clone.folders()) == close_to(whole, 1e-6)
 
 
 @pytest.mark.slow
@@ -150,7 +139,7 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(
     out, _ = torchrun.communicate(timeout=60)
     assert torchrun.returncode == 1
     assert out.splitlines()[-1] == Like("error: …process…killed")
-    assert only_run(clone).info.status == "FAILED"
+    assert only_run(clone.client).info.status == "FAILED"
     goes_on_alone(clone, whole)
 
 
@@ -165,7 +154,7 @@ def test_a_rank_that_fails_ends_all_with_its_reason(clone: Clone) -> None:
     assert done.stdout.splitlines()[-1] == "error: rank 1: worn out"
     (log_file,) = clone.root.glob("outputs/*/*/train.log")
     assert log_file.read_text().endswith("error: rank 1: worn out\n")
-    assert only_run(clone).info.status == "FAILED"
+    assert only_run(clone.client).info.status == "FAILED"
 
 
 @pytest.mark.slow
@@ -178,7 +167,7 @@ def test_an_interrupted_training_goes_on_in_another_number_of_processes(
     torchrun.send_signal(number)
     out, _ = torchrun.communicate(timeout=60)
     assert out.splitlines()[-1].startswith("python train.py resume=outputs/")
-    assert only_run(clone).info.status == "KILLED"
+    assert only_run(clone.client).info.status == "KILLED"
     goes_on_alone(clone, whole)
 
 
@@ -191,8 +180,8 @@ def test_a_run_of_one_process_goes_on_in_two(clone: Clone, whole: list[dict[str,
     assert process.returncode == 143
     done = clone.run(*TORCHRUN, "train.py", f"resume={folder}", timeout=250)
     assert done.returncode == 0, done.stderr
-    assert only_run(clone).info.status == "FINISHED"
-    assert metrics(folder) == close_to(whole, 1e-6)
+    assert only_run(clone.client).info.status == "FINISHED"
+    assert read_metrics(folder) == close_to(whole, 1e-6)
 
 
 @pytest.mark.slow
@@ -206,5 +195,5 @@ def test_torchrun_restarts_and_the_run_goes_on_by_itself(
     _, err = torchrun.communicate(timeout=250)
     assert torchrun.returncode == 0, err
     assert clone.folders() == [folder]
-    assert only_run(clone).info.status == "FINISHED"
-    assert metrics(folder) == close_to(whole, 1e-6)
+    assert only_run(clone.client).info.status == "FINISHED"
+    assert read_metrics(folder) == close_to(whole, 1e-6)

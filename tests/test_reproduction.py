@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import Clone, Like
-from mlflow import MlflowClient
+from conftest import Clone, Like, only_run
 
 from mnist_exp.experiment.reproduce import compare, of_last_test
 
@@ -17,13 +16,7 @@ def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
     clone = new_clone()
     assert clone.run("train.py", "data=digits", "trainer.epochs=2").returncode == 0
     assert clone.run("train.py", "resume=latest", "trainer.epochs=3").returncode == 0
-    client = client_of(clone)
-    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
-    return clone, run.info.run_id
-
-
-def client_of(clone: Clone) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    return clone, only_run(clone.client).info.run_id
 
 
 @pytest.mark.slow
@@ -31,7 +24,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
     trained: tuple[Clone, str],
 ) -> None:
     clone, run_id = trained
-    client = client_of(clone)
+    client = clone.client
     tests = client.get_metric_history(run_id, "test/loss")
     assert [point.step for point in tests] == [2, 3]  # else the last of them were not chosen
 
@@ -40,7 +33,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == Like("reproduced: …bit for bit")
     assert done.stdout.count(" equal\n") == 4  # three epochs and the test
-    (again,) = client.search_runs([client.get_experiment_by_name("again").experiment_id])
+    again = only_run(client, "again")
     assert again.info.status == "FINISHED"
     assert again.data.tags["reproduces"] == run_id
     assert again.data.params["trainer.checkpoint_every_steps"] == "7"

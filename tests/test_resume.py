@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import pickle
 import random
@@ -24,15 +23,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Clone, Like
-from hydra import compose
+from conftest import TIMES, Clone, Like, compose_config, only_run, read_metrics
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch.optim.swa_utils import AveragedModel
 
-import mnist_exp.cli.check  # noqa: F401  registers the resolvers that the YAML files use
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint
 from mnist_exp.experiment import run as experiment
@@ -40,7 +36,6 @@ from mnist_exp.experiment.find import find_run
 from mnist_exp.experiment.metrics import Entry
 from mnist_exp.experiment.resume import apply_overrides
 from mnist_exp.experiment.shell import quote
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import LAST
 from mnist_exp.tracking import TrackerError
 from mnist_exp.tracking.worker import Trackers
@@ -48,19 +43,9 @@ from mnist_exp.tracking.worker import Trackers
 # 77 steps an epoch, with dropout, a checkpoint after every third step.
 SETTINGS = ("data=digits", "batch_size=16", "model.dropout=0.2", "trainer.checkpoint_every_steps=3")
 RUN = (*SETTINGS, "trainer.epochs=10")  # two seconds: long enough to be hit
-TIMES = {"epoch_seconds", "images_per_second"}
 
 
 # --- what a run has left ---
-
-
-def client_of(clone: Clone) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
-
-
-def only_run(client: MlflowClient, experiment: str = "mnist_exp") -> Run:
-    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    return run
 
 
 def history(client: MlflowClient) -> dict[str, list[tuple[int, float | None]]]:
@@ -73,11 +58,6 @@ def history(client: MlflowClient) -> dict[str, list[tuple[int, float | None]]]:
         ]
         for key in run.data.metrics
     }
-
-
-def journal(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def as_lists(node: Any) -> Any:
@@ -108,12 +88,12 @@ def hashes(folder: Path) -> dict[str, str]:
 def check_same(clone: Clone, whole: Clone) -> None:
     """Nothing tells the only run of one clone from the other's, but its times."""
     (folder,), (expected,) = clone.folders(), whole.folders()
-    found = history(client_of(clone))
-    assert found == history(client_of(whole))
+    found = history(clone.client)
+    assert found == history(whole.client)
     assert all(len({step for step, _ in points}) == len(points) for points in found.values())
-    assert journal(folder) == journal(expected)
+    assert read_metrics(folder) == read_metrics(expected)
     assert weights(folder) == weights(expected)
-    assert only_run(client_of(clone)).info.status == "FINISHED"
+    assert only_run(clone.client).info.status == "FINISHED"
 
 
 # --- killed ---
@@ -244,7 +224,7 @@ def test_a_signal_ends_the_step_and_the_last_line_pasted_to_a_shell_goes_on(
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (code, ""), out
-        assert only_run(client_of(clone)).info.status == "KILLED"
+        assert only_run(clone.client).info.status == "KILLED"
         command = out.splitlines()[-1]
         assert command.startswith("python train.py ")
     argument = shlex.split(command)[-1]
@@ -275,7 +255,7 @@ def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=1)
     assert process.returncode == -signal.SIGTERM  # 143, for a shell
-    assert only_run(client_of(clone)).info.status == "RUNNING"
+    assert only_run(clone.client).info.status == "RUNNING"
 
 
 @pytest.mark.slow
@@ -288,7 +268,7 @@ def test_a_run_that_is_running_is_not_gone_on_with(clone: Clone) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
-    assert only_run(client_of(clone)).info.status == "KILLED"
+    assert only_run(clone.client).info.status == "KILLED"
 
 
 def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
@@ -300,7 +280,7 @@ def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (143, "")
     assert out.splitlines()[-1] == "compare  mlflow ui"
-    assert only_run(client_of(clone)).info.status == "FINISHED"
+    assert only_run(clone.client).info.status == "FINISHED"
     (folder,) = clone.folders()
     assert checkpoint.load(folder / LAST)["ended"]
 
@@ -321,7 +301,7 @@ def test_an_ended_run_is_found_from_anywhere_says_so_and_stays_as_it_is(
     whole: Clone, tmp_path: Path
 ) -> None:
     (folder,) = whole.folders()
-    client = client_of(whole)
+    client = whole.client
     run, before = only_run(client), hashes(folder)
     script = str(whole.root / "train.py")
     done = whole.run(script, f"resume={run.info.run_id}", *RUN, cwd=tmp_path)
@@ -436,11 +416,6 @@ def test_what_cannot_be_resumed_is_one_line_and_makes_nothing(
 # --- in this process, where nothing has to start ---
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_hydra():
-        return compose("config", list(overrides))
-
-
 class Desk:
     """Runs and resumes in one folder."""
 
@@ -450,11 +425,11 @@ class Desk:
 
     def run(self, *overrides: str) -> None:
         typed = ["data=digits", self.cache, "model.dropout=0.3", *overrides]
-        experiment.train(composed(*typed), self.folder, typed)
+        experiment.train(compose_config(*typed), self.folder, typed)
 
     def resume(self, *overrides: str) -> None:
         typed = ["resume=latest", *overrides]
-        experiment.resume(composed(*typed), self.folder, typed)
+        experiment.resume(compose_config(*typed), self.folder, typed)
 
 
 @pytest.fixture
@@ -484,7 +459,7 @@ def test_more_epochs_go_on_bit_for_bit(new_desk: Callable[[], Desk], keep: str) 
     further.run(*settings, "trainer.epochs=2")
     further.resume("trainer.epochs=4")
     further.resume("trainer.epochs=6")
-    assert journal(further.folder) == journal(whole.folder)
+    assert read_metrics(further.folder) == read_metrics(whole.folder)
     assert weights(further.folder) == weights(whole.folder)
 
 
@@ -572,7 +547,7 @@ def test_a_run_killed_in_between_goes_on_bit_for_bit(
     assert next(calls) == call + 1
     desk.resume()
     assert weights(desk.folder) == weights(whole.folder)
-    assert journal(desk.folder) == journal(whole.folder)
+    assert read_metrics(desk.folder) == read_metrics(whole.folder)
 
 
 def test_a_run_with_every_option_killed_in_an_epoch_goes_on_bit_for_bit(
@@ -599,7 +574,7 @@ def test_a_run_with_every_option_killed_in_an_epoch_goes_on_bit_for_bit(
             desk.run(*settings)
     desk.resume()
     assert weights(desk.folder) == weights(whole.folder)
-    assert journal(desk.folder) == journal(whole.folder)
+    assert read_metrics(desk.folder) == read_metrics(whole.folder)
 
 
 def test_a_kill_between_the_last_checkpoint_and_the_best_leaves_no_stale_best(
@@ -615,7 +590,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_best_leaves_no_stale_best(
     assert not (desk.folder / "checkpoints" / "best.pt").exists()
     desk.resume()
     assert weights(desk.folder) == weights(whole.folder)
-    assert journal(desk.folder) == journal(whole.folder)
+    assert read_metrics(desk.folder) == read_metrics(whole.folder)
 
 
 def test_a_kill_while_resuming_leaves_the_metrics_that_were_there(
@@ -623,11 +598,11 @@ def test_a_kill_while_resuming_leaves_the_metrics_that_were_there(
 ) -> None:
     desk = new_desk()
     desk.run("tracking=none", "trainer.epochs=2")
-    before = journal(desk.folder)
+    before = read_metrics(desk.folder)
     monkeypatch.setattr(Entry, "to_json", kill)
     with pytest.raises(Kill):
         desk.resume("trainer.epochs=3")
-    assert journal(desk.folder) == before
+    assert read_metrics(desk.folder) == before
 
 
 def test_a_run_whose_tracker_does_not_answer_can_be_gone_on_with_once_it_does(
@@ -644,7 +619,7 @@ def test_a_run_whose_tracker_does_not_answer_can_be_gone_on_with_once_it_does(
             desk.run("tracking=none", "trainer.epochs=2")
     desk.resume("trainer.epochs=3")
     assert weights(desk.folder) == weights(whole.folder)
-    assert journal(desk.folder) == journal(whole.folder)
+    assert read_metrics(desk.folder) == read_metrics(whole.folder)
 
 
 # --- what may change on the way ---
@@ -684,9 +659,9 @@ def test_what_would_change_the_training_is_refused_with_both_values(
     typed: list[str], problems: list[str]
 ) -> None:
     saved = SAVED.copy()
-    saved.optimizer = composed("optimizer=sgd").optimizer
+    saved.optimizer = compose_config("optimizer=sgd").optimizer
     with pytest.raises(BadInput) as caught:
-        apply_overrides(saved, composed(*typed), typed)
+        apply_overrides(saved, compose_config(*typed), typed)
     assert str(caught.value).splitlines() == [*map(Like, problems)]
 
 
@@ -694,13 +669,13 @@ def test_the_values_of_the_run_typed_again_and_those_that_are_free_are_taken() -
     typed = ["resume=latest", "batch_size=64", "model.hidden_sizes=[128,64]", "trainer.epochs=9"]
     typed += ["trainer.device=auto", "trainer.checkpoint_every_steps=7", "model.dropout=0.2"]
     typed += ["tracking=mlflow", "tracking.experiment=other"]
-    config = apply_overrides(SAVED, composed(*typed), typed)
+    config = apply_overrides(SAVED, compose_config(*typed), typed)
     assert config.model == SAVED.model
     assert (config.batch_size, config.resume) == (64, None)
     assert config.trainer == {"epochs": 9, "device": "auto", "checkpoint_every_steps": 7}
     assert config.tracking.experiment == "other"
     assert config.tracking.mlflow._target_.endswith("MLflowTracker")
-    without = apply_overrides(config, composed("tracking=none"), ["tracking=none"])
+    without = apply_overrides(config, compose_config("tracking=none"), ["tracking=none"])
     assert without.tracking == SAVED.tracking
 
 
@@ -824,7 +799,7 @@ def test_a_crafted_checkpoint_is_one_line_runs_nothing_and_changes_nothing(
     craft(change, folder / LAST)
     before = hashes(tmp_path)
     with pytest.raises(Failure) as caught:
-        experiment.resume(composed("trainer.epochs=3"), folder, ["trainer.epochs=3"])
+        experiment.resume(compose_config("trainer.epochs=3"), folder, ["trainer.epochs=3"])
     assert str(caught.value) == Like(f"{folder / LAST}: …{problem}…")
     assert hashes(tmp_path) == before
     assert not (tmp_path / "harm").exists()

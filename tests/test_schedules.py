@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like
-from hydra import compose
+from conftest import Clone, Like, compose_config
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.run import resume, train
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.paths import CONF
 from mnist_exp.training import schedules
 
@@ -48,13 +46,11 @@ def test_each_schedule_is_the_table_that_it_promises() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("scheduler/*.yaml")))
 def test_each_option_is_stepped_at_each_step_and_goes_on_where_it_was(
-    digits_cache: Path, tmp_path: Path, name: str
+    quick: list[str], tmp_path: Path, name: str
 ) -> None:
-    typed = ["data=digits", f"data.cache={digits_cache}", "tracking=none", "trainer.epochs=4"]
-    typed += [f"scheduler={name}", "optimizer=sgd", "trainer.max_batches=10"]
-    with initialize_hydra():
-        config, again = compose("config", typed), compose("config", ["resume=latest"])
-        more = compose("config", ["trainer.epochs=5"])
+    typed = ["trainer.epochs=4", f"scheduler={name}", "optimizer=sgd", "trainer.max_batches=10"]
+    config, again = compose_config(*quick, *typed), compose_config("resume=latest")
+    more = compose_config("trainer.epochs=5")
     train(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rates = [float(rate) for line in lines for rate in re.findall(r'"lr": ([\d.e-]+)', line)]

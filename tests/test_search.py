@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from conftest import Clone, Like
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from mlflow import MlflowClient
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -184,8 +183,6 @@ def test_a_search_prunes_and_resumes_after_an_interruption(clone: Clone) -> None
     assert {len(row["optimizer.lr"]) > 6 for row in leaderboard(folder_of(clone))} == {True}
     for run in children:
         pruned = len(run.data.metrics) and run.info.status == "KILLED"
-        epochs = MlflowClient(f"sqlite:///{clone.root}/mlflow.db").get_metric_history(
-            run.info.run_id, "val/accuracy"
-        )
+        epochs = clone.client.get_metric_history(run.info.run_id, "val/accuracy")
         assert [point.step for point in epochs] == list(range(1, len(epochs) + 1))
         assert (len(epochs) < 6) == bool(pruned)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import read_metrics
 
 from mnist_exp.data import DataError, Dataset, Split, Streamed, digits, image_folder, splits
 from mnist_exp.data.cache import array_path, ensure_record, hash_array
@@ -224,13 +225,6 @@ def test_what_the_thread_raises_is_raised_where_its_batch_is_due(
 # --- as a person sees it ---
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl says, without times."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    names = ("epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss")
-    return [{name: line[name] for name in names if name in line} for line in lines]
-
-
 @pytest.mark.slow
 def test_a_run_below_the_limit_and_one_above_it_find_the_same_and_go_on_from_each_other(
     clone: Any,
@@ -241,7 +235,7 @@ def test_a_run_below_the_limit_and_one_above_it_find_the_same_and_go_on_from_eac
     assert clone.run(*quick, *limited).returncode == 0
     typed = ("resume=latest", "trainer.epochs=2", "data.memory_limit=8")
     assert clone.run("train.py", *typed).returncode == 0
-    whole, streamed = map(metrics, clone.folders())
+    whole, streamed = map(read_metrics, clone.folders())
     assert [line["epoch"] for line in whole] == [1, 2, 2]
     assert [line for line in streamed if line["epoch"] == 2] == whole[1:]
     assert streamed[0] == whole[0]
@@ -268,7 +262,7 @@ def measured(clone: Any, *typed: str) -> Measured:
     (folder,) = set(clone.folders()) - before
     epochs = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     speeds = [epoch["images_per_second"] for epoch in epochs if "images_per_second" in epoch]
-    return Measured(resident * 1024 / 1e9, max(speeds), metrics(folder))
+    return Measured(resident * 1024 / 1e9, max(speeds), read_metrics(folder))
 
 
 @pytest.mark.slow

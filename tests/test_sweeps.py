@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like
-from mlflow import MlflowClient
+from conftest import TIMES, Clone, Like
 from mlflow.entities import Run
 
 from mnist_exp.errors import BadInput
@@ -28,12 +27,11 @@ GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batc
 LONG = ("-m", "data=digits", "trainer.epochs=12", "batch_size=32", "seed=1,2,3")
 QUICK = ("-m", "data=digits", "model=linear", "trainer.epochs=1", "tracking=none")
 SMALL = (*QUICK, "batch_size=16,64", "seed=1,2")
-TIMES = ("epoch_seconds", "images_per_second")
 
 
 def runs_of(clone: Clone) -> tuple[Run, list[Run]]:
     """The only sweep's parent run, and its children by job number."""
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    client = clone.client
     experiment = client.get_experiment_by_name("mnist_exp")
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
@@ -120,7 +118,7 @@ def test_the_leaderboard_is_ranked_by_validation_on_the_screen_and_in_the_artifa
 ) -> None:
     clone, printed = grid
     parent, children = runs_of(clone)
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    client = clone.client
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert names == {"leaderboard.csv", "leaderboard.png", "sweep.log"}
     rows = leaderboard(folder_of(clone))

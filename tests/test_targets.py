@@ -13,15 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Clone, Like
-from hydra import compose
+from conftest import Clone, Like, compose_config
 from omegaconf import OmegaConf
 from PIL import Image
 
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import build as building
 from mnist_exp.experiment.load import load_model
-from mnist_exp.experiment.targets import check_saved_config, initialize_hydra, target_problems
+from mnist_exp.experiment.targets import check_saved_config, target_problems
 from mnist_exp.paths import CONF, LAST
 
 MODEL = {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [8]}
@@ -103,8 +102,7 @@ def test_lists_that_a_small_file_makes_endless_are_refused() -> None:
 
 
 def plain_config(*overrides: str) -> dict[str, Any]:
-    with initialize_hydra():
-        container = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    container = OmegaConf.to_container(compose_config(*overrides), resolve=True)
     assert isinstance(container, dict)
     return container
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from conftest import Clone
 from matplotlib.figure import Figure
-from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import metadata
@@ -117,7 +116,7 @@ def test_both_trackers_record_the_same_and_a_resumed_run_once(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("compare  mlflow ui\ncompare  tensorboard --logdir runs\n")
     (folder,) = (clone.root / "runs").iterdir()
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    client = clone.client
     (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
     found = scalars(folder)
     assert found.keys() == run.data.metrics.keys() >= {"train/loss", "val/accuracy", "test/loss"}

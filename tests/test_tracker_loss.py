@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like
+from conftest import Clone, Like, only_run
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
@@ -205,12 +205,6 @@ def test_a_long_training_ends_within_seconds_when_no_run_can_be_opened(clone: Cl
     assert time.monotonic() - started < 30  # 10 on a machine without other work
 
 
-def only_run(uri: str) -> tuple[MlflowClient, str]:
-    client = MlflowClient(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
-    return client, run.info.run_id
-
-
 def steps(client: MlflowClient, run_id: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run_id, "val/loss")]
 
@@ -243,7 +237,8 @@ def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> N
     database.close()
     out, err = process.communicate(timeout=100)
     assert (process.returncode, err) == (0, "")
-    client, run_id = only_run(f"sqlite:///{clone.root}/mlflow.db")
+    client = clone.client
+    run_id = only_run(client).info.run_id
     if "python train.py" in out:
         *_, command = [line for line in out.splitlines() if line.startswith("python train.py")]
         assert clone.run(*command.split()[1:]).returncode == 0
@@ -328,7 +323,8 @@ def test_a_server_killed_and_started_again_during_training_misses_nothing(
         assert (process.returncode, err) == (0, "")
         assert out.count("tracker") == 1
         assert "python train.py" not in out
-        client, run_id = only_run(uri)
+        client = MlflowClient(uri)
+        run_id = only_run(client).info.run_id
         check_complete(client, run_id, clone)
 
 
@@ -350,7 +346,8 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
     command = f"python train.py resume={folder.relative_to(clone.root)}"
     assert re.search(rf"^.*tracker.*:\n{re.escape(command)}\n", out, re.MULTILINE)
     with mlflow_server(tmp_path, uri):
-        client, run_id = only_run(uri)
+        client = MlflowClient(uri)
+        run_id = only_run(client).info.run_id
         assert client.get_run(run_id).info.status == "RUNNING"
         done = clone.run(*command.split()[1:], env=env)
         assert (done.returncode, done.stderr) == (0, "")
@@ -390,7 +387,7 @@ def test_a_run_that_is_deleted_meanwhile_fails_and_is_logged_once_it_is_restored
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, ""), out
     (folder,) = clone.folders()
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    client = clone.client
     experiments = [client.get_experiment_by_name("mnist_exp").experiment_id]
     (run,) = client.search_runs(experiments, "", ViewType.DELETED_ONLY)
     path = folder.relative_to(clone.root)
@@ -445,7 +442,7 @@ def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(
     for process in processes:
         out, err = process.communicate(timeout=200)
         assert (process.returncode, err) == (0, ""), out
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    client = clone.client
     runs = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
     assert len(set(clone.folders())) == 4

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like
+from conftest import Clone, Like, only_run, read_metrics
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
@@ -32,10 +32,6 @@ EPOCH_METRICS = {
 VAL_METRICS = {"val/loss", "val/accuracy"}
 
 
-def lines_of(journal: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in journal.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
     """A clone in which one run has ended, and what it printed into a pipe."""
@@ -47,15 +43,12 @@ def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
 
 @pytest.fixture(scope="module")
 def client(trained: tuple[Clone, str]) -> MlflowClient:
-    clone, _ = trained
-    return MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
+    return trained[0].client
 
 
 @pytest.fixture(scope="module")
 def run(client: MlflowClient) -> Run:
-    experiment = client.get_experiment_by_name("mnist_exp")
-    (run,) = client.search_runs([experiment.experiment_id])
-    return run
+    return only_run(client)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +109,7 @@ def test_the_output_folder_holds_log_config_metrics_and_weights(
 
 
 def test_metrics_jsonl_has_a_line_per_epoch_and_one_of_the_test(folder: Path) -> None:
-    *epochs, test = lines_of(folder / "metrics.jsonl")
+    *epochs, test = read_metrics(folder, times=True)
     assert [epoch.pop("epoch") for epoch in epochs] == [1, 2, 3]
     assert all(set(epoch) == EPOCH_METRICS for epoch in epochs)
     best = max(epochs, key=lambda epoch: epoch["val/accuracy"])  # the first of equals
@@ -132,7 +125,7 @@ def test_the_weights_are_a_plain_state_dict_that_gives_the_logged_test_metrics(
     model.load_state_dict(state_dict)
     dataset = digits(cache=str(digits_cache), mean=0.3059, std=0.3763)
     found = evaluate(model, dataset.prepare(dataset.test, torch.device("cpu")))
-    *_, test = lines_of(folder / "metrics.jsonl")
+    *_, test = read_metrics(folder, times=True)
     assert found.accuracy == test["test/accuracy"]
     assert found.loss == pytest.approx(test["test/loss"], rel=1e-6)
 
@@ -141,7 +134,7 @@ def test_mlflow_holds_every_metric_once_with_its_epoch(
     client: MlflowClient, run: Run, folder: Path
 ) -> None:
     assert run.info.status == "FINISHED"
-    *epochs, test = lines_of(folder / "metrics.jsonl")
+    *epochs, test = read_metrics(folder, times=True)
     assert set(run.data.metrics) == EPOCH_METRICS | {"test/loss", "test/accuracy"}
     for key in EPOCH_METRICS:
         history = client.get_metric_history(run.info.run_id, key)
@@ -232,11 +225,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone
         assert done.returncode == 0
         folder = clone.folders()[-1]
         state_dict = torch.load(folder / "mnist_model.pth", weights_only=True)
-        metrics = [
-            {key: value for key, value in line.items() if "second" not in key}
-            for line in lines_of(folder / "metrics.jsonl")
-        ]
-        runs.append((metrics, [tensor.tolist() for tensor in state_dict.values()]))
+        runs.append((read_metrics(folder), [tensor.tolist() for tensor in state_dict.values()]))
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
@@ -257,7 +246,7 @@ def test_without_validation_all_images_train_and_no_figure_of_it_is_shown(clone:
     assert (rank, epoch, rest) == ("1", "2", ["FINISHED", "0", "1"])
     assert re.search(r"test     accuracy 0\.\d{4} ± 0\.\d{4} \(n=2\)", done.stdout)
     for folder in clone.folders():
-        *epochs, test = lines_of(folder / "metrics.jsonl")
+        *epochs, test = read_metrics(folder, times=True)
         assert len(epochs) == 2
         assert all(epoch.keys() - {"epoch"} == EPOCH_METRICS - VAL_METRICS for epoch in epochs)
         assert test["epoch"] == 2
@@ -280,9 +269,7 @@ def test_a_loss_that_is_no_longer_finite_fails_the_run(clone: Clone) -> None:
     (folder,) = clone.folders()
     assert not (folder / "mnist_model.pth").exists()  # it would have the initial weights
     assert "finite" in (folder / "train.log").read_text()
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
-    assert run.info.status == "FAILED"
+    assert only_run(clone.client).info.status == "FAILED"
 
 
 def test_outputs_that_cannot_be_written_are_one_line(clone: Clone) -> None:
@@ -315,7 +302,7 @@ def test_the_baseline_reaches_the_accuracy_of_the_tutorial_pipeline(clone: Clone
     done = clone.run("train.py", f"data.root={os.environ['MNIST_ROOT']}", timeout=300)
     assert done.returncode == 0, done.stderr
     (folder,) = clone.folders()
-    *epochs, test = lines_of(folder / "metrics.jsonl")
+    *epochs, test = read_metrics(folder, times=True)
     assert len(epochs) == 5
     assert test["test/accuracy"] >= 0.968  # the tutorial pipeline gives 0.97 ± 0.003
 
@@ -336,6 +323,5 @@ def test_the_ui_started_first_does_not_keep_the_training_from_its_artifacts(clon
     finally:
         ui.terminate()
         ui.communicate(timeout=60)
-    client = MlflowClient(f"sqlite:///{clone.root}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
-    assert "mnist_model.pth" in [a.path for a in client.list_artifacts(run.info.run_id)]
+    artifacts = clone.client.list_artifacts(only_run(clone.client).info.run_id)
+    assert "mnist_model.pth" in [artifact.path for artifact in artifacts]
