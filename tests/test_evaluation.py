@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like
+from conftest import Clone, Like, compose_config
 from PIL import Image
 
 from mnist_exp.cli.evaluate import parse_data

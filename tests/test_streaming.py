@@ -22,7 +22,7 @@ from mnist_exp.data.cache import array_path, ensure_record, hash_array
 from mnist_exp.data.published import CIFAR10
 from mnist_exp.data.rows import ArrayFile, Rows, select_all
 from mnist_exp.data.sets import hash_sums
-from mnist_exp.training.loop import shuffled
+from mnist_exp.training.loop import shuffle
 
 CPU = torch.device("cpu")
 TINY = 1e-6  # GB
@@ -55,7 +55,7 @@ def readers() -> list[str]:
 
 def order_of(count: int) -> list[torch.Tensor | slice]:
     """All at random in batches, a part of one, every third, and some of them again."""
-    return [*shuffled(count, seed=1, epoch=1).split(7), slice(3, 5), slice(0, None, 3)]
+    return [*shuffle(count, seed=1, epoch=1).split(7), slice(3, 5), slice(0, None, 3)]
 
 
 # --- the same, bit for bit ---
