@@ -90,7 +90,7 @@ class Tracker(Protocol):
     def end(self, status: Status) -> None: ...
 
     def explain_deletion(self) -> str | None:
-        """If a person deleted the run since its start: that it is so, and how to restore it."""
+        """If somebody deleted the run since its start: what is deleted, and how to restore it."""
 
 
 def root_cause(error: BaseException) -> str:

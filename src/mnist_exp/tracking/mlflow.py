@@ -43,7 +43,7 @@ class MLflowTracker:
     def start(self, record: RunRecord) -> str:
         try:
             self.client = store.open_store(self.uri)
-            experiment_id = store.get_or_create(self.client, self.experiment, self.uri)
+            experiment_id = store.get_or_create_experiment(self.client, self.experiment, self.uri)
             run_id = store.find_key(self.client, experiment_id, record.key)
             if run_id:
                 if deletion := store.explain_deletion(self.client, run_id):
@@ -59,7 +59,7 @@ class MLflowTracker:
         except TrackerError:
             raise
         except Exception as error:  # a database or a network can raise anything
-            raise store.unreachable(self.uri, error) from error
+            raise store.explain_failure(self.uri, error) from error
 
     def _describe(self, record: RunRecord, experiment_id: str) -> None:
         """Log tags, params and the data set. A param that was changed on resume keeps its value."""

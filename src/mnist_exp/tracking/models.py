@@ -36,7 +36,7 @@ def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedM
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, NAME)
-            write(folder, record, Model(run_id=run_id, model_id=model.model_id))
+            write_model(folder, record, Model(run_id=run_id, model_id=model.model_id))
             client.log_model_artifacts(model.model_id, str(folder))
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=record.epoch)])
         client.log_batch(run_id, copy_metrics(client, run_id, model.model_id, record.epoch))
@@ -53,7 +53,7 @@ def find_model(
     return found[0] if found else None
 
 
-def write(folder: Path, record: ModelRecord, model: Model) -> None:
+def write_model(folder: Path, record: ModelRecord, model: Model) -> None:
     """Write the model for mlflow.pyfunc; this pickles nothing and does not import torch."""
     example = np.array(record.example, np.uint8)
     images = TensorSpec(example.dtype, (-1, *example.shape[1:]))  # unnamed: takes a bare array

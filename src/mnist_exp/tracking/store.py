@@ -65,7 +65,7 @@ def open_store(uri: str) -> MlflowClient:
         with FileLock(REPOSITORY / "mlflow.db.lock"):
             return connect(address)
     except Exception as error:  # a database or a network can raise anything
-        raise unreachable(uri, error) from error
+        raise explain_failure(uri, error) from error
 
 
 def connect(uri: str) -> MlflowClient:
@@ -82,13 +82,13 @@ def get_viewer(uri: str) -> str:
     return "mlflow ui" if here else f"cd {shlex.quote(str(REPOSITORY))} && mlflow ui"
 
 
-def unreachable(uri: str, error: Exception) -> TrackerError:
+def explain_failure(uri: str, error: Exception) -> TrackerError:
     return TrackerError(
         f"MLflow at {uri} does not answer ({root_cause(error)}); tracking=none trains without it"
     )
 
 
-def get_or_create(client: MlflowClient, experiment: str, uri: str) -> str:
+def get_or_create_experiment(client: MlflowClient, experiment: str, uri: str) -> str:
     """The experiment's id. Raises TrackerError for a name that would leave LOCAL_ARTIFACTS."""
     if not is_name(experiment):
         raise TrackerError(f"tracking.experiment={experiment}: not a name; leave out / and \\")
@@ -111,7 +111,7 @@ def find_key(client: MlflowClient, experiment_id: str, key: str) -> str | None:
 
 
 def explain_deletion(client: MlflowClient, run_id: str) -> str | None:
-    """If the run or its experiment is deleted: that it is so, and how to restore it."""
+    """Which of the run and its experiment is deleted, and how to restore it; None if neither is."""
     try:
         run = client.get_run(run_id).info
     except MlflowException as error:

@@ -77,7 +77,7 @@ class Trackers:
         return self.started.result()
 
     def explain_deletion(self) -> str | None:
-        """If a person deleted the run since its start: that it is so, and how to restore it."""
+        """If somebody deleted the run since its start: what is deleted, and how to restore it."""
         return next(iter(self._ask(_explain_deletion)), None)
 
     def get_registrations(self) -> list[str]:
