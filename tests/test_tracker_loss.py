@@ -448,4 +448,4 @@ def test_four_trainings_started_at_once_in_a_fresh_clone_all_end_well(
     assert len(set(clone.folders())) == 4
     assert len(client.search_experiments()) == 2  # ours and MLflow's own
     files = [path.name for path in (clone.root / "data" / "cache").rglob("*") if path.is_file()]
-    assert sorted(files) == ["images", "labels", "lock"]
+    assert sorted(files) == ["images.npy", "labels.npy", "lock", "record.json"]
