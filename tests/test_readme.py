@@ -88,7 +88,7 @@ def test_commands_are_valid(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             name = script.removesuffix(".py")
             module = import_module(f"mnist_exp.cli.{name}")
-            monkeypatch.setattr(module, "answer", lambda act: None)
+            monkeypatch.setattr(module, "run_and_exit", lambda act: None)
             monkeypatch.setattr(sys, "argv", [script, *arguments])
             getattr(module, name)()  # exits where the options are wrong
 
