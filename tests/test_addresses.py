@@ -94,7 +94,7 @@ def test_the_secret_comes_back_from_the_environment(monkeypatch: pytest.MonkeyPa
         (f"+hydra.job.env_set.MLFLOW_TRACKING_URI=http://ann:{PASSWORD}@host", "leave it out"),
     ],
 )
-def test_a_password_that_is_typed_is_refused_and_not_repeated(
+def test_a_typed_password_is_refused_and_not_printed(
     monkeypatch: pytest.MonkeyPatch, typed: str, remedy: str
 ) -> None:
     monkeypatch.setenv("SECRET_URI", f"http://ann:{PASSWORD}@host")
@@ -151,7 +151,7 @@ def check_nowhere(root: Path, *said: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_is_named_without_the_password(clone: Clone) -> None:
+def test_the_error_about_an_unreachable_server_hides_its_password(clone: Clone) -> None:
     with closed_port() as uri:
         env = {"MLFLOW_TRACKING_URI": uri.replace("//", f"//ann:{PASSWORD}@")}
     for command in (
@@ -167,7 +167,7 @@ def test_a_server_that_is_down_is_named_without_the_password(clone: Clone) -> No
 
 
 @pytest.mark.slow
-def test_a_database_that_is_not_there_is_named_without_the_password(clone: Clone) -> None:
+def test_the_error_about_a_missing_database_hides_its_password(clone: Clone) -> None:
     uri = f"postgresql://ann:{PASSWORD}@127.0.0.1:1/db"
     done = clone.run("train.py", "data=digits", "trainer=debug", env={"MLFLOW_TRACKING_URI": uri})
     assert done.returncode == 1
@@ -241,7 +241,7 @@ def test_each_variable_opens_a_server_that_asks_for_a_password(
     assert all(seen[1:])
 
 
-def test_a_saved_address_without_its_password_says_what_to_set(
+def test_a_saved_address_without_its_password_names_the_variable_to_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("URI", "PASSWORD", "TOKEN"):
@@ -253,7 +253,7 @@ def test_a_saved_address_without_its_password_says_what_to_set(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("in_address", [True, False])
-def test_a_whole_life_with_a_locked_server_leaves_no_password(
+def test_no_command_leaves_the_servers_password_anywhere(
     clone: Clone, tmp_path: Path, in_address: bool
 ) -> None:
     with closed_port() as behind:

@@ -46,7 +46,7 @@ def test_each_number_does_its_part(
     torch.testing.assert_close(augment(CORNER, numbers), image(expected), atol=1e-5, rtol=0)
 
 
-def test_half_the_size_brings_what_was_two_pixels_off_the_centre_next_to_it() -> None:
+def test_scaling_by_half_halves_the_distance_from_the_center() -> None:
     spikes = torch.zeros(1, 1, 5, 5)
     spikes[0, 0, 2, 0], spikes[0, 0, 4, 4] = 1, 2
     expected = torch.zeros(1, 1, 5, 5)
@@ -61,7 +61,7 @@ def test_a_shear_moves_the_upper_rows_against_the_lower_ones() -> None:
     torch.testing.assert_close(sheared, image([[0, 0, 1], [0, 1, 0], [1, 0, 0]]), atol=1e-5, rtol=0)
 
 
-def test_a_turn_keeps_the_shape_of_an_image_that_is_not_square() -> None:
+def test_a_rotation_keeps_the_shape_of_an_image_that_is_not_square() -> None:
     line = torch.zeros(1, 1, 5, 9)
     line[..., 2, 3:6] = 1  # lying in the middle
     upright = Affine(rotate=90, padding="zeros")(line, uniform(angle=1))
@@ -70,7 +70,7 @@ def test_a_turn_keeps_the_shape_of_an_image_that_is_not_square() -> None:
     torch.testing.assert_close(upright, expected, atol=1e-5, rtol=0)
 
 
-def test_every_image_of_a_batch_has_its_own_and_none_sees_its_neighbours() -> None:
+def test_each_image_of_a_batch_is_augmented_on_its_own() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(6, 3, 8, 8, generator=generator)
     numbers = torch.rand(6, DRAWS, generator=generator)

@@ -27,7 +27,7 @@ def test_nothing_is_wrong_with_a_command() -> None:
         assert problems(sorted({*arguments} - {"-m"}), multirun=True) == []
 
 
-def test_a_process_that_ends_with_2_has_refused_and_one_that_fails_ends_the_benchmark() -> None:
+def test_exit_code_2_is_a_refusal_and_any_other_ends_the_benchmark() -> None:
     done = run("-c 'print(1)'")
     assert (done.metrics, done.refusal) == ([], "")
     assert min(done.wall, done.cpu, done.memory) > 0
@@ -45,7 +45,7 @@ def test_what_a_program_printed_is_read_as_metrics_jsonl_is() -> None:
     assert parse_metrics(printed) == parse_metrics(file)
 
 
-def test_a_section_is_told_as_medians_with_the_least_and_the_most() -> None:
+def test_a_section_shows_medians_with_minimum_and_maximum() -> None:
     def took(wall: float, found: float | None = None, refused: str = "") -> Run:
         return Run(wall, 0, 0, [] if found is None else [{"val/accuracy": found}], refused)
 

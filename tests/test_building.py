@@ -101,7 +101,7 @@ UNFIT = "…1×8×8…10 classes…"
         ),
     ],
 )
-def test_a_model_that_does_not_fit_the_data_is_refused_in_a_line_before_anything_is_trained(
+def test_a_model_that_does_not_fit_the_data_is_refused_before_training(
     model: type[nn.Module], line: str, quick: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput) as caught:
@@ -162,7 +162,7 @@ class Mine(torch.nn.Module):
 """
 
 
-def test_somebodys_own_model_is_told_and_no_run_is_left_with_the_tracker(clone: Clone) -> None:
+def test_an_error_in_a_users_model_is_one_line_and_leaves_no_run(clone: Clone) -> None:
     (clone.root / "mlflow.db").unlink()
     (clone.root / "mine.py").write_text(MODEL)
     (clone.root / "conf" / "model" / "mine.yaml").write_text("_target_: mine.Mine\nside: 28\n")

@@ -44,7 +44,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_says_how_much_was_needed(
+def test_a_full_disk_keeps_the_previous_checkpoint_and_names_the_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.pt"
@@ -137,7 +137,7 @@ def loaded_otherwise(path: Path, bits: Iterator[int] | range) -> tuple[int, list
 
 
 @pytest.mark.parametrize("name", [LAST, BEST])
-def test_of_a_runs_checkpoint_with_a_flipped_bit_no_other_weights_are_loaded(
+def test_a_checkpoint_with_a_flipped_bit_never_loads_other_weights(
     trained: Clone, tmp_path: Path, name: Path
 ) -> None:
     path = tmp_path / "flipped.pt"
@@ -149,7 +149,7 @@ def test_of_a_runs_checkpoint_with_a_flipped_bit_no_other_weights_are_loaded(
     assert refused > 160  # the others lie in padding between the records
 
 
-def test_no_bit_of_a_tensors_entry_in_the_directory_changes_what_is_loaded(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_archives_directory_never_changes_a_tensor(tmp_path: Path) -> None:
     path, name = tmp_path / "last.pt", b"/data/0"
     checkpoint.save(path, {"w": torch.ones(2)})
     end = path.read_bytes().rindex(name) + len(name)
@@ -229,7 +229,7 @@ def test_a_crafted_checkpoint_runs_nothing_and_is_refused_with_its_path(
     assert not target.exists()
 
 
-def test_all_global_random_generators_go_on_where_they_were() -> None:
+def test_all_global_random_generators_are_restored() -> None:
     def draw() -> list[object]:
         return [
             torch.rand(2).tolist(),

@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def test_without_a_compiler_nothing_is_made_and_one_line_is_told(clone: Clone) -> None:
+def test_a_missing_compiler_is_one_line_and_creates_nothing(clone: Clone) -> None:
     done = clone.run(
         "train.py", "data=digits", "trainer.compile=true", "trainer.device=cpu", env={"PATH": ""}
     )
@@ -31,19 +31,19 @@ def test_without_a_compiler_nothing_is_made_and_one_line_is_told(clone: Clone) -
     assert list((clone.root / "outputs").iterdir()) == []
 
 
-def test_what_is_not_to_be_compiled_is_left_as_it_is() -> None:
+def test_without_compile_the_model_is_left_alone() -> None:
     model = MLP((1, 8, 8), 10)
     compile_in_place(model, False)
     assert model._compiled_call_impl is None
 
 
-def test_other_errors_than_the_compilers_pass() -> None:
+def test_errors_that_are_not_the_compilers_pass_unchanged() -> None:
     with pytest.raises(RuntimeError, match=r"^of a step$"), failing_in_one_line():
         raise RuntimeError("of a step")
 
 
 @pytest.mark.slow
-def test_a_compiler_that_fails_is_told_in_one_line(clone: Clone, tmp_path: Path) -> None:
+def test_a_failing_compiler_is_one_line(clone: Clone, tmp_path: Path) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text(
         "#!/bin/sh\n"
@@ -70,7 +70,7 @@ def test_a_compiler_that_fails_is_told_in_one_line(clone: Clone, tmp_path: Path)
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_run_gives_the_metrics_of_an_eager_one_and_goes_on(clone: Clone) -> None:
+def test_a_compiled_run_has_the_metrics_of_an_eager_one_and_resumes(clone: Clone) -> None:
     settings = ("data=digits", "tracking=none", "trainer.device=cpu")
     compiled = (*settings, "trainer.compile=true")
     for arguments in (
@@ -100,7 +100,7 @@ def test_a_compiled_run_gives_the_metrics_of_an_eager_one_and_goes_on(clone: Clo
 @needs_compiler
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_a_compiled_training_stopped_before_its_last_batch_goes_on_bit_for_bit(
+def test_a_compiled_training_resumes_bit_for_bit_before_its_last_batch(
     model: str, quick: list[str], tmp_path: Path
 ) -> None:
     config = compose_config(*quick, "trainer.compile=true", f"model={model}")

@@ -106,7 +106,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
 
 
 @pytest.mark.parametrize("key", VALUES)
-def test_a_rule_admits_just_what_is_allowed(key: str) -> None:
+def test_a_rule_allows_only_its_values(key: str) -> None:
     admitted, refused = VALUES[key]
     rule = rule_for(key, default=admitted[-1])
     assert [value for value in admitted if not rule.admits(value)] == []
@@ -155,27 +155,27 @@ def test_another_class_may_mean_something_else_by_an_options_name() -> None:
     assert rule_for("optimizer.betas", default=0.9).allowed == "a finite number"
 
 
-def test_a_value_that_has_to_be_given_has_its_keys_own_rule() -> None:
+def test_a_mandatory_value_has_the_rule_of_its_key() -> None:
     assert rule_for("data.root", default="???").allowed == "text that is not empty"
     assert rule_for("data.mine", default="???").allowed == "anything"
 
 
-def test_a_key_that_the_code_reads_itself_keeps_its_rule_whatever_a_yaml_file_says() -> None:
+def test_a_key_of_the_code_keeps_its_rule_whatever_the_yaml_default() -> None:
     assert rule_for("batch_size", default="many").allowed == "an integer >= 1"
 
 
-def test_what_is_wrong_names_what_is_allowed_and_the_nearest_word() -> None:
+def test_a_problem_names_what_is_allowed_and_the_nearest_word() -> None:
     assert RULES["trainer.keep"].wrong("lst") == Like("…best | last; did you mean last?")
     assert RULES["trainer.keep"].wrong("none") == Like("…best | last")
     assert RULES["trainer.keep"].wrong("last") is None
 
 
-def test_the_nearest_word_is_asked_for_only_where_one_is_near() -> None:
+def test_a_nearest_word_is_suggested_only_where_one_is_near() -> None:
     assert did_you_mean("optimzer", ["optimizer", "scheduler"]) == "; did you mean optimizer?"
     assert did_you_mean("foo", ["optimizer", "scheduler"]) == ""
 
 
-def test_leaves_are_dotted_keys_with_resolved_values_lists_and_options_whole() -> None:
+def test_leaves_have_dotted_keys_and_resolved_values() -> None:
     config = OmegaConf.create({"a": 1, "b": {"c": "${a}", "d": {"e": [1, "${a}"], "f": None}}})
     assert dict(leaves(config)) == {"a": 1, "b.c": 1, "b.d.e": [1, 1], "b.d.f": None}
     assert dict(leaves(config, resolve=False))["b.c"] == "${a}"

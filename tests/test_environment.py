@@ -28,7 +28,7 @@ def test_auto_is_cuda_then_mps_then_the_cpu(
     assert environment.choose_device("auto") == torch.device(chosen)
 
 
-def test_a_named_device_is_taken_or_what_there_is_instead_is_said(
+def test_an_absent_device_is_refused_with_the_present_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake(monkeypatch, gpus=2, mps=False)
@@ -38,7 +38,7 @@ def test_a_named_device_is_taken_or_what_there_is_instead_is_said(
     assert str(caught.value) == Like("trainer.device=cuda:2: …cuda, cuda:0, cuda:1, cpu")
 
 
-def test_the_tags_tell_commit_and_dirty_state(
+def test_the_tags_have_the_commit_and_whether_it_is_dirty(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(environment, "REPOSITORY", tmp_path)
@@ -59,7 +59,7 @@ def test_the_tags_tell_commit_and_dirty_state(
     assert state() == (head.stdout.strip(), "true")
 
 
-def test_a_machine_without_git_is_told_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     tags = environment.tags(torch.device("cpu"))
     assert tags["mlflow.source.git.commit"] == "unknown"

@@ -160,7 +160,9 @@ def test_a_run_without_validation_has_no_such_split(trained: Callable[..., Path]
         (["image_folder"], "--data data.root=…no default…data.root=<value>"),
     ],
 )
-def test_what_data_says_is_checked_as_train_checks_it(typed: list[str], said: str | None) -> None:
+def test_the_data_option_is_checked_like_the_command_line_of_train(
+    typed: list[str], said: str | None
+) -> None:
     if said is None:
         assert parse_data(typed) == ["data=digits", "data.cache=x"]
     else:
@@ -174,7 +176,7 @@ def test_a_class_may_be_called_what_mlflow_does_not_admit_in_a_name() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_both_trackers_is_evaluated_and_told_once(clone: Clone) -> None:
+def test_an_evaluation_is_logged_once_to_each_of_two_trackers(clone: Clone) -> None:
     typed = ("data=digits", "trainer.epochs=1", "tracking=[mlflow,tensorboard]")
     done = clone.run("train.py", *typed, "tracking.figures=true")
     assert (done.returncode, done.stderr) == (0, "")

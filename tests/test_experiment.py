@@ -89,7 +89,7 @@ def test_the_metrics_returned_are_those_of_the_kept_weights(
     assert result.test != result.epoch.val
 
 
-def test_a_new_run_does_not_replace_one_that_ended_while_it_waited_for_the_folder(
+def test_a_new_run_does_not_replace_one_that_ended_meanwhile_in_its_folder(
     quick: list[str], tmp_path: Path
 ) -> None:
     second = Run(compose_config(*quick), tmp_path, "second")
@@ -238,7 +238,7 @@ def short(quick: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("data_set", DATA_SETS)
 @pytest.mark.parametrize("model", MODELS)
-def test_every_model_goes_on_with_every_data_set_bit_for_bit(
+def test_every_model_resumes_on_every_data_set_bit_for_bit(
     model: str, data_set: str, short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = [*short, *MODELS[model]]
@@ -266,7 +266,7 @@ class PartlyUsed(MLP):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
+def test_a_model_with_unused_parameters_resumes_bit_for_bit(
     optimizer: str, short: list[str], tmp_path: Path, own_options: Path
 ) -> None:
     (own_options / "model" / "mine.yaml").write_text(f"_target_: {__name__}.PartlyUsed\n")
@@ -276,7 +276,7 @@ def test_a_model_with_parameters_that_do_not_learn_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_goes_on_bit_for_bit(
+def test_every_optimizer_resumes_bit_for_bit(
     optimizer: str, short: list[str], tmp_path: Path
 ) -> None:
     check_resumes(compose_config(*short, *OPTIMIZERS[optimizer], "scheduler=cosine"), tmp_path)

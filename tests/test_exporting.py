@@ -113,7 +113,7 @@ def test_a_file_computes_in_float32_whatever_the_model_does(tmp_path: Path) -> N
     torch.testing.assert_close(answered.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_a_file_needs_nothing_of_ours_and_says_what_its_classes_are(tmp_path: Path) -> None:
+def test_an_exported_file_has_its_classes_and_needs_no_code_of_ours(tmp_path: Path) -> None:
     kind = colour()
     model = Linear(kind.image_shape, 4)
     export(model, kind, "onnx", tmp_path / "a.onnx", True, None)
@@ -144,7 +144,7 @@ class Fickle(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_file_that_answers_otherwise_is_not_written_and_the_old_one_stays(tmp_path: Path) -> None:
+def test_an_export_with_other_labels_is_not_written_and_the_old_file_stays(tmp_path: Path) -> None:
     kind = colour()
     model = Fickle()
     (tmp_path / "a.pt").write_text("old")
@@ -156,7 +156,7 @@ def test_a_file_that_answers_otherwise_is_not_written_and_the_old_one_stays(tmp_
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_labels_that_differ_are_counted_and_no_number_is_no_answer() -> None:
+def test_different_labels_are_counted_and_nan_is_a_difference() -> None:
     kind = replace(colour(), image_shape=(1, 1, 4), mean=(0.0,), std=(1.0,))
     model = nn.Flatten()  # the pixels are the logits
     images = torch.tensor([[9, 9, 1, 0], [0, 3, 2, 2]], dtype=torch.uint8).view(2, 1, 1, 4)
@@ -200,7 +200,7 @@ def test_a_trained_model_is_exported_and_runs_without_this_package(clone: Clone)
         (["--format", "pt2", "--output", "a/b.pt2"], "--output a/b.pt2: …no folder a…"),
     ],
 )
-def test_a_mistake_is_told_in_a_line(
+def test_a_mistake_is_one_line(
     options: list[str],
     problem: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -247,7 +247,7 @@ def test_packages_that_are_not_there_are_named_with_what_installs_them(
         script.export_model(options(tmp_path, format="onnx"))
 
 
-def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
+def test_without_the_test_set_only_unchecked_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(load, "load_model", lambda path, device: AwayFromItsData())
@@ -264,9 +264,7 @@ def test_without_the_test_set_nothing_is_exported_unless_unchecked_is_asked_for(
     )
 
 
-def test_a_path_that_cannot_be_written_is_told_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_path_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> Comparison:
         raise OSError(28, "No space left on device")
 

@@ -42,7 +42,7 @@ def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path: Path) -> None
     assert path.read_bytes() == b"new"
 
 
-def test_an_open_reader_keeps_the_whole_old_file(tmp_path: Path) -> None:
+def test_an_open_reader_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"old")
     with path.open("rb") as reader:
@@ -64,7 +64,7 @@ def test_the_old_file_stays_when_the_block_raises(
     assert names(tmp_path) == ["weights"]
 
 
-def test_there_is_no_file_when_the_first_write_raises(tmp_path: Path) -> None:
+def test_a_first_write_that_raises_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_half_and_raise(tmp_path / "weights", RuntimeError)
     assert names(tmp_path) == []

@@ -241,7 +241,7 @@ def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
 # --- what is no set ---
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert said(tmp_path / "pets") == Like("…no such folder…")
 
 
@@ -297,7 +297,7 @@ def spoil(root: Path) -> None:
     Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(root / "dog" / "09.png")
 
 
-def test_files_that_are_no_whole_images_are_named(tmp_path: Path) -> None:
+def test_unreadable_and_truncated_files_are_named(tmp_path: Path) -> None:
     root = tmp_path / "pets"
     make(root)
     spoil(root)
@@ -328,7 +328,7 @@ def test_no_program_is_started_and_no_bomb_or_pipe_is_read(
     assert started == []
 
 
-def test_with_skip_bad_they_are_left_out_and_each_start_says_so(
+def test_skip_bad_leaves_unreadable_files_out_and_warns_at_each_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "pets"

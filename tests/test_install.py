@@ -115,7 +115,7 @@ def test_a_venv_that_make_made_is_made_again_for_another_python(root: Path) -> N
     assert ran(root, "train", "PYTHON=python3") == made_again
 
 
-def test_a_venv_that_make_made_is_made_again_where_its_python_does_not_start(root: Path) -> None:
+def test_make_replaces_its_venv_if_the_python_does_not_start(root: Path) -> None:
     ran(root, "train")
     python = root / ".venv" / "bin" / "python"
     made_again = ["ran -m pip install -e .", "ran train.py"]

@@ -95,7 +95,7 @@ def test_a_job_is_named_by_the_last_parts_of_its_keys_unless_they_are_equal() ->
     assert name_job({"a.lr": "1", "b.lr": "2"}) == "a.lr=1, b.lr=2"
 
 
-def test_a_long_number_is_shown_in_four_digits_and_a_word_whole() -> None:
+def test_a_long_number_is_shown_with_four_digits_and_a_word_in_full() -> None:
     assert [abbreviate(v) for v in ("0.0012345678", "0.0001", "1e-05", "resnet1000")] == [
         *("0.001235", "0.0001", "1e-05", "resnet1000")
     ]

@@ -50,12 +50,12 @@ def test_no_hidden_layer_makes_an_mlp_linear() -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_mlp_has_the_activation_that_is_asked_for(name: str) -> None:
+def test_an_mlp_has_the_chosen_activation(name: str) -> None:
     layers = MLP((1, 8, 8), 10, activation=name).layers
     assert [type(layer) for layer in layers[1::2]] == [ACTIVATIONS[name]] * 2
 
 
-def test_another_activation_is_refused_with_those_there_are_and_the_nearest() -> None:
+def test_an_unknown_activation_is_refused_with_the_nearest() -> None:
     for word, near in (("gleu", "gelu"), ("ReLU", "relu"), ("leaky", "leaky_relu")):
         with pytest.raises(ValueError, match=rf"^activation={word}: .*; did you mean {near}\?$"):
             MLP((1, 8, 8), 10, activation=word)
@@ -73,7 +73,7 @@ def test_the_default_cnn_has_two_convolutions_and_two_dense_layers() -> None:
     assert sum(p.numel() for p in model.parameters()) == 206_922
 
 
-def test_the_strided_cnn_sees_the_middle_of_an_image_and_refuses_one_too_small() -> None:
+def test_the_strided_cnn_crops_an_image_and_refuses_a_small_one() -> None:
     model = StridedCNN((1, 28, 28), 10).eval()
     assert sum(p.numel() for p in model.parameters()) == 209_354
     images = torch.rand(3, 1, 28, 28)

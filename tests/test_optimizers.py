@@ -93,7 +93,7 @@ def test_a_schedules_factor_is_of_both_learning_rates_and_its_momentum_of_muon()
 
 
 @pytest.mark.parametrize("kind", [MLP, CNN, ResNet])
-def test_muon_goes_on_from_a_checkpoint_bit_for_bit(kind: type[nn.Module], tmp_path: Path) -> None:
+def test_muon_resumes_from_a_checkpoint_bit_for_bit(kind: type[nn.Module], tmp_path: Path) -> None:
     whole, first, second = same_model(kind), same_model(kind), same_model(kind)
     learn(whole, made(whole), steps=4)
     optimizer = made(first)
@@ -159,7 +159,7 @@ def test_an_optimizer_by_name_is_torchs_with_its_options() -> None:
         ("Muon", None, r".*matrices.*optimizer=muon.*"),
     ],
 )
-def test_what_torchs_optimizers_have_not_is_told_in_a_line(
+def test_an_unknown_optimizer_or_option_of_torch_is_one_line(
     name: str, options: dict[str, object] | None, line: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"^{line}$"):

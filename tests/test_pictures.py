@@ -51,7 +51,7 @@ def few(channels: int = 1) -> tuple[Predictions, Split]:
     return Predictions.of([probabilities.log()], labels), Split(images, labels)
 
 
-def test_the_errors_are_shown_with_what_was_said_and_what_is_true(
+def test_the_errors_are_shown_with_predicted_and_true_class(
     drawn: dict[str, Figure], tmp_path: Path
 ) -> None:
     predictions, split = few()
@@ -172,7 +172,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_pictures_are_of_the_one_pass_over_the_test_set_and_survive_going_on(
+def test_pictures_need_one_pass_over_the_test_set_and_survive_a_resume(
     quick: list[str], tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose_config(*quick, *LARGE, "tracking.figures=true")
@@ -188,7 +188,7 @@ def test_pictures_are_of_the_one_pass_over_the_test_set_and_survive_going_on(
     assert after[1] != before[1]  # the curves are longer
 
 
-def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
+def test_a_run_killed_while_drawing_draws_again_when_resumed(
     quick: list[str], tmp_path: Path, passes: list[int]
 ) -> None:
     config = compose_config(*quick, *LARGE, "tracking.figures=true")
@@ -204,7 +204,7 @@ def test_a_run_killed_over_its_pictures_makes_them_when_it_goes_on(
     ("overrides", "expected"),
     [([], []), (["tracking.figures=true", "trainer.test=false"], TRAINING)],
 )
-def test_who_does_not_ask_does_not_pay(
+def test_without_figures_there_is_no_pass_and_no_file(
     overrides: list[str], expected: list[str], quick: list[str], tmp_path: Path
 ) -> None:
     train(compose_config(*quick, *LARGE, *overrides), tmp_path, hooks=HOOKS)

@@ -93,7 +93,7 @@ def test_an_evaluation_is_in_the_precision_asked_for(digits_cache: Path) -> None
 # --- through an experiment ---
 
 
-def test_a_float16_run_goes_on_with_its_scale_bit_for_bit(
+def test_a_float16_run_resumes_with_its_scale_bit_for_bit(
     quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: True)
@@ -144,7 +144,9 @@ def test_float64_reaches_weights_images_and_the_file(quick: list[str], tmp_path:
 # --- what a device lacks ---
 
 
-def test_what_a_device_cannot_do_is_told_with_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_precision_is_refused_with_a_supported_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def lacking(name: str, device: str) -> str | None:
         return environment.lacking("trainer.precision", name, torch.device(device))
 

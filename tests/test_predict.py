@@ -55,7 +55,7 @@ def pictures_of(
     return paths
 
 
-def test_images_are_classified_drawn_and_what_is_none_does_not_keep_back_the_others(
+def test_images_are_classified_and_drawn_despite_unreadable_files(
     trained: Clone, tmp_path: Path, digits_cache: Path
 ) -> None:
     test = digits(cache=str(digits_cache), mean=0.3059, std=0.3763).test[:12]
@@ -121,7 +121,7 @@ def test_only_files_are_read_and_no_program_is_started(trained: Clone, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_run_without_a_finished_epoch_is_refused_wherever_a_model_is_loaded(
+def test_no_command_loads_a_run_without_a_finished_epoch(
     clone: Clone,
 ) -> None:
     done = clone.run("train.py", "data=digits", "optimizer=sgd", "optimizer.lr=1e20")
@@ -150,9 +150,7 @@ class Harmful:
         return open, (self.path, "w")
 
 
-def test_a_model_that_is_not_there_or_from_elsewhere_is_told_in_a_line(
-    trained: Clone, tmp_path: Path
-) -> None:
+def test_a_missing_or_foreign_model_is_one_line(trained: Clone, tmp_path: Path) -> None:
     foreign, made = tmp_path / "foreign.pt", tmp_path / "made"
     torch.save({"format": 1, "model": Harmful(str(made))}, foreign)
     done = trained.run("predict.py", "--checkpoint", str(foreign), "five.png")
@@ -176,9 +174,7 @@ def test_a_model_that_is_not_there_or_from_elsewhere_is_told_in_a_line(
         (["--run", "best", "--checkpoint", "a", "b"], "…--checkpoint: …"),
     ],
 )
-def test_a_wrong_option_is_told_in_a_line(
-    trained: Clone, arguments: list[str], problem: str
-) -> None:
+def test_a_wrong_option_is_one_line(trained: Clone, arguments: list[str], problem: str) -> None:
     done = trained.run("predict.py", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == Like(f"error: {problem}…--help…\n")

@@ -216,7 +216,7 @@ def test_the_formats_that_people_have_are_read(form: str) -> None:
         (png_header(100_000, 100_000), "…179 megapixels…50…"),
     ],
 )
-def test_what_is_no_image_is_told_in_a_line(content: bytes, problem: str, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_one_line(content: bytes, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "file.png"
     path.write_bytes(content)
     with pytest.raises(NoImage) as caught:
@@ -224,7 +224,7 @@ def test_what_is_no_image_is_told_in_a_line(content: bytes, problem: str, tmp_pa
     assert str(caught.value) == Like(problem)
 
 
-def test_what_is_not_there_or_a_folder_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(NoImage, match="no such file"):
         prepare(tmp_path / "none.png", MNIST)
     with pytest.raises(NoImage, match="folder"):

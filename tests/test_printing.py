@@ -24,7 +24,7 @@ def test_what_a_terminal_obeys_is_escaped_and_the_rest_is_as_it_was() -> None:
     assert sanitize_lines("a\n\tb\x1b\r") == "a\n\tb\\x1b\\r"
 
 
-def test_a_failure_says_one_line_for_each_of_its_arguments() -> None:
+def test_a_failure_prints_a_line_for_each_of_its_arguments() -> None:
     assert str(BadInput(f"a{HARMFUL}", "b")) == f"a{ESCAPED}\nb"
     assert one_line(ValueError("a\x1b http://ann:pw@host\nb")) == r"a\x1b http://***@host b"
 
@@ -33,7 +33,7 @@ def record(text: str, *arguments: object) -> logging.LogRecord:
     return logging.LogRecord("name", logging.INFO, "file", 1, text, arguments, None)
 
 
-def test_a_records_argument_is_on_one_line_and_its_format_may_have_several() -> None:
+def test_the_arguments_of_a_record_stay_on_one_line() -> None:
     assert format_message(record("to go on:\n%s, %d %%", f"a{HARMFUL}", 3)) == (
         f"to go on:\na{ESCAPED}, 3 %"
     )

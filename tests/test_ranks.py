@@ -62,7 +62,7 @@ def test_the_parts_of_uneven_shares_add_up_to_the_mean_of_the_batch() -> None:
         (["-m", "seed=1,2"], "error: -m…torchrun"),
     ],
 )
-def test_what_several_processes_cannot_do_is_one_line(
+def test_what_several_processes_do_not_support_is_one_line(
     clone: Clone, arguments: list[str], line: str
 ) -> None:
     env = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -130,7 +130,7 @@ def goes_on_alone(clone: Clone, whole: list[dict[str, float]]) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_all_and_one_process_goes_on(
+def test_a_killed_rank_ends_all_and_one_process_resumes(
     clone: Clone, whole: list[dict[str, float]]
 ) -> None:
     torchrun = clone.start(*TWO, *LONG)
@@ -159,7 +159,7 @@ def test_a_rank_that_fails_ends_all_with_its_reason(clone: Clone) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_training_goes_on_in_another_number_of_processes(
+def test_an_interrupted_training_resumes_in_another_number_of_processes(
     clone: Clone, whole: list[dict[str, float]], number: signal.Signals
 ) -> None:
     torchrun = clone.start(*TWO, *LONG)
@@ -172,7 +172,7 @@ def test_an_interrupted_training_goes_on_in_another_number_of_processes(
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_in_two(clone: Clone, whole: list[dict[str, float]]) -> None:
+def test_a_run_of_one_process_resumes_in_two(clone: Clone, whole: list[dict[str, float]]) -> None:
     process = clone.start("train.py", "data=digits", *LONG)
     folder = wait_for_epochs(clone, 2)
     process.send_signal(signal.SIGTERM)
@@ -186,7 +186,7 @@ def test_a_run_of_one_process_goes_on_in_two(clone: Clone, whole: list[dict[str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_restarts_and_the_run_goes_on_by_itself(
+def test_torchrun_restarts_and_resumes_the_run(
     clone: Clone, whole: list[dict[str, float]], rank: int
 ) -> None:
     torchrun = clone.start(*TORCHRUN, "--max-restarts=1", "train.py", "data=digits", *LONG)

@@ -20,7 +20,7 @@ def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
 
 
 @pytest.mark.slow
-def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
+def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
     trained: tuple[Clone, str],
 ) -> None:
     clone, run_id = trained
@@ -55,7 +55,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_found_out(
         ([f"reproduce={'a' * 32}"], [f"no MLflow run {'a' * 32}…"]),
     ],
 )
-def test_what_cannot_be_reproduced_is_bad_input_and_makes_no_run(
+def test_a_run_that_cannot_be_reproduced_is_bad_input_and_creates_nothing(
     trained: tuple[Clone, str], arguments: list[str], problems: list[str]
 ) -> None:
     clone, run_id = trained
@@ -108,7 +108,7 @@ FIRST = {"val/loss": {1: 0.5, 2: 0.25}, "test/loss": {1: 0.75, 2: 0.5}}
         ),
     ],
 )
-def test_every_figure_of_the_first_run_and_its_last_test_must_be_equal(
+def test_every_metric_and_the_last_test_must_be_equal(
     again: dict[str, dict[int, float]], differing: list[Like]
 ) -> None:
     assert compare(of_last_test(FIRST), again) == differing

@@ -44,7 +44,7 @@ def test_the_interval_is_students() -> None:
     assert page.interval([0.5]) == (0.5, 0.5)
 
 
-def test_a_headline_says_what_to_expect() -> None:
+def test_a_headline_has_accuracy_and_training_time() -> None:
     row = made([0.995, 0.997, 0.996], [301.2, 299.6, 321.0])
     assert page.headline(row) == "99.60 ± 0.10 % (n = 3), 301 s of training on CPU"
     assert page.headline(made([0.9], [1.234])) == "90.00 % (n = 1), 1.2 s of training on CPU"
@@ -61,7 +61,7 @@ def test_a_preset_and_the_readme_say_what_was_measured(name: str) -> None:
     assert ("JPEG re-encoding" in "\n".join(head[5:7])) == ("JPEG re-encoding" in row.note)
 
 
-def test_the_page_tells_every_row_its_command_place_and_failures() -> None:
+def test_the_page_has_the_command_and_failures_of_every_row() -> None:
     rows = {
         "one": made(
             [0.97, 0.98],
@@ -117,7 +117,7 @@ def test_the_page_tells_every_row_its_command_place_and_failures() -> None:
     )
 
 
-def test_beside_the_recipe_ratios_are_taken_within_a_round_and_of_the_means() -> None:
+def test_ratios_to_the_recipe_are_taken_per_round_and_of_means() -> None:
     row = made([0.9896, 0.99, 0.9904, 0.992], [1.0, 2.0, 3.0, 5.0], share=2)
     row.recipe = [Run(0, 1, 0.989, 10.0), Run(1, 2, 0.99, 10.0)]
     told = (
@@ -233,7 +233,7 @@ def test_the_commit_is_dirty_where_more_has_changed_than_the_results(
 
 
 @pytest.mark.slow
-def test_presets_are_measured_through_the_command_and_failures_are_told(clone: Clone) -> None:
+def test_presets_are_measured_by_the_command_and_failures_are_listed(clone: Clone) -> None:
     shutil.copytree(REPOSITORY / "benchmarks", clone.root / "benchmarks")
     (clone.root / "benchmarks" / "results.json").unlink(missing_ok=True)
     for name in ("speedrun", "accurate", "fashion"):
@@ -340,7 +340,7 @@ def test_a_run_of_the_recipe_has_its_seeds_weights_and_is_tested_on_the_test_ima
     assert runs == [(1.25, (labels == 9).mean())] * 3
 
 
-def test_the_recipe_has_every_core_whatever_was_done_in_the_process_before(
+def test_the_recipe_uses_every_core_whatever_ran_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_cache(tmp_path / "mnist")

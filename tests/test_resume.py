@@ -202,7 +202,7 @@ def wait_for_file(clone: Clone, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_step_and_the_last_line_pasted_to_a_shell_goes_on(
+def test_a_signal_ends_after_the_step_and_the_printed_command_resumes(
     whole: Clone, clone: Clone
 ) -> None:
     odd = 'it\'s [an] "odd" $HOME folder\\, a=b, ü'
@@ -259,7 +259,7 @@ def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_running_is_not_gone_on_with(clone: Clone) -> None:
+def test_a_running_run_is_not_resumed(clone: Clone) -> None:
     process = clone.start("train.py", *RUN, "trainer.epochs=1000")
     wait_for_file(clone, "metrics.jsonl")
     done = clone.run("train.py", "resume=latest")
@@ -297,9 +297,7 @@ def test_ctrl_c_while_the_command_line_is_checked_prints_nothing(clone: Clone) -
 # --- found, and left alone ---
 
 
-def test_an_ended_run_is_found_from_anywhere_says_so_and_stays_as_it_is(
-    whole: Clone, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_left_unchanged_by_a_resume(whole: Clone, tmp_path: Path) -> None:
     (folder,) = whole.folders()
     client = whole.client
     run, before = only_run(client), hashes(folder)
@@ -354,7 +352,7 @@ def with_checkpoint(folder: Path, age: float) -> Path:
     return folder
 
 
-def test_a_run_is_found_by_its_folder_however_it_is_written_and_as_the_latest(
+def test_a_run_is_found_by_any_path_of_its_folder_and_as_the_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mnist_exp.experiment.find.REPOSITORY", tmp_path)
@@ -387,7 +385,7 @@ def test_a_run_is_found_by_its_folder_however_it_is_written_and_as_the_latest(
         "",
     ],
 )
-def test_a_quoted_value_is_read_by_hydra_as_it_is(value: str) -> None:
+def test_hydra_reads_a_quoted_value_unchanged(value: str) -> None:
     override = OverridesParser.create().parse_override(f"resume={quote(value)}")
     assert override.value() == value
 
@@ -402,7 +400,7 @@ def test_a_quoted_value_is_read_by_hydra_as_it_is(value: str) -> None:
         (["resume=conf", "reproduce=a"], ".*resume.* reproduce.*"),
     ],
 )
-def test_what_cannot_be_resumed_is_one_line_and_makes_nothing(
+def test_a_run_that_cannot_be_resumed_is_one_line_and_creates_nothing(
     clone: Clone, arguments: list[str], problem: str
 ) -> None:
     (clone.root / "mlflow.db").unlink()
@@ -452,7 +450,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_more_epochs_go_on_bit_for_bit(new_desk: Callable[[], Desk], keep: str) -> None:
+def test_more_epochs_resume_bit_for_bit(new_desk: Callable[[], Desk], keep: str) -> None:
     settings = ("tracking=none", f"trainer.keep={keep}")
     whole, further = new_desk(), new_desk()
     whole.run(*settings, "trainer.epochs=6")
@@ -533,7 +531,7 @@ def kill(*arguments: object) -> None:
     [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.log.RunLog._log", 2)],
     ids=["writing a checkpoint", "before an epoch is told"],
 )
-def test_a_run_killed_in_between_goes_on_bit_for_bit(
+def test_a_run_killed_between_two_writes_resumes_bit_for_bit(
     new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch, where: str, call: int
 ) -> None:
     calls = itertools.count(1)
@@ -550,7 +548,7 @@ def test_a_run_killed_in_between_goes_on_bit_for_bit(
     assert read_metrics(desk.folder) == read_metrics(whole.folder)
 
 
-def test_a_run_with_every_option_killed_in_an_epoch_goes_on_bit_for_bit(
+def test_a_run_with_every_option_resumes_bit_for_bit_in_an_epoch(
     new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (
@@ -577,7 +575,7 @@ def test_a_run_with_every_option_killed_in_an_epoch_goes_on_bit_for_bit(
     assert read_metrics(desk.folder) == read_metrics(whole.folder)
 
 
-def test_a_kill_between_the_last_checkpoint_and_the_best_leaves_no_stale_best(
+def test_a_kill_between_last_and_best_leaves_no_stale_best(
     new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, desk = new_desk(), new_desk()
@@ -605,7 +603,7 @@ def test_a_kill_while_resuming_leaves_the_metrics_that_were_there(
     assert read_metrics(desk.folder) == before
 
 
-def test_a_run_whose_tracker_does_not_answer_can_be_gone_on_with_once_it_does(
+def test_a_run_resumes_once_its_tracker_answers(
     new_desk: Callable[[], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
@@ -655,7 +653,7 @@ SAVED = OmegaConf.create(
         ),
     ],
 )
-def test_what_would_change_the_training_is_refused_with_both_values(
+def test_an_override_that_changes_the_training_is_refused_with_both_values(
     typed: list[str], problems: list[str]
 ) -> None:
     saved = SAVED.copy()
@@ -665,7 +663,7 @@ def test_what_would_change_the_training_is_refused_with_both_values(
     assert str(caught.value).splitlines() == [*map(Like, problems)]
 
 
-def test_the_values_of_the_run_typed_again_and_those_that_are_free_are_taken() -> None:
+def test_unchanged_values_and_machine_settings_are_accepted() -> None:
     typed = ["resume=latest", "batch_size=64", "model.hidden_sizes=[128,64]", "trainer.epochs=9"]
     typed += ["trainer.device=auto", "trainer.checkpoint_every_steps=7", "model.dropout=0.2"]
     typed += ["tracking=mlflow", "tracking.experiment=other"]
@@ -787,7 +785,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, digits_cache: Path) -> Path:
 
 
 @pytest.mark.parametrize(("change", "problem"), CRAFTED.values(), ids=CRAFTED)
-def test_a_crafted_checkpoint_is_one_line_runs_nothing_and_changes_nothing(
+def test_a_crafted_checkpoint_is_refused_and_runs_nothing(
     good: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -807,7 +805,7 @@ def test_a_crafted_checkpoint_is_one_line_runs_nothing_and_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_crafted_checkpoint_is_refused_by_the_command(good: Path, clone: Clone) -> None:
+def test_the_command_refuses_every_crafted_checkpoint(good: Path, clone: Clone) -> None:
     for number, (change, problem) in enumerate(CRAFTED.values()):
         folder = shutil.copytree(good, clone.root / "outputs" / f"{number}")
         craft(change, folder / LAST)

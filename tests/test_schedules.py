@@ -45,7 +45,7 @@ def test_each_schedule_is_the_table_that_it_promises() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("scheduler/*.yaml")))
-def test_each_option_is_stepped_at_each_step_and_goes_on_where_it_was(
+def test_each_schedule_steps_every_batch_and_resumes(
     quick: list[str], tmp_path: Path, name: str
 ) -> None:
     typed = ["trainer.epochs=4", f"scheduler={name}", "optimizer=sgd", "trainer.max_batches=10"]

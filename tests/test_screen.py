@@ -45,7 +45,7 @@ def test_the_running_metrics_are_of_the_last_hundred_batches() -> None:
     assert screen.format_progress(training, batch_size=4) == "loss 1.0000  accuracy 1.0000  "
 
 
-def test_on_another_device_the_bar_shows_the_last_epoch_and_reads_nothing() -> None:
+def test_on_a_gpu_the_bar_shows_the_last_epoch_and_reads_no_tensor() -> None:
     training = Progress(MLP((1, 2, 2), 2))
     training.losses = [torch.empty((), device="meta")]  # reading it would raise
     assert screen.format_progress(training, batch_size=4) == ""

@@ -139,9 +139,7 @@ def test_a_file_that_was_cut_while_it_is_used_is_named(tmp_path: Path) -> None:
 # --- the limit ---
 
 
-def test_a_set_stays_on_disk_where_five_bytes_for_each_value_are_too_many(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_set_above_the_memory_limit_stays_on_disk(root: Path, tmp_path: Path) -> None:
     image_folder(str(root), str(tmp_path))
     kept = [path for name in ("train", "test") for path in tmp_path.rglob(f"{name}.npy")]
     needed = 5e-9 * sum(path.stat().st_size for path in kept)
@@ -186,7 +184,7 @@ def test_the_thread_reads_one_part_ahead_and_ends_with_the_batches(
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_no_thread_stays_where_whoever_takes_the_batches_stops_or_raises(
+def test_no_thread_stays_when_the_consumer_stops_or_raises(
     pair: tuple[Dataset, Dataset],
 ) -> None:
     def passed_on() -> Iterator[Split]:
@@ -226,7 +224,7 @@ def test_what_the_thread_raises_is_raised_where_its_batch_is_due(
 
 
 @pytest.mark.slow
-def test_a_run_below_the_limit_and_one_above_it_find_the_same_and_go_on_from_each_other(
+def test_runs_below_and_above_the_limit_agree_and_resume_each_other(
     clone: Any,
 ) -> None:
     quick = ("train.py", "data=digits", "model=cnn", "tracking=none")

@@ -88,7 +88,7 @@ def test_a_saved_config_has_no_interpolation(value: str) -> None:
 
 
 @pytest.mark.parametrize("saved", [None, 5, [1], "a: [", "5", torch.zeros(1), {"a": torch.ones(1)}])
-def test_what_is_no_config_is_refused(saved: Any) -> None:
+def test_an_invalid_config_is_refused(saved: Any) -> None:
     with pytest.raises(BadInput, match=r"^here: .*saved config"):
         check_saved_config(saved, "here")
 

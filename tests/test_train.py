@@ -202,7 +202,7 @@ def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_pat
     assert len(list(clone.root.glob("mlruns/mnist_exp/*/artifacts/config.yaml"))) == 1
 
 
-def test_tracking_none_imports_no_mlflow_starts_no_worker_and_leaves_no_store(clone: Clone) -> None:
+def test_without_tracking_there_is_no_mlflow_no_worker_and_no_store(clone: Clone) -> None:
     (clone.root / "mlflow.db").unlink()
     code = (
         "import os, sys; from mnist_exp.cli import main as cli, process; "
@@ -230,14 +230,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_the_same_split(clone
     assert runs[0] != runs[2]
 
 
-def test_a_run_without_validation_says_how_to_choose_it(clone: Clone) -> None:
+def test_a_run_without_validation_prints_how_to_choose_it(clone: Clone) -> None:
     done = clone.run("train.py", "data=digits", "data.val_fraction=0", "tracking=none")
     folder = clone.folders()[0].relative_to(clone.root)
     text = Like(f"--run best…without validation…--run {folder}")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, text)
 
 
-def test_without_validation_all_images_train_and_no_figure_of_it_is_shown(clone: Clone) -> None:
+def test_without_validation_all_images_train_and_no_validation_metric_is_shown(
+    clone: Clone,
+) -> None:
     command = ("train.py", "-m", "data=digits", "data.val_fraction=0", "seed=1,2")
     done = clone.run(*command, "trainer.epochs=2", "tracking=none", "sweep.test=all")
     assert (done.returncode, done.stderr) == (0, "")
@@ -257,7 +259,7 @@ def test_without_validation_all_images_train_and_no_figure_of_it_is_shown(clone:
     )
 
 
-def test_a_loss_that_is_no_longer_finite_fails_the_run(clone: Clone) -> None:
+def test_a_diverged_loss_fails_the_run(clone: Clone) -> None:
     done = clone.run("train.py", "data=digits", "optimizer=sgd", "optimizer.lr=1e20")
     assert done.returncode == 1
     assert re.search(
@@ -272,7 +274,7 @@ def test_a_loss_that_is_no_longer_finite_fails_the_run(clone: Clone) -> None:
     assert only_run(clone.client).info.status == "FAILED"
 
 
-def test_outputs_that_cannot_be_written_are_one_line(clone: Clone) -> None:
+def test_an_unwritable_output_folder_is_one_line(clone: Clone) -> None:
     (clone.root / "mlflow.db").unlink()
     (clone.root / "outputs").rmdir()
     (clone.root / "outputs").write_text("a file, where a folder should be")
@@ -308,7 +310,7 @@ def test_the_baseline_reaches_the_accuracy_of_the_tutorial_pipeline(clone: Clone
 
 
 @pytest.mark.slow
-def test_the_ui_started_first_does_not_keep_the_training_from_its_artifacts(clone: Clone) -> None:
+def test_artifacts_are_stored_even_if_the_ui_was_started_first(clone: Clone) -> None:
     (clone.root / "mlflow.db").unlink()
     ui = clone.start(
         "-m", "mlflow", "ui", "--port", "0", env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

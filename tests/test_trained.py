@@ -211,15 +211,13 @@ def test_a_path_and_latest_need_no_store(outputs: Path) -> None:
         ("bset", "mixed", "--run bset: …; did you mean best?"),
     ],
 )
-def test_a_word_that_stands_for_no_run_is_told_in_a_line(
-    store: str, word: str, experiment: str, problem: str
-) -> None:
+def test_an_unknown_run_is_one_line(store: str, word: str, experiment: str, problem: str) -> None:
     with pytest.raises(BadInput) as caught:
         find_checkpoint(word, store, experiment)
     assert str(caught.value) == Like(problem)
 
 
-def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_store_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"mnist_exp.*none\.db"):
         find_checkpoint("best", f"sqlite:///{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
@@ -229,7 +227,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_best_is_of_the_data_set_in_the_config_or_of_one_that_is_named(clone: Clone) -> None:
+def test_best_is_chosen_on_the_configs_data_set_or_the_named_one(clone: Clone) -> None:
     (clone.root / "mlflow.db").unlink()
     for number in range(20):
         folder = clone.root / "photos" / ("cat" if number % 2 else "dog")

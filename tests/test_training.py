@@ -197,7 +197,7 @@ def test_the_last_weights_are_kept_on_request() -> None:
     assert all(map(torch.equal, progress.kept.values(), model.state_dict().values()))
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_finite_weights() -> None:
+def test_a_diverged_loss_stops_the_training_and_keeps_finite_weights() -> None:
     state = make_state()
     model, progress = state.model, state.progress
     epochs = train(state, epochs=5)
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_finite_weights()
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("stop_at", [1, 6, 7, 8, 13])
-def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(
+def test_a_training_stopped_after_any_step_resumes_bit_for_bit(
     stop_at: int, precision: str
 ) -> None:
     class Stop(Exception):
@@ -405,7 +405,7 @@ def test_without_images_to_validate_with_the_last_weights_are_kept() -> None:
     assert again.epochs == epochs
 
 
-def test_augmentation_is_of_training_images_alone_and_anew_each_epoch() -> None:
+def test_only_training_images_are_augmented_differently_in_each_epoch() -> None:
     seen: list[torch.Tensor] = []
 
     def blacken(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
