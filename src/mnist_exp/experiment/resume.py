@@ -64,10 +64,10 @@ def apply_overrides(
 
 def chooses_trackers(overrides: Sequence[str]) -> bool:
     """Whether an override, or a preset, names an option of the group tracking."""
-    return any(name_of(override) in ("tracking", "experiment") for override in overrides)
+    return any(get_key(override) in ("tracking", "experiment") for override in overrides)
 
 
-def name_of(override: str) -> str:
+def get_key(override: str) -> str:
     return override.lstrip("+").partition("=")[0]
 
 
@@ -79,7 +79,7 @@ def is_elsewhere(uri: str | None) -> bool:
 def find_typed_keys(overrides: Sequence[str], config: dict[str, Any]) -> Iterator[str]:
     """The leaves that these overrides set: one key, all of a group, or all by a preset."""
     for override in overrides:
-        name = name_of(override)
+        name = get_key(override)
         for key in config:
             if name in (key, "experiment") or key.startswith(f"{name}."):
                 yield key
