@@ -189,8 +189,8 @@ def test_valid_arguments_have_no_problems() -> None:
 def test_what_the_device_lacks_is_reported_in_any_order_of_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(environment, "present_devices", lambda: ["mps", "cpu"])
-    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
+    monkeypatch.setattr(environment, "list_devices", lambda: ["mps", "cpu"])
+    monkeypatch.setattr(environment, "cpu_supports_float16", lambda: False)
     no_float16 = Like("trainer.precision=float16: …CPU…float16…bfloat16")
     no_float64 = Like("trainer.precision=float64: mps…float64…float32…trainer.device=cpu")
     assert said("trainer.precision=float64") == [no_float64]
@@ -208,7 +208,7 @@ def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "g++")
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
-    monkeypatch.setattr(environment, "present_devices", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(environment, "list_devices", lambda: ["cuda", "cpu"])
     no_cxx = "…C++ compiler…g++…false"
     no_triton = "…triton…not installed…false"
     for typed in ("true", "max-autotune"):

@@ -11,14 +11,14 @@ import pytest
 import torch
 from conftest import Clone, Like, compose_config
 
-from mnist_exp.experiment.environment import cxx_compiler
+from mnist_exp.experiment.environment import find_cxx_compiler
 from mnist_exp.experiment.run import Run, load_run
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.models import MLP
-from mnist_exp.training.compile import compile_in_place, failing_in_one_line
+from mnist_exp.training.compile import catch_compile_errors, compile_in_place
 
 needs_compiler = pytest.mark.skipif(
-    shutil.which(cxx_compiler()) is None, reason="torch.compile needs a C++ compiler"
+    shutil.which(find_cxx_compiler()) is None, reason="torch.compile needs a C++ compiler"
 )
 
 
@@ -26,7 +26,7 @@ def test_a_missing_compiler_is_one_line_and_creates_nothing(clone: Clone) -> Non
     done = clone.run(
         "train.py", "data=digits", "trainer.compile=true", "trainer.device=cpu", env={"PATH": ""}
     )
-    assert done.stderr == Like(f"trainer.compile=true: …compiler…{cxx_compiler()}…false…\n")
+    assert done.stderr == Like(f"trainer.compile=true: …compiler…{find_cxx_compiler()}…false…\n")
     assert (done.returncode, done.stdout) == (2, "")
     assert list((clone.root / "outputs").iterdir()) == []
 
@@ -38,7 +38,7 @@ def test_without_compile_the_model_is_left_alone() -> None:
 
 
 def test_errors_that_are_not_the_compilers_pass_unchanged() -> None:
-    with pytest.raises(RuntimeError, match=r"^of a step$"), failing_in_one_line():
+    with pytest.raises(RuntimeError, match=r"^of a step$"), catch_compile_errors():
         raise RuntimeError("of a step")
 
 

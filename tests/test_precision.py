@@ -96,7 +96,7 @@ def test_an_evaluation_is_in_the_precision_asked_for(digits_cache: Path) -> None
 def test_a_float16_run_resumes_with_its_scale_bit_for_bit(
     quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: True)
+    monkeypatch.setattr(environment, "cpu_supports_float16", lambda: True)
     options = ("trainer.precision=float16", "trainer.epochs=2", "model.dropout=0.2")
     config = compose_config(*quick, "batch_size=16", *options)
 
@@ -148,22 +148,22 @@ def test_an_unsupported_precision_is_refused_with_a_supported_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def lacking(name: str, device: str) -> str | None:
-        return environment.lacking("trainer.precision", name, torch.device(device))
+        return environment.check_support("trainer.precision", name, torch.device(device))
 
-    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
+    monkeypatch.setattr(environment, "cpu_supports_float16", lambda: False)
     assert lacking("float16", "cpu") == Like("…CPU…float16…bfloat16")
     assert lacking("float64", "mps") == Like("mps…float64…float32…trainer.device=cpu")
     names = ("float64", "float32", "bfloat16")
     assert [lacking(name, "cpu") for name in names] == [None] * 3
     assert lacking("float16", "mps") is lacking("float16", "cuda") is None
-    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: True)
+    monkeypatch.setattr(environment, "cpu_supports_float16", lambda: True)
     assert lacking("float16", "cpu") is None
 
 
 def test_an_experiment_refuses_what_its_device_cannot_do(
     quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "cpu_computes_in_float16", lambda: False)
+    monkeypatch.setattr(environment, "cpu_supports_float16", lambda: False)
     config = compose_config(*quick, "trainer.precision=float16")
     with pytest.raises(BadInput) as caught:
         train(config, tmp_path)

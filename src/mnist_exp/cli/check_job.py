@@ -79,9 +79,9 @@ def check_setting(setting: Setting, job: Job) -> str | None:
         return explain(error)
     problem = check_secret(key, found) or rule_for(key, job.defaults[key]).wrong(found)
     if problem is None and key == "trainer.device" and found not in ("auto", "cpu"):
-        from mnist_exp.experiment.environment import present_devices  # imports torch: a second
+        from mnist_exp.experiment.environment import list_devices  # imports torch: a second
 
-        present = present_devices()
+        present = list_devices()
         if found not in present:
             return f"not on this machine, which has {', '.join(present)}"
     return problem
@@ -96,9 +96,9 @@ def check_support(setting: Setting, config: DictConfig) -> str | None:
     from mnist_exp.experiment import environment
 
     device = resolve_or_none(config, "trainer.device")
-    if device not in ("auto", *environment.present_devices()):
+    if device not in ("auto", *environment.list_devices()):
         return None  # check_setting has reported it
-    return environment.lacking(key, value, environment.choose_device(device))
+    return environment.check_support(key, value, environment.choose_device(device))
 
 
 def no_such_key(key: str, job: Job) -> str:

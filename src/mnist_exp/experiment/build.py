@@ -41,7 +41,7 @@ def load_checked_dataset(config: DictConfig, device: torch.device) -> Dataset:
     """
     for key in ("trainer.precision", "trainer.compile", "batch_size"):
         value = OmegaConf.select(config, key)
-        if lack := environment.lacking(key, value, device):
+        if lack := environment.check_support(key, value, device):
             raise BadInput(f"{key}={value}: {lack}")
     dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
     if config.trainer.patience is not None and not len(dataset.val):

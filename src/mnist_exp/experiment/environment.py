@@ -1,4 +1,4 @@
-"""Where a run runs: device, versions, commit. What someone needs to get the same numbers again."""
+"""The environment of a run: device, threads, versions, commit. Results depend on it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from mnist_exp.errors import BadInput
 from mnist_exp.paths import CONF, REPOSITORY
 from mnist_exp.training.distributed import SINGLE, ProcessGroup, get_process_group
 
-# What OMP_NUM_THREADS or the number of cores allow, and Slurm, which counts by jobs.
+# Limited by OMP_NUM_THREADS, the number of cores, and Slurm.
 AVAILABLE_THREADS = min(
     torch.get_num_threads(), int(os.environ.get("SLURM_CPUS_PER_TASK", torch.get_num_threads()))
 )
-# Floating-point operations per step. Measured by benchmarks/threads.py on two quiet cores: to 4e7
-# a second thread gains nothing, from 1e8 a step is mostly 1.3 to 1.9 times as fast with it.
+# Floating-point operations per step. Measured by benchmarks/threads.py on two quiet cores: up to
+# 4e7 a second thread gains nothing, from 1e8 on a step is mostly 1.3 to 1.9 times as fast.
 THREADED_FROM = 1e8
 
 
-def present_devices() -> list[str]:
-    """The names that trainer.device may have here besides "auto", the fastest first."""
+def list_devices() -> list[str]:
+    """The values of trainer.device on this machine besides "auto", the fastest first."""
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return [*(["cuda", *cuda] if cuda else []), *mps, "cpu"]
 
 
 def choose_device(name: str, group: ProcessGroup = SINGLE) -> torch.device:
-    """The device of that name; "auto" is CUDA, then MPS, then the CPU, whichever is there first.
+    """The device with this name; "auto" is CUDA, else MPS, else the CPU.
 
-    Of several processes, which MPS cannot serve, each takes the GPU of its number.
+    Of several processes, each takes the GPU with its local rank; MPS serves only one process.
     Raises BadInput for a device that this machine does not have.
     """
-    present = present_devices()
+    present = list_devices()
     if group.world_size > 1 and "mps" in present:
         present.remove("mps")
     if name == "auto":
@@ -54,10 +54,10 @@ def choose_device(name: str, group: ProcessGroup = SINGLE) -> torch.device:
 
 
 def set_deterministic(wanted: bool) -> None:
-    """Whether torch may use only algorithms that give the same bits each time.
+    """Let torch use only algorithms that give the same bits each time.
 
-    Free on a CPU. On CUDA some operations get slower, or are refused where there is no such
-    algorithm; without it two equal runs may differ in the last bits.
+    Free on a CPU. On CUDA some operations get slower, and those without such an algorithm raise an
+    error; if not wanted, two equal runs may differ in the last bits.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -66,48 +66,48 @@ def set_deterministic(wanted: bool) -> None:
 
 
 def set_full_float32() -> None:
-    """Let float32 be float32, not TF32, which rounds the factors of a product to 10 bits.
+    """Compute float32 in float32, not in TF32, which rounds factors to 10 bits.
 
-    torch's default for matrices, though not for convolutions. Costs speed on a GPU's tensor cores;
-    trainer.precision=bfloat16 is the open way to have it.
+    This is torch's default for matrix products, but not for convolutions. It costs speed on a GPU's
+    tensor cores; use trainer.precision=bfloat16 for speed.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
 
-def cpu_computes_in_float16() -> bool:
+def cpu_supports_float16() -> bool:
     mkldnn = torch.backends.mkldnn.is_available()
     return mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
-def cxx_compiler() -> str:
-    """The one that torch.compile calls on a CPU."""
+def find_cxx_compiler() -> str:
+    """The compiler that torch.compile calls on a CPU."""
     return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
-def lacking(key: str, value: object, device: torch.device) -> str | None:
-    """What keeps this device from this value of the config, and what to take instead, if any."""
+def check_support(key: str, value: object, device: torch.device) -> str | None:
+    """Why this device does not support this value of the config and what to use, or None."""
     match key, value, device.type:
-        case "trainer.precision", "float16", "cpu" if not cpu_computes_in_float16():
-            return "this CPU does not compute in float16; take bfloat16"
+        case "trainer.precision", "float16", "cpu" if not cpu_supports_float16():
+            return "this CPU does not compute in float16; use bfloat16"
         case "trainer.precision", "float64", "mps":
-            return "mps does not compute in float64; take float32, or trainer.device=cpu"
+            return "mps does not compute in float64; use float32, or trainer.device=cpu"
         case "batch_size", int(size), _ if left := size % (count := get_process_group().world_size):
             near = [str(whole) for whole in (size - left, size - left + count) if whole]
             return f"cannot be shared out evenly among {count} processes; take {' or '.join(near)}"
-        case "trainer.compile", True | str(), "cpu" if shutil.which(cxx_compiler()) is None:
-            return f"needs a C++ compiler, and there is no {cxx_compiler()}; take false"
+        case "trainer.compile", True | str(), "cpu" if shutil.which(find_cxx_compiler()) is None:
+            return f"needs a C++ compiler, and there is no {find_cxx_compiler()}; use false"
         case "trainer.compile", True | str(), "cuda" if find_spec("triton") is None:
-            return "needs the package triton, which is not installed; take false"
+            return "needs the package triton, which is not installed; use false"
     return None
 
 
 def set_threads(wanted: str | int, step_flops: float) -> None:
-    """How many threads torch uses on a CPU; "auto" is one for a small step, else all there are.
+    """Set the threads of torch on a CPU; "auto" is one for a small step, else all available.
 
-    A small step is done before a second thread has woken up, and where a core has other work, the
-    threads wait for each other at each layer. A function of the work alone, not of a timing: the
-    last bits of the results depend on it.
+    A small step is over before a second thread wakes up, and on a busy core the threads wait for
+    each other at every layer. This depends on the work alone, not on a timing, because the last
+    bits of the results depend on it.
     """
     if wanted == "auto":
         wanted = 1 if step_flops < THREADED_FROM else AVAILABLE_THREADS
@@ -115,9 +115,9 @@ def set_threads(wanted: str | int, step_flops: float) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The maker's name of a GPU, or the kind of device and the threads that torch uses on it.
+    """The model of a GPU, or the type of device and the threads of torch on it.
 
-    With the number of processes, if there are several.
+    With the number of processes if there are several.
     """
     threads, processes = torch.get_num_threads(), get_process_group().world_size
     name = f"{device.type}, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
@@ -127,7 +127,7 @@ def device_name(device: torch.device) -> str:
 
 
 def tags(device: torch.device) -> dict[str, str]:
-    """Commit, dirty state, versions and device, by MLflow's own names where it has one."""
+    """Commit, dirty state, versions and device, by MLflow's own names where there are some."""
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return {
         "mlflow.source.git.commit": commit or "unknown",
@@ -142,9 +142,9 @@ def tags(device: torch.device) -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """12 hex digits of the SHA-256 of src/, as this process found it first, and of conf/ as it is.
+    """12 hex digits of the SHA-256 of src/ when this was first called, and of conf/ now.
 
-    For Python reads a module once, and Hydra its YAML files for each job.
+    Python reads a module once, but Hydra reads its YAML files for each job.
     """
     return sha256((_source_digest() + files_digest(CONF)).encode()).hexdigest()[:12]
 
@@ -155,7 +155,7 @@ def _source_digest() -> str:
 
 
 def files_digest(folder: Path) -> str:
-    """SHA-256 of the names and bytes of all files below a folder but caches and hidden ones."""
+    """SHA-256 of the names and bytes of all files in a folder except caches and hidden files."""
     digest = sha256()
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
@@ -165,15 +165,15 @@ def files_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@functools.cache  # a tenth of a second, in which many files are read
+@functools.cache  # reads many files, which takes a tenth of a second
 def installed_versions() -> str:
-    """Every installed distribution as name==version, a line each: a constraints file for pip."""
+    """Every installed distribution as a line name==version: a constraints file for pip."""
     found = {(d.metadata["Name"], d.version) for d in metadata.distributions()}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found))
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints of this repository, or None where there is no git or no repository."""
+    """The output of git in this repository, or None without git or a repository."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True

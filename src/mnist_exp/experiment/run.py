@@ -49,7 +49,7 @@ from mnist_exp.paths import FIGURES, LAST
 from mnist_exp.tracking import DatasetRecord, ModelRecord, RunRecord, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.augmentation import Augmentation
-from mnist_exp.training.compile import compile_in_place, failing_in_one_line
+from mnist_exp.training.compile import catch_compile_errors, compile_in_place
 from mnist_exp.training.distributed import get_process_group
 from mnist_exp.training.loop import evaluate, fit
 from mnist_exp.training.state import Diverged, Epoch, Progress
@@ -210,7 +210,7 @@ class Run:
         """Train. After each epoch save a checkpoint first, then log: nothing is logged twice."""
         every, images = self.options.checkpoint_every_steps, len(self.splits()[0])
         bar = screen.progress_bar(self.options.epochs, images, self.config.batch_size)
-        with bar as show_step, failing_in_one_line():
+        with bar as show_step, catch_compile_errors():
 
             def on_step(progress: Progress) -> None:
                 show_step(progress)

@@ -1,4 +1,4 @@
-"""torch.compile for a training that has to go on bit for bit, and that fails in one line."""
+"""torch.compile for a training that resumes bit for bit, with errors in one line."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from mnist_exp.errors import Failure
 
 
 class CompileError(Failure):
-    """torch.compile's compiler failed."""
+    """The compiler behind torch.compile failed."""
 
 
 def compile_in_place(model: nn.Module, wanted: bool | str) -> None:
-    """Have torch.compile take the model at its first steps, if wanted: True, or one of its modes.
+    """Let torch.compile compile the model in its first steps; wanted: True, False, or a mode.
 
-    In place, so that the state_dict has the same keys; a copy of the model is not compiled. Each
-    shape of images is compiled for itself, so that no step depends on which shapes came before it,
-    which differ in a resumed training. That costs seconds for each of four: whole and last batches,
-    in training and in validation.
+    In place, so that the state_dict keeps its keys; a copy of the model is not compiled. Every
+    shape is compiled separately, so that no step depends on the shapes before it, which differ in a
+    resumed training. This costs seconds for each of four shapes: full and last batches, in training
+    and validation.
     """
     if wanted is not False:
         model.compile(mode=None if wanted is True else wanted, dynamic=False)
 
 
 @contextmanager
-def failing_in_one_line() -> Iterator[None]:
-    """Raise CompileError, with what the compiler said, for torch's error of several pages."""
+def catch_compile_errors() -> Iterator[None]:
+    """Raise CompileError with the compiler's message instead of torch's error of several pages."""
     try:
         yield
     except RuntimeError as error:
@@ -38,4 +38,6 @@ def failing_in_one_line() -> Iterator[None]:
             raise
         lines = str(error).splitlines()
         reason = next((line for line in lines if "error: " in line), lines[0])
-        raise CompileError(f"torch.compile: {reason}; trainer.compile=false needs none") from error
+        raise CompileError(
+            f"torch.compile: {reason}; trainer.compile=false needs no compiler"
+        ) from error

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_exp.data.splits import Split
-from mnist_exp.training.augmentation import DRAWS, Augmentation, unchanged
+from mnist_exp.training.augmentation import DRAWS, Augmentation, identity
 from mnist_exp.training.distributed import SINGLE, ProcessGroup
 from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import FLOAT32, Precision
@@ -37,7 +37,7 @@ def fit(
     *,
     batch_size: int,
     seed: int,
-    augment: Augmentation = unchanged,
+    augment: Augmentation = identity,
     group: ProcessGroup = SINGLE,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Epoch]:

@@ -1,4 +1,4 @@
-"""Muon for whole models, and any optimizer of torch by its name."""
+"""Muon for whole models, and any optimizer of torch.optim by name."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 UNFIT = {
-    "LBFGS": "computes the loss several times a step, which no step here does",
+    "LBFGS": "computes the loss several times per step, which this training loop does not do",
     "SparseAdam": "takes sparse gradients only",
-    "Muon": "takes matrices only; optimizer=muon gives it those of a model",
+    "Muon": "takes matrices only; optimizer=muon gives it the matrices of a model",
 }
-UNFIT_OPTIONS = ("maximize", "capturable", "differentiable")  # for no loss, CUDA graphs, MAML
+UNFIT_OPTIONS = ("maximize", "capturable", "differentiable")  # no use in this loop
 
 
 def by_name(
@@ -25,22 +25,22 @@ def by_name(
     name: str,
     options: Mapping[str, Any] | None = None,
 ) -> Optimizer:
-    """The optimizer of torch.optim with that name, and with these of its other arguments.
+    """The optimizer of torch.optim with this name; options: its other arguments.
 
-    Raises ValueError for a name or an option that there is not, or that fits no step here.
+    Raises ValueError for an unknown name or option, or one that this training loop cannot use.
     """
     if name in UNFIT:
         raise ValueError(UNFIT[name])
     kinds = {n: kind for n, kind in vars(torch.optim).items() if is_optimizer(kind)}
     names = sorted(kinds.keys() - UNFIT.keys())
     if name not in names:
-        raise ValueError(f"no such optimizer; there are {', '.join(names)}{nearest(name, names)}")
+        raise ValueError(f"no such optimizer; use one of {', '.join(names)}{suggest(name, names)}")
     _, _, *others = inspect.signature(kinds[name]).parameters  # after its parameters and lr
     others = [option for option in others if option not in UNFIT_OPTIONS]
     for option in options or {}:
         if option not in others:
-            near = nearest(option, others, cutoff=0.6)
-            raise ValueError(f"has no option {option}; there are {', '.join(others)}{near}")
+            near = suggest(option, others, cutoff=0.6)
+            raise ValueError(f"has no option {option}; it has {', '.join(others)}{near}")
     return kinds[name](parameters, lr=lr, **options or {})
 
 
@@ -48,7 +48,7 @@ def is_optimizer(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
 
 
-def nearest(word: str, words: Iterable[str], cutoff: float = 0) -> str:
+def suggest(word: str, words: Iterable[str], cutoff: float = 0) -> str:
     lower = {known.lower(): known for known in words}
     near = get_close_matches(word.lower(), lower, 1, cutoff)
     return f"; did you mean {lower[near[0]]}?" if near else ""
@@ -58,12 +58,12 @@ class Muon(Optimizer):
     """Muon for the weights of hidden layers, AdamW for all other parameters, as one optimizer.
 
     Muon's steps are orthogonal matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon). As
-    there, the filters of a convolution are a matrix with a row for each, and the weights of the
-    first and the last layer, in the order of `parameters`, are AdamW's. A schedule's factor is one
-    of both learning rates, its momentum is Muon's.
+    there, the filters of a convolution are the rows of a matrix, and AdamW takes the weights of the
+    first and the last layer, in the order of `parameters`. A schedule scales both learning rates;
+    its momentum is Muon's.
 
     lr: Muon's. The parameters must have their device and memory format already. Raises ValueError
-    where there is no hidden layer.
+    if there is no hidden layer.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Muon(Optimizer):
         everything = list(parameters)
         hidden = [weight for weight in everything if weight.ndim in (2, 4)][1:-1]
         if not hidden:
-            raise ValueError("the model has no hidden layer, which Muon is for; take adamw")
+            raise ValueError("the model has no hidden layer for Muon; use adamw")
         taken = set(map(id, hidden))
         others = [parameter for parameter in everything if id(parameter) not in taken]
-        self.matrices = [matrix(weight.detach(), weight) for weight in hidden]
+        self.matrices = [as_matrix(weight.detach(), weight) for weight in hidden]
         self.muon = torch.optim.Muon(self.matrices, lr, weight_decay, momentum)
         self.adamw = torch.optim.AdamW(
             others, adamw_lr, betas, weight_decay=weight_decay, fused=True
@@ -97,7 +97,7 @@ class Muon(Optimizer):
             optimizer.param_groups[0].update(changed)
         hidden = self.param_groups[0]["params"]
         for own, weight in zip(self.matrices, hidden, strict=True):
-            own.grad = None if weight.grad is None else matrix(weight.grad, weight)
+            own.grad = None if weight.grad is None else as_matrix(weight.grad, weight)
         self.muon.step()
         self.adamw.step()
         for own, weight in zip(self.matrices, hidden, strict=True):
@@ -112,8 +112,8 @@ class Muon(Optimizer):
                 self.muon.state[own] = self.state[weight]
 
 
-def matrix(tensor: Tensor, weight: Tensor) -> Tensor:
-    """The same memory with a row for each output of the layer whose weight lies as the tensor."""
+def as_matrix(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A view of the tensor, which has the shape and layout of `weight`: one row for each output."""
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
     return tensor.view(len(tensor), -1)

@@ -1,4 +1,4 @@
-"""The floating-point format that a training computes in."""
+"""The floating-point format of a training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import torch
 
 
 class Precision:
-    """float64, float32, bfloat16 or float16, as a training step takes it.
+    """float64, float32, bfloat16 or float16.
 
-    `dtype` is that of weights and images; of the formats of 16 bits it is float32. With those,
-    forward and loss run under `autocast`, which casts for the operations that bear it, and
-    float16's gradients are scaled by `scaler` so that small ones do not vanish. Otherwise both do
-    nothing.
+    `dtype` is the format of weights and images, which is float32 for the 16-bit formats. For these,
+    forward and loss run under `autocast`, which casts where an operation allows it. `scaler` scales
+    the gradients of float16 so that small ones do not vanish. Otherwise both do nothing.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -21,9 +20,9 @@ class Precision:
         of_16_bits = name in ("bfloat16", "float16")
         self.dtype: torch.dtype = torch.float32 if of_16_bits else getattr(torch, name)
         self.autocast: AbstractContextManager[object] = nullcontext()
-        if of_16_bits:  # disabled it would cost two microseconds a step
+        if of_16_bits:  # a disabled autocast costs two microseconds per step
             self.autocast = torch.autocast(device.type, getattr(torch, name))
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
 
 
-FLOAT32 = Precision("float32", torch.device("cpu"))  # as it does nothing, on any device
+FLOAT32 = Precision("float32", torch.device("cpu"))  # does nothing, so it fits any device

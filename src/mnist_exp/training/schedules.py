@@ -1,7 +1,7 @@
-"""Learning rates over a training: each a factor of the optimizer's own, by the step's number.
+"""Learning rate schedules. Each multiplies the optimizer's learning rate by a factor for each step.
 
-That one, optimizer.lr, is the highest a schedule reaches, so that a sweep over it means the same
-with all of them.
+optimizer.lr is the highest learning rate that a schedule reaches, so that a sweep over it means the
+same with every schedule.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 
 def constant(optimizer: Optimizer, *, epochs: int, epoch_steps: int) -> LambdaLR:
-    """The learning rate stays. epochs, epoch_steps: the training's, here as below."""
+    """The learning rate stays the same. epochs, epoch_steps: the length of the training."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def step(
     optimizer: Optimizer, *, epochs: int, epoch_steps: int, every_epochs: float, gamma: float
 ) -> LambdaLR:
-    """Times gamma after so many epochs, again and again."""
-    every = max(steps(every_epochs, epochs, epoch_steps, "every_epochs"), 1)
+    """Multiply by gamma every `every_epochs` epochs."""
+    every = max(count_steps(every_epochs, epochs, epoch_steps, "every_epochs"), 1)
     return LambdaLR(optimizer, lambda step: gamma ** (step // every))
 
 
@@ -34,15 +34,15 @@ def cosine(
     warmup_epochs: float,
     final_factor: float,
 ) -> LambdaLR:
-    """Half a cosine down to final_factor (Loshchilov and Hutter, 2017), after a warm-up."""
-    warmup = steps(warmup_epochs, epochs, epoch_steps, "warmup_epochs")
+    """Warm up, then follow half a cosine to final_factor (Loshchilov and Hutter, 2017)."""
+    warmup = count_steps(warmup_epochs, epochs, epoch_steps, "warmup_epochs")
     rest = max(epochs * epoch_steps - warmup, 1)
 
     def factor(step: int) -> float:
         height = (1 + math.cos(math.pi * (step - warmup) / rest)) / 2
         return final_factor + (1 - final_factor) * height
 
-    return LambdaLR(optimizer, warmed_up(factor, warmup))
+    return LambdaLR(optimizer, warm_up(factor, warmup))
 
 
 def trapezoid(
@@ -53,12 +53,14 @@ def trapezoid(
     warmup_epochs: float,
     cooldown_epochs: float,
 ) -> LambdaLR:
-    """Up, level, and in a line down to nothing (Zhai et al., 2022), which may be late."""
-    warmup = steps(warmup_epochs, epochs, epoch_steps, "warmup_epochs")
-    cooldown = steps(cooldown_epochs, epochs, epoch_steps, "cooldown_epochs")
-    steps(warmup_epochs + cooldown_epochs, epochs, epoch_steps, "warmup_epochs + cooldown_epochs")
+    """Warm up, stay level, and decrease linearly to zero at the end (Zhai et al., 2022)."""
+    warmup = count_steps(warmup_epochs, epochs, epoch_steps, "warmup_epochs")
+    cooldown = count_steps(cooldown_epochs, epochs, epoch_steps, "cooldown_epochs")
+    count_steps(
+        warmup_epochs + cooldown_epochs, epochs, epoch_steps, "warmup_epochs + cooldown_epochs"
+    )
     total = epochs * epoch_steps
-    level = warmed_up(lambda step: min(1.0, (total - step) / max(cooldown, 1)), warmup)
+    level = warm_up(lambda step: min(1.0, (total - step) / max(cooldown, 1)), warmup)
     return LambdaLR(optimizer, level)
 
 
@@ -72,7 +74,7 @@ def onecycle(
     final_div_factor: float,
     cycle_momentum: bool,
 ) -> OneCycleLR:
-    """Up and down by cosines (Smith and Topin, 2018), momentum the other way round: torch's."""
+    """torch's OneCycleLR: up and down by cosines (Smith and Topin, 2018), momentum inversely."""
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -84,13 +86,13 @@ def onecycle(
     )
 
 
-def warmed_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
-    """The factor after a line up to it through so many steps (Goyal et al., 2017)."""
+def warm_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """The factor, after a linear increase from zero over `warmup` steps (Goyal et al., 2017)."""
     return lambda step: (step + 1) / warmup if step < warmup else factor(step)
 
 
-def steps(part: float, epochs: int, epoch_steps: int, name: str) -> int:
-    """So many epochs in steps. Raises ValueError where the training has fewer."""
+def count_steps(part: float, epochs: int, epoch_steps: int, name: str) -> int:
+    """The number of steps in `part` epochs. Raises ValueError if the training is shorter."""
     if part > epochs:
         raise ValueError(f"{name}={part:g} is longer than the training of {epochs} epochs")
     return round(part * epoch_steps)
