@@ -20,7 +20,7 @@ from PIL import Image
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import build as building
 from mnist_exp.experiment.load import load_model
-from mnist_exp.experiment.targets import check_saved_config, target_problems
+from mnist_exp.experiment.targets import check_saved_config, find_target, target_problems
 from mnist_exp.paths import CONF, LAST
 
 MODEL = {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [8]}
@@ -371,3 +371,19 @@ def test_a_target_that_could_not_be_resumed_is_refused_at_the_start(
     assert (done.returncode, done.stdout) == (2, "")
     assert key in done.stderr
     assert list((clone.root / "outputs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "new"),
+    [
+        ("mnist_exp.optimizers.Muon", "mnist_exp.training.optimizers.Muon"),
+        ("old_imports.load", "mnist_exp.data.dataset.split_dataset"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new_one(
+    target: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old_imports.py").write_text("from mnist_exp.data.dataset import divided\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=f"it is now {new}"):
+        find_target(target)

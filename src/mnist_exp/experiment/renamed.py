@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from typing import Any
 
 from mnist_exp.training.options import TrainerOptions
 
-# Old `_target_` → new. A module stands for everything in it.
+# Old `_target_`, or name that a module of a person's own imports → new. A module stands for
+# everything in it.
 TARGETS = {
     # 0.2.0
     "mnist_exp.augmentation": "mnist_exp.training.augmentation",
+    "mnist_exp.data.dataset.divided": "mnist_exp.data.dataset.split_dataset",
     "mnist_exp.optimizers": "mnist_exp.training.optimizers",
     "mnist_exp.schedules": "mnist_exp.training.schedules",
 }
@@ -27,6 +30,14 @@ def new_target(name: str) -> str:
         if name == old or name.startswith(f"{old}."):
             return new + name.removeprefix(old)
     return name
+
+
+def find_new_name(target: str, error: Exception) -> str | None:
+    """The new name of a target that cannot be imported, or of what its module tried to import."""
+    module = getattr(error, "name", None) or ""
+    attributes = [f"{module}.{word}" for word in re.findall(r"'(\w+)'", str(error))]
+    names = [target, module, *attributes]
+    return next((new_target(name) for name in names if new_target(name) != name), None)
 
 
 def rename(config: Any) -> Any:

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, one_line
-from mnist_exp.experiment.renamed import new_target, rename
+from mnist_exp.experiment.renamed import find_new_name, rename
 from mnist_exp.experiment.versions import VERSION_BASE
 from mnist_exp.paths import config_dirs
 
@@ -41,9 +41,10 @@ def find_target(name: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
     except Exception as error:  # a module of somebody's own can raise anything
-        if (new := new_target(name)) != name:
-            raise ImportError(f"it is now {new}") from error
-        raise ImportError(f"{type(error).__name__}: {one_line(error)}") from error
+        text = f"{type(error).__name__}: {one_line(error)}"
+        if new := find_new_name(name, error):
+            text = f"{text}; it is now {new}"
+        raise ImportError(text) from error
 
 
 def target_problems(config: Any) -> Iterator[tuple[str, str]]:
