@@ -105,6 +105,18 @@ def test_keys_and_options_in_the_pages_exist() -> None:
                 assert option in options, f"{page}: {group}={option}"
 
 
+def test_the_notebook_example_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (_, code) = re.findall(r"```python\n(.*?)```", read("docs/train.md"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    *epochs, test = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in epochs] == ["1", "2", "3", "4", "5"]
+    (accuracy,) = re.findall(r"accuracy=(0\.\d+)", test)
+    assert float(accuracy) > 0.9
+
+
 # --- docs/extend.md ---
 
 
