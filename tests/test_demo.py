@@ -118,7 +118,7 @@ def test_the_page_offers_the_runs_and_classifies_a_drawing(url: str) -> None:
     blank = io.BytesIO()
     Image.new("RGB", (560, 560), "white").save(blank, "PNG")
     assert ask(f"{url}/classify", blank.getvalue()) == (200, {"error": "no digit found"})
-    assert ask(f"{url}/classify", b"nonsense") == (200, {"error": "no image"})
+    assert ask(f"{url}/classify", b"nonsense") == (200, {"error": "not an image"})
 
 
 def chunked(size: int) -> bytes:
@@ -211,8 +211,8 @@ def test_answers_keep_other_sites_out(url: str) -> None:
 def test_a_slow_client_or_model_holds_up_nobody(trained: Clone) -> None:
     patch = """
 import time
-prepare, demo.MOST_SECONDS, demo.MOST_CONNECTIONS = demo.prepare, 0.5, 4
-demo.prepare = lambda *arguments: time.sleep(1) or prepare(*arguments)"""
+prepare, demo.MOST_SECONDS, demo.MOST_CONNECTIONS = demo.preprocess, 0.5, 4
+demo.preprocess = lambda *arguments: time.sleep(1) or prepare(*arguments)"""
     get, post = "GET /runs HTTP/1.1", "POST /classify HTTP/1.1"
     unfinished = f"{post}\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx".encode()
     waiting = []

@@ -16,7 +16,7 @@ from mnist_exp.cli.evaluate import parse_data
 from mnist_exp.data import Streamed, digits
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.run import train
-from mnist_exp.inference.evaluation import evaluated
+from mnist_exp.inference.evaluation import evaluate_checkpoint
 from mnist_exp.paths import LAST
 from mnist_exp.tracking.store import clean_name
 
@@ -56,11 +56,11 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
 ) -> None:
     path = trained(*typed)
     for split in ("test", "val"):
-        found = evaluated(path, split)
-        assert found.logged is not None
-        assert found.metrics == found.logged
-        assert found.verdict() == Like("equal…bit")
-        right = int(found.predictions.right.sum())
+        found = evaluate_checkpoint(path, split)
+        assert found.logged_metrics is not None
+        assert found.metrics == found.logged_metrics
+        assert found.compare_with_log() == Like("equal…bit")
+        right = int(found.predictions.correct.sum())
         assert right / len(found.split) == found.metrics.accuracy
     assert len(found.split) == (80 if "trainer=debug" in typed else 216)
 
@@ -68,9 +68,9 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
 def test_of_a_set_that_stays_on_disk_it_is_the_same_with_pictures(
     trained: Callable[..., Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    found = evaluated(trained("data.memory_limit=1e-6"), "test")
+    found = evaluate_checkpoint(trained("data.memory_limit=1e-6"), "test")
     assert isinstance(found.split, Streamed)
-    assert found.metrics == found.logged == evaluated(checkpoint, "test").metrics
+    assert found.metrics == found.logged_metrics == evaluate_checkpoint(checkpoint, "test").metrics
     folder, files = found.draw(tmp_path / "here")
     assert folder == tmp_path / "here"
     assert {name: [path.stem for path in paths] for name, paths in files.items()} == {
@@ -80,8 +80,8 @@ def test_of_a_set_that_stays_on_disk_it_is_the_same_with_pictures(
 
 
 def test_json_has_everything_by_its_name(checkpoint: Path) -> None:
-    evaluation = evaluated(checkpoint, "test")
-    found = json.loads(evaluation.json())
+    evaluation = evaluate_checkpoint(checkpoint, "test")
+    found = json.loads(evaluation.to_json())
     assert found["images"] == 359
     assert (found["loss"], found["accuracy"]) == tuple(vars(evaluation.metrics).values())
     assert found["logged"] == vars(evaluation.metrics)
@@ -108,10 +108,10 @@ def test_another_set_of_the_same_kind_is_prepared_as_the_runs_own(
     checkpoint: Path, digits_cache: Path, tmp_path: Path
 ) -> None:
     data = digit_files(tmp_path / "photos", 8, "0123456789", digits_cache)
-    found = evaluated(checkpoint, "test", data)
+    found = evaluate_checkpoint(checkpoint, "test", data)
     assert (found.kind.name, len(found.split)) == ("photos", 20)
-    assert found.logged is None
-    own = evaluated(checkpoint, "test")
+    assert found.logged_metrics is None
+    own = evaluate_checkpoint(checkpoint, "test")
     labels = own.predictions.labels
     for digit in range(10):  # of ten files, every fifth is of the test set
         mine = found.predictions.probabilities[found.predictions.labels == digit]
@@ -121,10 +121,10 @@ def test_another_set_of_the_same_kind_is_prepared_as_the_runs_own(
 
 
 def test_the_runs_own_set_by_its_name_is_its_own(checkpoint: Path, digits_cache: Path) -> None:
-    found = evaluated(checkpoint, "val", ["data=digits", f"data.cache={digits_cache}"])
-    assert found.metrics == found.logged
+    found = evaluate_checkpoint(checkpoint, "val", ["data=digits", f"data.cache={digits_cache}"])
+    assert found.metrics == found.logged_metrics
     other = ["data=digits", f"data.cache={digits_cache}", "data.split_seed=1"]
-    assert evaluated(checkpoint, "val", other).logged is None
+    assert evaluate_checkpoint(checkpoint, "val", other).logged_metrics is None
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_a_set_of_another_kind_is_one_line(
 ) -> None:
     data = digit_files(tmp_path / "photos", side, names, digits_cache)
     with pytest.raises(BadInput) as caught:
-        evaluated(checkpoint, "test", data)
+        evaluate_checkpoint(checkpoint, "test", data)
     assert str(caught.value) == Like(f"--data data=image_folder: {problem}")
 
 
 def test_a_run_without_validation_has_no_such_split(trained: Callable[..., Path]) -> None:
     path = trained("data.val_fraction=0")
     with pytest.raises(BadInput, match=r"^--split val: .*data.val_fraction=0"):
-        evaluated(path, "val")
+        evaluate_checkpoint(path, "val")
 
 
 @pytest.mark.parametrize(

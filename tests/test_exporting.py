@@ -77,11 +77,11 @@ def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
     assert found.correct == int((expected.argmax(1) == test.labels).sum())
     assert (found.ties, found.largest) == (0, pytest.approx(expected.abs().max().item(), 1e-4))
     assert found.difference <= 1e-5 * found.largest
-    answers = FORMATS[format_name].read(path)
+    predict = FORMATS[format_name].read(path)
     for count in (1, 2, 7):
         images = test.images[:count]
         given = images if preprocessing else kind.normalize(images, CPU)
-        torch.testing.assert_close(answers(given), expected[:count], rtol=0, atol=1e-4)
+        torch.testing.assert_close(predict(given), expected[:count], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "format_name"), QUICK)
@@ -132,7 +132,7 @@ def test_an_exported_file_has_its_classes_and_needs_no_code_of_ours(tmp_path: Pa
 
 
 class Fickle(nn.Module):
-    """Answers otherwise where there are more images than a trace is made with."""
+    """Answers differently for more images than it was traced with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,10 +164,10 @@ def test_different_labels_are_counted_and_nan_is_a_difference() -> None:
     test = Split(images, torch.tensor([0, 1]))
     found = compare(model, kind, lambda floats: floats.flatten(1) + nudge, False, test)
     assert (found.images, found.correct, found.ties) == (2, 1, 1)
-    assert found.difference <= found.allowed
+    assert found.difference <= found.tolerance
     assert str(found) == Like("2 images, 50.00%…1 tie…0.0353…1.0e-07…3.5e-07…")
     lost = compare(model, kind, lambda floats: floats.flatten(1) * torch.nan, False, test)
-    assert not lost.difference <= lost.allowed
+    assert not lost.difference <= lost.tolerance
 
 
 # --- as a person sees it ---

@@ -21,7 +21,7 @@ from mnist_exp.inference.pictures import (
     draw_curves,
     draw_filters,
     draw_predictions,
-    first_weights,
+    find_first_weights,
 )
 from mnist_exp.inference.scores import Predictions
 from mnist_exp.models import CNN, MLP, ResNet
@@ -48,7 +48,7 @@ def few(channels: int = 1) -> tuple[Predictions, Split]:
     labels = torch.tensor([0, 0, 1, 2])
     probabilities = torch.tensor([[0.9, 0.1, 0], [0, 0.8, 0.2], [0.1, 0.9, 0], [0.95, 0, 0.05]])
     images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, channels, 6, 4)
-    return Predictions.of([probabilities.log()], labels), Split(images, labels)
+    return Predictions.from_logits([probabilities.log()], labels), Split(images, labels)
 
 
 def test_the_errors_are_shown_with_predicted_and_true_class(
@@ -111,7 +111,7 @@ def test_curves_have_a_line_for_each_split_that_there_is(
 def test_the_filters_are_the_weights_that_see_the_image(
     model: nn.Module, channels: int, shape: tuple[int, ...] | None
 ) -> None:
-    weights = first_weights(model, (channels, 6, 4))
+    weights = find_first_weights(model, (channels, 6, 4))
     assert (weights if weights is None else tuple(weights.shape)) == shape
 
 
@@ -136,7 +136,7 @@ def test_colours_many_classes_and_no_errors_are_drawn_as_well(tmp_path: Path) ->
     draw_predictions(tmp_path / "few", *few(channels=3), kind_of(3))
     draw_filters(tmp_path / "few", CNN((3, 6, 4), 3), kind_of(3))
     many = kind_of(1, tuple(f"class {n}" for n in range(40)))
-    right = Predictions.of([torch.eye(40)], torch.arange(40))
+    right = Predictions.from_logits([torch.eye(40)], torch.arange(40))
     images = torch.zeros(40, 1, 6, 4, dtype=torch.uint8)
     draw_predictions(tmp_path / "many", right, Split(images, right.labels), many)
     for folder, names in (("few", 4), ("many", 3)):

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from mnist_exp.data import Kind, digits
-from mnist_exp.inference.images import NoImage
-from mnist_exp.inference.preprocess import prepare
+from mnist_exp.inference.images import UnreadableImage
+from mnist_exp.inference.preprocess import preprocess
 
 
 def kind(name: str, *shape: int) -> Kind:
@@ -47,7 +47,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesI
 
 
 def seen(image: Image.Image, file: str = "PNG", **options: object) -> Tensor:
-    return prepare(saved(image, file, **options), MNIST)[0].float()
+    return preprocess(saved(image, file, **options), MNIST)[0].float()
 
 
 def on_paper(image: Image.Image) -> Image.Image:
@@ -126,7 +126,7 @@ def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
     for image in dataset.test.images[:40]:
         small = Image.fromarray(255 - image[0].numpy())
         blown_up = ImageOps.expand(small.resize((200, 200), Image.Resampling.BICUBIC), 60, 255)
-        again = prepare(saved(blown_up), dataset.kind)
+        again = preprocess(saved(blown_up), dataset.kind)
         assert again.shape == (1, 8, 8)
         differences.append((again.float() - image).abs().mean())
     assert torch.stack(differences).mean() < 20  # of 255; one pixel aside is 60
@@ -134,10 +134,10 @@ def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
 
 def test_other_sets_are_plainly_resized_in_their_colours() -> None:
     image = drawn((10, 200, 30), (200, 0, 0))
-    found = prepare(saved(image), kind("cifar10", 3, 32, 32))
+    found = preprocess(saved(image), kind("cifar10", 3, 32, 32))
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert (found.numpy() == expected).all()
-    assert prepare(saved(image), kind("photos", 1, 20, 30)).shape == (1, 20, 30)
+    assert preprocess(saved(image), kind("photos", 1, 20, 30)).shape == (1, 20, 30)
 
 
 def shaded() -> Image.Image:
@@ -162,7 +162,7 @@ def noise() -> Image.Image:
     ],
 )
 def test_a_blank_canvas_has_no_digit(blank: Callable[[], Image.Image]) -> None:
-    with pytest.raises(NoImage, match=r"^no digit found$"):
+    with pytest.raises(UnreadableImage, match=r"^no digit found$"):
         seen(blank())
 
 
@@ -179,8 +179,8 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
 def test_no_program_is_started_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
-    with pytest.raises(NoImage, match=r"^no image$"):  # as the page of demo.py reads it
-        prepare(io.BytesIO(POSTSCRIPT), MNIST)
+    with pytest.raises(UnreadableImage, match=r"^not an image$"):  # as the page of demo.py reads it
+        preprocess(io.BytesIO(POSTSCRIPT), MNIST)
     assert started == []
 
 
@@ -190,8 +190,8 @@ def test_a_format_that_this_pillow_lacks_keeps_no_other_from_being_read(
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
     assert seen(drawn("white", "black"), "TIFF").any()
-    with pytest.raises(NoImage, match=r"^no image$"):
-        prepare(io.BytesIO(b"not an image at all"), MNIST)
+    with pytest.raises(UnreadableImage, match=r"^not an image$"):
+        preprocess(io.BytesIO(b"not an image at all"), MNIST)
 
 
 @pytest.mark.parametrize(
@@ -219,13 +219,13 @@ def test_the_formats_that_people_have_are_read(form: str) -> None:
 def test_an_unreadable_image_is_one_line(content: bytes, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "file.png"
     path.write_bytes(content)
-    with pytest.raises(NoImage) as caught:
-        prepare(path, MNIST)
+    with pytest.raises(UnreadableImage) as caught:
+        preprocess(path, MNIST)
     assert str(caught.value) == Like(problem)
 
 
 def test_a_missing_file_or_a_folder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(NoImage, match="no such file"):
-        prepare(tmp_path / "none.png", MNIST)
-    with pytest.raises(NoImage, match="folder"):
-        prepare(tmp_path, MNIST)
+    with pytest.raises(UnreadableImage, match="no such file"):
+        preprocess(tmp_path / "none.png", MNIST)
+    with pytest.raises(UnreadableImage, match="folder"):
+        preprocess(tmp_path, MNIST)

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
-from mnist_exp.inference.scores import Bin, Predictions, interval
+from mnist_exp.inference.scores import Bin, Predictions, wilson_interval
 
 
 def random_predictions() -> Predictions:
@@ -18,14 +18,17 @@ def random_predictions() -> Predictions:
     logits = torch.randn(500, 5, generator=generator)
     logits[torch.arange(500), labels] += 1
     logits[:, 4] = -9
-    return Predictions.of(logits.split(200), labels)
+    return Predictions.from_logits(logits.split(200), labels)
 
 
 def test_confusion_and_scores_by_class_are_those_of_scikit_learn() -> None:
     found = random_predictions()
     labels, classes = found.labels.numpy(), found.classes.numpy()
-    assert found.confusion().tolist() == confusion_matrix(labels, classes, labels=range(5)).tolist()
-    *scored, empty = found.by_class()
+    assert (
+        found.confusion_matrix().tolist()
+        == confusion_matrix(labels, classes, labels=range(5)).tolist()
+    )
+    *scored, empty = found.score_classes()
     expected = zip(*precision_recall_fscore_support(labels, classes), strict=True)
     for (images, *mine), (*theirs, count) in zip(scored, expected, strict=True):
         assert (images, mine) == (count, pytest.approx(theirs, abs=1e-12))
@@ -35,7 +38,9 @@ def test_confusion_and_scores_by_class_are_those_of_scikit_learn() -> None:
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (1, 2), (9_812, 10_000), (360, 360)])
 def test_the_interval_of_an_accuracy_is_scipys_wilson(right: int, count: int) -> None:
     expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    assert interval(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(right / count, count) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def of_confidences(confidences: list[float], right: list[int]) -> Predictions:
@@ -46,7 +51,7 @@ def of_confidences(confidences: list[float], right: list[int]) -> Predictions:
 
 def test_the_calibration_error_is_the_mean_distance_of_accuracy_and_confidence() -> None:
     found = of_confidences([1.0, 0.95, 0.75, 0.75, 0.51], [1, 0, 1, 0, 0])
-    bins = found.bins()
+    bins = found.bin_confidences()
     assert [bin.images for bin in bins] == [0] * 7 + [1, 0, 0, 0, 2, 0, 0, 2]
     assert bins[0] == Bin(0, None, None)
     assert bins[14] == Bin(2, pytest.approx(0.975), 0.5)
@@ -57,18 +62,18 @@ def test_the_calibration_error_is_the_mean_distance_of_accuracy_and_confidence()
 def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower() -> None:
     found = of_confidences([0.6, 0.8], [1, 1])
     exact = Predictions(found.labels, found.classes, found.probabilities.double().round(decimals=6))
-    assert [n for n, bin in enumerate(exact.bins()) if bin.images] == [8, 11]
+    assert [n for n, bin in enumerate(exact.bin_confidences()) if bin.images] == [8, 11]
 
 
 def test_the_most_wrong_are_the_most_confident_errors_first() -> None:
     found = of_confidences([0.99, 0.6, 0.9, 0.7], [1, 0, 0, 0])
-    assert found.most_wrong(2).tolist() == [2, 3]
-    assert found.most_wrong(9).tolist() == [2, 3, 1]
+    assert found.find_worst(2).tolist() == [2, 3]
+    assert found.find_worst(9).tolist() == [2, 3, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_equal_logits_count_as_in_evaluation_the_first_is_taken(dtype: torch.dtype) -> None:
     logits: Tensor = torch.tensor([[1.0, 1.0, 0.0], [0.0, 200.0, 200.0]], dtype=dtype)
-    found = Predictions.of([logits], torch.tensor([0, 2]))
+    found = Predictions.from_logits([logits], torch.tensor([0, 2]))
     assert found.classes.tolist() == [0, 1]
-    assert found.right.tolist() == [True, False]
+    assert found.correct.tolist() == [True, False]

@@ -52,10 +52,10 @@ def evaluate_split(options: Namespace) -> int:
     checkpoint = choose_checkpoint(options)
     from mnist_exp.inference import evaluation
 
-    found = evaluation.evaluated(checkpoint, options.split, data, options.device)
+    found = evaluation.evaluate_checkpoint(checkpoint, options.split, data, options.device)
     folder, files = found.draw(options.figures)
     if options.json:
-        print(found.json())
+        print(found.to_json())
     else:
         found.show(folder)
     if options.log:

@@ -83,7 +83,7 @@ def export_model(options: Namespace) -> int:
     except OSError as error:
         raise BadInput(f"--output {path}: {error.strerror}") from error
     print_line(f"from    {source}, trained on {trained.kind.name}")
-    kind = "uint8" if options.preprocessing else "float32, normalised"
+    kind = "uint8" if options.preprocessing else "float32, normalized"
     shape = ", ".join(map(str, trained.kind.image_shape))
     print_line(f"to      {path}: {path.stat().st_size / 1e6:.2f} MB, images [n, {shape}] {kind}")
     if trained.precision.name != "float32":

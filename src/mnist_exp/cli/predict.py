@@ -51,8 +51,8 @@ def predict() -> None:
 def classify_files(options: Namespace) -> int:
     """Print the class of each image, and draw them for --show; returns the exit code."""
     from mnist_exp.experiment.load import load_model
-    from mnist_exp.inference.images import NoImage
-    from mnist_exp.inference.preprocess import prepare
+    from mnist_exp.inference.images import UnreadableImage
+    from mnist_exp.inference.preprocess import preprocess
 
     trained = load_model(choose_checkpoint(options), options.device)
     names, code = trained.kind.class_names, 0
@@ -61,8 +61,8 @@ def classify_files(options: Namespace) -> int:
     width = max(len(sanitize(str(path))) for path in options.images)
     for path in options.images:
         try:
-            image = prepare(path, trained.kind)
-        except NoImage as error:
+            image = preprocess(path, trained.kind)
+        except UnreadableImage as error:
             print_line(f"error: {path}: {error}", sys.stderr)
             code = BadInput.exit_code
             continue

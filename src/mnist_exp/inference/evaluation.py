@@ -1,4 +1,4 @@
-"""A trained model on a whole split: its metrics, as tables, JSON and pictures, and to its run."""
+"""Evaluate a trained model on a whole split: tables, JSON, pictures, and metrics for its run."""
 
 from __future__ import annotations
 
@@ -22,52 +22,53 @@ from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference.pictures import draw_curves, draw_filters, draw_predictions
-from mnist_exp.inference.scores import Predictions, interval
+from mnist_exp.inference.scores import Predictions, wilson_interval
 from mnist_exp.paths import FIGURES
 from mnist_exp.training.loop import evaluate
 from mnist_exp.training.state import Metrics
 
 log = logging.getLogger(__name__)
 
-WIDEST = 25  # classes of a confusion that fits on the screen
-DIVIDING = ("data.val_fraction=", "data.split_seed=")
+WIDEST = 25  # classes of the largest confusion matrix that is printed
+SPLIT_OPTIONS = ("data.val_fraction=", "data.split_seed=")
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a trained model is worth on a split."""
+    """The metrics and predictions of a trained model on a split."""
 
     trained: TrainedModel
     kind: Kind  # of the images
-    name: str  # of the split; of another set than the run's with that one's
+    name: str  # of the split; with the data set's name if it is not the run's
     split: Split  # raw images
     metrics: Metrics
     predictions: Predictions
 
     @property
-    def logged(self) -> Metrics | None:
-        """What training has found on this split with these weights."""
+    def logged_metrics(self) -> Metrics | None:
+        """The metrics that the run logged for this split and these weights."""
         best = self.trained.progress.best
         return {"test": self.trained.tested, "val": best.val if best else None}.get(self.name)
 
-    def verdict(self) -> str:
-        """Beside what training has logged, where it has."""
-        if self.logged is None:
-            return "the run has logged nothing of this split"
-        if self.logged == self.metrics:
-            return "equal to what the run has logged, to the last bit"
+    def compare_with_log(self) -> str:
+        """Whether the metrics are equal to those that the run logged."""
+        logged = self.logged_metrics
+        if logged is None:
+            return "the run logged no metrics for this split"
+        if logged == self.metrics:
+            return "equal to the metrics that the run logged, bit for bit"
         return (
-            f"the run has logged loss {self.logged.loss}, accuracy {self.logged.accuracy}; "
-            "equal bits take its device, versions and threads, one process, and no trainer.compile"
+            f"the run logged loss {logged.loss}, accuracy {logged.accuracy}; equal bits need its "
+            "device, versions, and threads, a single process, and no trainer.compile"
         )
 
     def show(self, folder: Path) -> None:
-        """Tables on the screen, or aligned lines in a pipe."""
+        """Print tables on a terminal, aligned lines into a pipe."""
         logging.basicConfig(level=logging.INFO, handlers=[screen.ScreenHandler()], force=True)
         source, trained_on = show_path(self.trained.source), self.trained.kind.name
         log.info("run      %s, trained on %s", source, trained_on)
         count, names = len(self.split), self.kind.class_names
-        low, high = interval(self.metrics.accuracy, count)
+        low, high = wilson_interval(self.metrics.accuracy, count)
         rows = [
             ("images", f"{count:,}"),
             ("loss", f"{self.metrics.loss:.4f}"),
@@ -77,22 +78,24 @@ class Evaluation:
         screen.show_table(f"{self.kind.name}, {self.name}", ("metric", "value"), rows)
         of_classes = [
             (name, f"{images:,}", *("–" if value is None else f"{value:.4f}" for value in values))
-            for name, (images, *values) in zip(names, self.predictions.by_class(), strict=True)
+            for name, (images, *values) in zip(names, self.predictions.score_classes(), strict=True)
         ]
         header = ("class", "images", "precision", "recall", "F1")
         screen.show_table("Classes", header, of_classes)
         if len(names) <= WIDEST:
             confusion = [
                 (name, *(f"{count:,}" if count else "·" for count in row))
-                for name, row in zip(names, self.predictions.confusion().tolist(), strict=True)
+                for name, row in zip(
+                    names, self.predictions.confusion_matrix().tolist(), strict=True
+                )
             ]
             screen.show_table("Confusion", ("true \\ predicted", *names), confusion)
-        log.info("logged   %s", self.verdict())
+        log.info("logged   %s", self.compare_with_log())
         log.info("figures  %s", show_path(folder))
 
-    def json(self) -> str:
-        """Everything, by names."""
-        scores = zip(self.kind.class_names, self.predictions.by_class(), strict=True)
+    def to_json(self) -> str:
+        """All results, by name."""
+        scores = zip(self.kind.class_names, self.predictions.score_classes(), strict=True)
         found = {
             "checkpoint": str(self.trained.source),
             "data": self.kind.name,
@@ -100,18 +103,18 @@ class Evaluation:
             "images": len(self.split),
             "loss": self.metrics.loss,
             "accuracy": self.metrics.accuracy,
-            "accuracy_interval": interval(self.metrics.accuracy, len(self.split)),
+            "accuracy_interval": wilson_interval(self.metrics.accuracy, len(self.split)),
             "calibration_error": self.predictions.calibration_error(),
             "classes": {name: values._asdict() for name, values in scores},
-            "confusion": self.predictions.confusion().tolist(),
-            "logged": self.logged and asdict(self.logged),
+            "confusion": self.predictions.confusion_matrix().tolist(),
+            "logged": self.logged_metrics and asdict(self.logged_metrics),
         }
         return json.dumps(found, indent=2)
 
     def draw(self, folder: Path | None = None) -> tuple[Path, dict[str, list[Path]]]:
-        """All pictures; returns their folder, and the files by their folder in the tracker.
+        """Draw all pictures; returns their folder, and the files by their folder in the tracker.
 
-        folder: by default that of the run's output folder, or the one here where there is none.
+        folder: by default figures/ in the run's output folder, or here if it has none.
         """
         if folder is None:
             outputs = self.trained.source.absolute().parent.parent
@@ -126,9 +129,9 @@ class Evaluation:
         return folder, {name: sorted(path.glob("*.png")) for name, path in found.items()}
 
     def log(self, uri: str | None, files: dict[str, list[Path]]) -> str:
-        """Metrics and pictures to the run in MLflow; telling them twice changes nothing.
+        """Log metrics and pictures to the MLflow run; doing it twice changes nothing.
 
-        Returns the run's id. Raises BadInput where MLflow has no such run, TrackerError.
+        Returns the run's id. Raises BadInput if MLflow has no such run, and TrackerError.
         """
         from mnist_exp.tracking.store import log_to_run  # two seconds to import
 
@@ -137,54 +140,56 @@ class Evaluation:
         return log_to_run(self.trained.key, uri, self.named_metrics(), step, at, files)
 
     def named_metrics(self) -> dict[str, float]:
-        """By their names in the tracker, without those that training has told it."""
-        low, high = interval(self.metrics.accuracy, len(self.split))
+        """By their names in the tracker, without those that the run logged itself."""
+        low, high = wilson_interval(self.metrics.accuracy, len(self.split))
         found = {
-            **(name_metrics(self.name, self.metrics) if self.logged is None else {}),
+            **(name_metrics(self.name, self.metrics) if self.logged_metrics is None else {}),
             f"{self.name}/accuracy_low": low,
             f"{self.name}/accuracy_high": high,
             f"{self.name}/calibration_error": self.predictions.calibration_error(),
         }
-        for name, scores in zip(self.kind.class_names, self.predictions.by_class(), strict=True):
+        for name, scores in zip(
+            self.kind.class_names, self.predictions.score_classes(), strict=True
+        ):
             for score in ("precision", "recall", "f1"):
                 if (value := getattr(scores, score)) is not None:
                     found[f"{self.name}/{score}/{name.replace('/', ' ')}"] = value
         return found
 
 
-def evaluated(
+def evaluate_checkpoint(
     checkpoint: Path, split: str, data: Sequence[str] = (), device: str | None = None
 ) -> Evaluation:
-    """A checkpoint's model on a split, "test" or "val", of its own data set or of another.
+    """Evaluate a checkpoint on a split, "test" or "val", of its own data set or of another.
 
-    data: overrides that have no problems, the set's name first; none for the run's own. Raises
-    BadInput where the images are not of the run's kind or there are none, and what `trained.load`
+    data: checked overrides, the data set's name first; none for the run's own. Raises BadInput if
+    there are no images or they do not fit the model, and what `trained.load`
     and the set do.
     """
     trained = load_model(checkpoint, device)
-    dataset = other_dataset(trained, data) if data else trained.dataset()
+    dataset = load_other_dataset(trained, data) if data else trained.dataset()
     own = dataset.kind.digest == trained.kind.digest and not any(
-        word.startswith(DIVIDING) for word in data
+        word.startswith(SPLIT_OPTIONS) for word in data
     )
     raw = {"test": dataset.test, "val": dataset.val}[split]
     batches = trained.config.trainer.max_batches
     if own and split == "val" and batches:
         raw = raw[: batches * trained.config.batch_size]
     if not len(raw):
-        raise BadInput(f"--split {split}: data.val_fraction=0 leaves no images to validate with")
-    normalised = replace(dataset, kind=trained.kind)  # as the model was trained, whatever the set
-    prepared = normalised.prepare(raw, *trained.form)
+        raise BadInput(f"--split {split}: data.val_fraction=0 leaves no validation images")
+    rescaled = replace(dataset, kind=trained.kind)  # the normalization of the training
+    prepared = rescaled.prepare(raw, *trained.form)
     logits: list[Tensor] = []
     metrics = evaluate(trained.model, prepared, trained.precision, on_logits=logits.append)
     name = split if own else f"{dataset.kind.name}/{split}"
-    predictions = Predictions.of(logits, prepared.labels)
+    predictions = Predictions.from_logits(logits, prepared.labels)
     return Evaluation(trained, dataset.kind, name, raw, metrics, predictions)
 
 
-def other_dataset(trained: TrainedModel, data: Sequence[str]) -> Dataset:
-    """The set of these overrides; one of the run's own sort is divided and decoded as there.
+def load_other_dataset(trained: TrainedModel, data: Sequence[str]) -> Dataset:
+    """The data set of these overrides; one of the same type takes the run's other options.
 
-    Raises BadInput where its images or classes are other than the run's.
+    Raises BadInput if its images or classes differ from the run's.
     """
     with initialize_hydra():
         config = compose("config", list(data)).data
@@ -199,10 +204,10 @@ def other_dataset(trained: TrainedModel, data: Sequence[str]) -> Dataset:
         sizes = ("×".join(map(str, kind.image_shape)) for kind in (of_set, of_run))
         raise BadInput("--data {}: its images are of {}, the run's of {}".format(data[0], *sizes))
     if of_set.class_names != of_run.class_names:
-        found = (in_short(kind.class_names) for kind in (of_set, of_run))
+        found = (abbreviate(kind.class_names) for kind in (of_set, of_run))
         raise BadInput("--data {}: its classes are {}; the run's are {}".format(data[0], *found))
     return dataset
 
 
-def in_short(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]}, … {names[-1]}"

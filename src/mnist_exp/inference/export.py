@@ -1,4 +1,4 @@
-"""A trained model as a file that other programs run, known to answer as PyTorch does."""
+"""Export a trained model to a file for other programs, checked against PyTorch's answers."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from mnist_exp.training.loop import evaluation_batches
 TOLERANCE = 1e-5  # of the largest logit; measured: 3e-7 to 2e-6, by model and runtime
 
 CPU = torch.device("cpu")
-Answers = Callable[[Tensor], Tensor]  # images to logits
+Predictor = Callable[[Tensor], Tensor]  # images to logits
 
 
 class ExportError(Failure):
-    """The model cannot be written in that format, or does not answer from it as it should."""
+    """The model cannot be written in this format, or its file gives other answers."""
 
 
 class Format(NamedTuple):
-    """How a model is written, and read again without any code of this package.
+    """How to write a model, and to read it again without code of this package.
 
-    write: from the module, an example of its input and texts to go with it, the file's bytes.
+    write: takes the module, an example of its input, and metadata; returns the file's bytes.
     """
 
     write: Callable[[nn.Module, Tensor, Mapping[str, str]], bytes]
-    read: Callable[[Path], Answers]
+    read: Callable[[Path], Predictor]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a file answered to images, beside what PyTorch did."""
+    """The answers of a file, compared with PyTorch's."""
 
     images: int
-    correct: int  # labels of the file that are true
-    ties: int  # labels of the file that are not PyTorch's: their logits are as good as equal
-    difference: float  # the largest, of two logits
-    largest: float  # logit, without its sign
+    correct: int  # the file's labels that are true
+    ties: int  # the file's labels that differ from PyTorch's: their logits are nearly equal
+    difference: float  # the largest between two logits
+    largest: float  # absolute value of a logit
 
     @property
-    def allowed(self) -> float:
+    def tolerance(self) -> float:
         return TOLERANCE * self.largest
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Comparison:
         return (
             f"{self.images:,} images, {self.correct / self.images:.2%} right: PyTorch's labels"
             f"{ties}; logits of up to {self.largest:.3g} differ by {self.difference:.1e} at most, "
-            f"{self.allowed:.1e} is allowed"
+            f"{self.tolerance:.1e} is allowed"
         )
 
 
@@ -71,42 +71,42 @@ def export(
     preprocessing: bool,
     test: Split | None,
 ) -> Comparison | None:
-    """Write a model to `path`, in float32 whatever it is in now, for any number of images.
+    """Write a model to `path`, in float32, for any number of images.
 
-    preprocessing: it takes uint8 images [n, channels, height, width], and floats normalised by the
-    kind's mean and deviation otherwise. What lies at `path` is replaced once the new file was read
-    again and has answered to the raw images of `test`; None leaves that out.
+    preprocessing: the file takes uint8 images [n, channels, height, width]; otherwise floats,
+    normalized by the kind's mean and standard deviation. The file replaces the one at `path` after
+    it gave PyTorch's answers to the raw images of `test`; None skips this check.
 
-    Raises ExportError; OSError where the file cannot be written.
+    Raises ExportError; OSError if the file cannot be written.
     """
-    chosen, model = FORMATS[format_name], in_float32(trained)
+    chosen, model = FORMATS[format_name], copy_to_float32(trained)
     example = torch.zeros(2, *kind.image_shape, dtype=torch.uint8)
-    module: nn.Module = FromBytes(model, kind).eval()
+    module: nn.Module = Preprocessed(model, kind).eval()
     if not preprocessing:
         module, example = model, kind.normalize(example, CPU)
     about = {"input": str(example.dtype), "kind": json.dumps(asdict(kind))}
     with replacing(path) as temporary:
-        with failing_in_one_line(format_name), torch.no_grad():
+        with convert_errors(format_name), torch.no_grad():
             temporary.write_bytes(chosen.write(module, example, about))
         if test is None:
             return None
-        with failing_in_one_line(format_name):
+        with convert_errors(format_name):
             found = compare(model, kind, chosen.read(temporary), preprocessing, test)
-        if not found.difference <= found.allowed:  # nan is not, either
-            raise ExportError(f"{format_name}: not written, it answers otherwise: {found}")
+        if not found.difference <= found.tolerance:  # nan is not, either
+            raise ExportError(f"{format_name}: not written, its answers differ: {found}")
     return found
 
 
 @torch.no_grad()
 def compare(
-    model: nn.Module, kind: Kind, answers: Answers, preprocessing: bool, test: Split
+    model: nn.Module, kind: Kind, predict: Predictor, preprocessing: bool, test: Split
 ) -> Comparison:
-    """model: in float32 on the CPU; test: raw uint8 images."""
+    """Compare a file with its model. model: float32 on the CPU; test: raw uint8 images."""
     correct, ties, difference, largest = 0, 0, torch.zeros(()), torch.zeros(())
     for share in evaluation_batches(test):
         images = share.images
         expected = model(kind.normalize(images, CPU))
-        found = answers(images if preprocessing else kind.normalize(images, CPU))
+        found = predict(images if preprocessing else kind.normalize(images, CPU))
         labels = found.argmax(1)
         correct += int((labels == share.labels).sum())
         ties += int((labels != expected.argmax(1)).sum())
@@ -115,14 +115,14 @@ def compare(
     return Comparison(len(test), correct, ties, difference.item(), largest.item())
 
 
-def in_float32(model: nn.Module) -> nn.Module:
-    """A copy for evaluation on the CPU, with the channels where other runtimes look for them."""
+def copy_to_float32(model: nn.Module) -> nn.Module:
+    """A copy for evaluation on the CPU, in the memory format that other runtimes expect."""
     copied = copy.deepcopy(model).to(CPU, torch.float32)
     return copied.to(memory_format=torch.contiguous_format).eval()
 
 
-class FromBytes(nn.Module):
-    """A model that takes uint8 images [n, channels, height, width], as `Kind.normalize` does."""
+class Preprocessed(nn.Module):
+    """The model, preceded by `Kind.normalize`: takes uint8 images [n, channels, height, width]."""
 
     mean: Tensor
     std: Tensor
@@ -154,7 +154,7 @@ def write_onnx(module: nn.Module, example: Tensor, about: Mapping[str, str]) -> 
     return program.model_proto.SerializeToString()
 
 
-def read_onnx(path: Path) -> Answers:
+def read_onnx(path: Path) -> Predictor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -162,8 +162,8 @@ def read_onnx(path: Path) -> Answers:
 
 
 @contextmanager
-def torchscript_deprecation_known() -> Iterator[None]:
-    """Silent about what `export.py --help` says: PyTorch advises torch.export, which pt2 is."""
+def ignore_torchscript_deprecation() -> Iterator[None]:
+    """Silence what `export.py --help` says: PyTorch advises torch.export, the format pt2."""
     message = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14)"
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
@@ -171,17 +171,17 @@ def torchscript_deprecation_known() -> Iterator[None]:
         yield
 
 
-@torchscript_deprecation_known()
+@ignore_torchscript_deprecation()
 def write_torchscript(module: nn.Module, example: Tensor, about: Mapping[str, str]) -> bytes:
-    """Traced, which takes any module; a branch that depends on an image is lost, and found out."""
+    """Trace the module: this loses branches that depend on an image, which `compare` detects."""
     content = io.BytesIO()
     traced = torch.jit.trace(module, example, check_trace=False)
     torch.jit.save(traced, content, _extra_files=dict(about))
     return content.getvalue()
 
 
-@torchscript_deprecation_known()
-def read_torchscript(path: Path) -> Answers:
+@ignore_torchscript_deprecation()
+def read_torchscript(path: Path) -> Predictor:
     return torch.jit.load(path, map_location="cpu")
 
 
@@ -192,7 +192,7 @@ def write_pt2(module: nn.Module, example: Tensor, about: Mapping[str, str]) -> b
     return content.getvalue()
 
 
-def read_pt2(path: Path) -> Answers:
+def read_pt2(path: Path) -> Predictor:
     return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
 
@@ -204,11 +204,11 @@ FORMATS = {
 
 
 @contextmanager
-def failing_in_one_line(format_name: str) -> Iterator[None]:
-    """Raise ExportError, with the first line, for what a format's own code raises."""
+def convert_errors(format_name: str) -> Iterator[None]:
+    """Raise ExportError, with one line, for any error of a format's own code."""
     try:
         yield
     except (Failure, OSError):
         raise
-    except Exception as error:  # exporters have dozens of their own
+    except Exception as error:  # exporters have dozens of types
         raise ExportError(f"{format_name}: {first_line(error)}") from error

@@ -17,21 +17,21 @@ from mnist_exp.training.state import Epoch
 
 
 def draw_test(folder: Path, logits: Sequence[Tensor], split: Split, kind: Kind) -> None:
-    """Confusion, reliability and the most confident errors."""
-    predictions = Predictions.of(logits, split.labels.to(logits[0].device))
+    """Draw confusion, reliability, and the most confident errors."""
+    predictions = Predictions.from_logits(logits, split.labels.to(logits[0].device))
     draw_predictions(folder, predictions, split, kind)
 
 
 def draw_training(
     folder: Path, model: nn.Module, kind: Kind, epochs: Sequence[Epoch], result: Result
 ) -> None:
-    """Curves of all epochs and the filters of the first layer."""
+    """Draw the curves of all epochs and the filters of the first layer."""
     draw_curves(folder, epochs, result.epoch, result.test)
     draw_filters(folder, model, kind)
 
 
 def export_served(path: Path, model: nn.Module, kind: Kind) -> None:
-    """A TorchScript file of raw images. Raises ExportError."""
+    """Write a TorchScript file that takes raw images. Raises ExportError."""
     export(model, kind, "torchscript", path, preprocessing=True, test=None)
 
 

@@ -1,6 +1,6 @@
-"""A page to draw on, and the model that says what was drawn.
+"""A web page to draw on, and a model that classifies the drawing.
 
-FastAPI on uvicorn, which MLflow installs, and one HTML file: nothing is fetched from elsewhere.
+FastAPI on uvicorn, which MLflow installs, and one HTML file: nothing is loaded from elsewhere.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from starlette.requests import ClientDisconnect
 
 from mnist_exp.errors import BadInput, one_line, print_line
 from mnist_exp.experiment.load import TrainedModel
-from mnist_exp.inference.images import NoImage
-from mnist_exp.inference.preprocess import prepare
+from mnist_exp.inference.images import UnreadableImage
+from mnist_exp.inference.preprocess import preprocess
 
 PAGE = Path(__file__).with_suffix(".html").read_text("utf-8")
 MOST_BYTES = 10_000_000  # of a picture
-MOST_SECONDS = 20  # until all of a picture has arrived
+MOST_SECONDS = 20  # for receiving a picture
 MOST_CONNECTIONS = 100  # an idle one counts: uvicorn waits for headers without a limit
 
 
@@ -56,9 +56,9 @@ HEADERS = {
 
 
 class Demo:
-    """Accepts connections at once, and answers them when it serves.
+    """Accepts connections from the start, and answers them in `serve`.
 
-    hosts: the address to listen on, then further names that open the page, such as a proxy's.
+    hosts: the address to listen on, then more names that may open the page, such as a proxy's.
     Raises BadInput if it cannot listen there.
     """
 
@@ -92,7 +92,7 @@ class Demo:
         address: if we listen on all addresses, any is accepted.
         """
         host, origin, site = map(request.headers.get, ("host", "origin", "sec-fetch-site"))
-        name = name_in(host or "")
+        name = parse_host(host or "")
         is_address = ":" in name or name.replace(".", "").isdigit()
         if name not in self.names and not (self.everywhere and is_address):
             remedy = "to open the page by this name, start demo.py with it as a second --host"
@@ -100,7 +100,7 @@ class Demo:
         # Browsers send Origin with each POST, and over https or to loopback also Sec-Fetch-Site,
         # which stays right behind a proxy that changes Host. What sends neither is not a browser.
         sender = (origin or "").partition("://")[2]
-        own = not origin or sender == host or name_in(sender) in self.given
+        own = not origin or sender == host or parse_host(sender) in self.given
         if request.method == "POST" and not (site == "same-origin" if site else own):
             raise HTTPException(403, "only the page itself may send a picture")
 
@@ -146,7 +146,7 @@ class Demo:
         thread.join()
 
 
-def name_in(authority: str) -> str:
+def parse_host(authority: str) -> str:
     """The host of `host:port` in lower case, without brackets; empty if that is malformed."""
     found = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d+)?", authority.lower(), re.ASCII)
     return found[1] or found[2] if found else ""
@@ -175,14 +175,14 @@ async def receive(request: Request) -> bytes:
 
 
 def classify(picture: bytes, load: Callable[[int], TrainedModel], number: int) -> dict[str, Any]:
-    """What the model of a run makes of an image file, or an error."""
+    """Classify an image file by the model of a run; returns the answer, or an error."""
     try:
         trained = load(number)
-        image = prepare(BytesIO(picture), trained.kind)
+        image = preprocess(BytesIO(picture), trained.kind)
         probabilities = trained.logits(image[None])[0].softmax(dim=0).tolist()
-    except NoImage as error:
+    except UnreadableImage as error:
         return {"error": str(error)}
-    except Exception as error:  # its message may name folders, and is for this machine alone
+    except Exception as error:  # its message may name folders, so it stays on this machine
         print_line(f"error: {one_line(error)}", sys.stderr)
         return {"error": "this run does not work; demo.py says why in its terminal"}
     pixels = image.permute(1, 2, 0).tolist()

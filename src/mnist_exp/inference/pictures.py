@@ -1,6 +1,6 @@
-"""Which pictures a run has: of its epochs, its weights and its predictions. PNG files in a folder.
+"""The pictures of a run: of its epochs, weights, and predictions. PNG files in a folder.
 
-Together they cost a second, a third of it matplotlib's import.
+All together take a second, a third of it for importing matplotlib.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def draw_curves(folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metr
 
 
 def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
-    """The weights of the first layer, where they are images; else nothing."""
+    """The weights of the first layer, if they are images; otherwise draw nothing."""
     from mnist_exp import figures
 
-    weights = first_weights(model, kind.image_shape)
+    weights = find_first_weights(model, kind.image_shape)
     if weights is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
     figures.filters(folder / "filters.png", images.permute(0, 2, 3, 1).numpy(), heading)
 
 
-def first_weights(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor | None:
-    """Of the layer that sees the image, [n, 1 or 3, height, width] on the CPU."""
+def find_first_weights(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor | None:
+    """The weights of the layer that sees the image, [n, 1 or 3, height, width], on the CPU."""
     layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
     layer, (channels, height, width) = next(layers, None), image_shape
     if layer is None or channels not in (1, 3):
@@ -68,7 +68,7 @@ def first_weights(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor
 
 
 def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind: Kind) -> None:
-    """Confusion, reliability and the most confident errors, of a split with raw images."""
+    """Confusion, reliability, and the most confident errors, of a split with raw images."""
     from mnist_exp import figures
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,10 +76,10 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
     figures.confusion(
         folder / "confusion.png", names, labels.tolist(), predictions.classes.tolist()
     )
-    counts, confidences, accuracies = zip(*predictions.bins(), strict=True)
+    counts, confidences, accuracies = zip(*predictions.bin_confidences(), strict=True)
     error = predictions.calibration_error()
     figures.reliability(folder / "reliability.png", confidences, accuracies, counts, error)
-    worst = predictions.most_wrong(WORST)
+    worst = predictions.find_worst(WORST)
     images = next(split.batches([worst])).images.cpu()
     if images.shape[1] != 3:
         images = images[:, :1]
@@ -87,14 +87,16 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
         [
             (names[number], probability)
             for number, probability in zip(
-                classes[worst].tolist(), predictions.of_class(classes)[worst].tolist(), strict=True
+                classes[worst].tolist(),
+                predictions.probability_of(classes)[worst].tolist(),
+                strict=True,
             )
         ]
         for classes in (predictions.classes, labels)
     )
-    wrong = int((~predictions.right).sum())
+    wrong = int((~predictions.correct).sum())
     few = f"the {len(worst)} most confident of " if len(worst) < wrong else ""
-    heading = f"{few}{wrong:,} errors in {len(labels):,}: what each was taken for, what it is"
+    heading = f"{few}{wrong:,} errors in {len(labels):,}: predicted class, true class"
     figures.most_wrong(
         folder / "most_wrong.png", images.permute(0, 2, 3, 1).numpy(), said, true, heading
     )
