@@ -25,7 +25,7 @@ from mnist_exp.training.state import random_states, set_random_states
 STATE = {"weights": {"w": torch.arange(3.0)}, "step": 7, "name": "a", "none": None, "list": [1, 2]}
 
 
-def refusal(path: Path) -> str:
+def get_refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
     message = str(caught.value)
@@ -66,13 +66,13 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_names_the_size(
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    assert refusal(path) == Like(f"{path}: …no such checkpoint…")
+    assert get_refusal(path) == Like(f"{path}: …no such checkpoint…")
 
 
 def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert refusal(tmp_path / "pipe") == Like(f"{tmp_path / 'pipe'}: …pipe…")
-    assert refusal(tmp_path) == Like(f"{tmp_path}: …folder…")
+    assert get_refusal(tmp_path / "pipe") == Like(f"{tmp_path / 'pipe'}: …pipe…")
+    assert get_refusal(tmp_path) == Like(f"{tmp_path}: …folder…")
 
 
 FOREIGN = "…not a checkpoint of this project…"
@@ -83,14 +83,14 @@ DAMAGED = "…damaged…"
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "last.pt"
     path.write_bytes(content)
-    assert refusal(path) == Like(f"{path}: {FOREIGN}")
+    assert get_refusal(path) == Like(f"{path}: {FOREIGN}")
 
 
 @pytest.mark.parametrize("content", [{"w": torch.zeros(2)}, [1, 2], {"format": "7"}])
 def test_a_torch_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "last.pt"
     torch.save(content, path)
-    assert refusal(path) == Like(f"{path}: {FOREIGN}")
+    assert get_refusal(path) == Like(f"{path}: {FOREIGN}")
 
 
 # --- damage ---
@@ -103,7 +103,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(CheckpointError):
         checkpoint.peek(path)
-    assert refusal(path) == Like(f"{path}: {DAMAGED}")
+    assert get_refusal(path) == Like(f"{path}: {DAMAGED}")
 
 
 def flip(content: bytes, bit: int) -> bytes:
@@ -112,23 +112,23 @@ def flip(content: bytes, bit: int) -> bytes:
     return bytes(flipped)
 
 
-def plain(value: object) -> object:
+def to_plain(value: object) -> object:
     """A state in which tensors are bytes, so that two can be compared."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape, value.numpy().tobytes()
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def loaded_otherwise(path: Path, bits: Iterator[int] | range) -> tuple[int, list[int]]:
     """How many of these bits, flipped one at a time, are refused; and which change the state."""
-    content, whole = path.read_bytes(), plain(checkpoint.load(path))
+    content, whole = path.read_bytes(), to_plain(checkpoint.load(path))
     refused, changed = 0, []
     for bit in bits:
         path.write_bytes(flip(content, bit))
         try:
-            if plain(checkpoint.load(path)) != whole:
+            if to_plain(checkpoint.load(path)) != whole:
                 changed.append(bit)
         except CheckpointError:
             refused += 1
@@ -185,15 +185,15 @@ def test_an_archive_that_torch_save_did_not_write_is_refused_before_it_is_unpack
 ) -> None:
     path = tmp_path / "last.pt"
     np.savez(tmp_path / "arrays.npz", np.zeros(3))
-    assert refusal(tmp_path / "arrays.npz") == Like(f"{tmp_path / 'arrays.npz'}: {FOREIGN}")
+    assert get_refusal(tmp_path / "arrays.npz") == Like(f"{tmp_path / 'arrays.npz'}: {FOREIGN}")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
-    assert refusal(path) == Like(f"{path}: {FOREIGN}")
+    assert get_refusal(path) == Like(f"{path}: {FOREIGN}")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"1")
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("archive/data.pkl", b"2")
-    assert "one name" in refusal(path)
+    assert "one name" in get_refusal(path)
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": checkpoint.FORMAT + 1}, path)
     with pytest.raises(CheckpointError):
         checkpoint.peek(path)
-    assert refusal(path) == Like(f"{path}: …format 3 is newer…2…")
+    assert get_refusal(path) == Like(f"{path}: …format 3 is newer…2…")
 
 
 class Bomb:
@@ -225,7 +225,7 @@ def test_a_crafted_checkpoint_runs_nothing_and_is_refused_with_its_path(
     with suppress(CheckpointError):
         checkpoint.peek(path)
     unreadable = "…more than numbers, strings and tensors…"
-    assert refusal(path) == Like(f"{path}: {FOREIGN if legacy else unreadable}")
+    assert get_refusal(path) == Like(f"{path}: {FOREIGN if legacy else unreadable}")
     assert not target.exists()
 
 

@@ -20,7 +20,7 @@ from mnist_exp.experiment import environment
 from mnist_exp.paths import CONF, REPOSITORY, config_dirs
 
 
-def said(command: str) -> list[str]:
+def find_problems(command: str) -> list[str]:
     """What is wrong with `python train.py <command>`."""
     arguments = shlex.split(command)
     return problems([a for a in arguments if a != "-m"], multirun="-m" in arguments)
@@ -193,13 +193,13 @@ def test_what_the_device_lacks_is_reported_in_any_order_of_arguments(
     monkeypatch.setattr(environment, "cpu_supports_float16", lambda: False)
     no_float16 = Like("trainer.precision=float16: …CPU…float16…bfloat16")
     no_float64 = Like("trainer.precision=float64: mps…float64…float32…trainer.device=cpu")
-    assert said("trainer.precision=float64") == [no_float64]
-    assert said("trainer.precision=float64 trainer.device=cpu") == []
-    assert said("trainer.precision=float16 trainer.device=cpu") == [no_float16]
-    assert said("trainer.device=cpu trainer.precision=float16") == [no_float16]
-    assert said("trainer.precision=float16") == []
-    assert said("-m trainer.precision=float64,float32,float16") == [no_float64]
-    assert said("trainer.precision=float64 trainer.device=cuda") == [
+    assert find_problems("trainer.precision=float64") == [no_float64]
+    assert find_problems("trainer.precision=float64 trainer.device=cpu") == []
+    assert find_problems("trainer.precision=float16 trainer.device=cpu") == [no_float16]
+    assert find_problems("trainer.device=cpu trainer.precision=float16") == [no_float16]
+    assert find_problems("trainer.precision=float16") == []
+    assert find_problems("-m trainer.precision=float64,float32,float16") == [no_float64]
+    assert find_problems("trainer.precision=float64 trainer.device=cuda") == [
         Like("trainer.device=cuda: …machine…mps, cpu")
     ]
 
@@ -213,9 +213,9 @@ def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
     no_triton = "…triton…not installed…false"
     for typed in ("true", "max-autotune"):
         line = f"trainer.compile={typed}"
-        assert said(f"{line} trainer.device=cpu") == [Like(f"{line}: {no_cxx}")]
-        assert said(line) == [Like(f"{line}: {no_triton}")]
-    assert said("trainer.compile=false trainer.device=cpu") == []
+        assert find_problems(f"{line} trainer.device=cpu") == [Like(f"{line}: {no_cxx}")]
+        assert find_problems(line) == [Like(f"{line}: {no_triton}")]
+    assert find_problems("trainer.compile=false trainer.device=cpu") == []
 
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
@@ -252,16 +252,16 @@ BOTH = "tracking=[mlflow,tensorboard]"
 )
 def test_a_list_of_trackers_is_checked_like_one_option(command: str, problem: str | None) -> None:
     wrong = command.split()[-1]
-    assert said(command) == ([Like(f"{wrong}: {problem}")] if problem else [])
+    assert find_problems(command) == ([Like(f"{wrong}: {problem}")] if problem else [])
 
 
 def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "find_spec", lambda name: None)
-    assert said("-m seed=1,2 hydra/launcher=joblib hydra/sweeper=optuna") == [
+    assert find_problems("-m seed=1,2 hydra/launcher=joblib hydra/sweeper=optuna") == [
         Like("hydra/launcher=joblib: …not installed…pip install -e '.[sweep]'"),
         Like("hydra/sweeper=optuna: …not installed…pip install -e '.[sweep]'"),
     ]
-    assert said(BOTH) == [Like(f"{BOTH}: …not installed…pip install -e '.[tensorboard]'")]
+    assert find_problems(BOTH) == [Like(f"{BOTH}: …not installed…pip install -e '.[tensorboard]'")]
 
 
 LISTS = "…list…integer >= 1"
@@ -297,7 +297,7 @@ SWEEPS = {
 
 @pytest.mark.parametrize("command", SWEEPS)
 def test_a_sweep_is_checked_value_by_value(command: str) -> None:
-    assert said(command) == [*map(Like, SWEEPS[command])]
+    assert find_problems(command) == [*map(Like, SWEEPS[command])]
 
 
 # command line: the whole answer
@@ -329,7 +329,7 @@ OTHER_OPTIONS = {
 
 @pytest.mark.parametrize("command", OTHER_OPTIONS)
 def test_a_key_is_checked_against_the_options_of_its_job(command: str) -> None:
-    assert said(command) == [*map(Like, OTHER_OPTIONS[command])]
+    assert find_problems(command) == [*map(Like, OTHER_OPTIONS[command])]
 
 
 # --- YAML files ---
@@ -402,44 +402,46 @@ def test_a_preset_is_checked_like_the_command_line(
     preset: str, told: list[str], write: Write
 ) -> None:
     write("experiment/mine.yaml", preset)
-    assert said("experiment=mine") == [*map(Like, told)]
+    assert find_problems("experiment=mine") == [*map(Like, told)]
 
 
 def test_a_preset_that_overrides_an_unknown_group_is_named(write: Write) -> None:
     write("experiment/mine.yaml", f"{PRESET}defaults:\n  - override /modle: mlp\n")
-    (line,) = said("experiment=mine")  # worded by Hydra, differently in 1.3 and 1.4
+    (line,) = find_problems("experiment=mine")  # worded by Hydra, differently in 1.3 and 1.4
     assert line.startswith("experiment=mine: In 'experiment/mine': ")
     assert "modle" in line
 
 
 def test_a_typed_value_replaces_a_wrong_one_in_a_file(write: Write) -> None:
     write("experiment/mine.yaml", f"{PRESET}batch_size: 0\n")
-    assert said("experiment=mine batch_size=32") == []
+    assert find_problems("experiment=mine batch_size=32") == []
 
 
 def test_invalid_yaml_is_reported_with_its_line_beside_other_problems(write: Write) -> None:
     write("experiment/mine.yaml", "batch_size: 32\n seed: 1\n")
-    broken, *others = said("experiment=mine seed=-1")
+    broken, *others = find_problems("experiment=mine seed=-1")
     assert broken == Like('experiment=mine: …mine.yaml", line 2, column 6')
     assert others == [Like("seed=-1: …integer from 0 to 4294967295")]
 
 
 def test_a_wrong_value_in_an_option_is_reported_with_its_file(write: Write) -> None:
     write("trainer/mine.yaml", "defaults: [default]\nepochs: 0\n")
-    assert said("trainer=mine") == [Like(f"trainer.epochs=0 (conf/trainer/mine.yaml): {POSITIVE}")]
+    assert find_problems("trainer=mine") == [
+        Like(f"trainer.epochs=0 (conf/trainer/mine.yaml): {POSITIVE}")
+    ]
 
 
 def test_a_wrong_default_is_reported_with_its_file(write: Write) -> None:
     write("config.yaml", (CONF / "config.yaml").read_text().replace("size: 64", "size: many"))
-    assert said("") == [Like(f'batch_size="many" (conf/config.yaml): {POSITIVE}')]
+    assert find_problems("") == [Like(f'batch_size="many" (conf/config.yaml): {POSITIVE}')]
 
 
 def test_a_trainer_that_lacks_a_key_is_reported(write: Write) -> None:
     write("trainer/mine.yaml", "defaults: [default]\n")
-    assert said("trainer=mine") == []
+    assert find_problems("trainer=mine") == []
     text = (CONF / "trainer" / "default.yaml").read_text()
     write("trainer/mine.yaml", re.sub("^keep:.*", "", text, flags=re.MULTILINE))
-    assert said("trainer=mine") == [Like("trainer.keep: …YAML…best | last")]
+    assert find_problems("trainer=mine") == [Like("trainer.keep: …YAML…best | last")]
 
 
 MODEL = """
@@ -498,7 +500,7 @@ def test_a_new_models_options_must_have_the_types_of_their_defaults(write: Write
 
 def test_an_option_without_a_default_must_be_typed(write: Write) -> None:
     write("model/mine.yaml", MODEL)
-    assert said("model=mine") == [
+    assert find_problems("model=mine") == [
         Like('model.outputs="???" (conf/model/mine.yaml): …no default…model.outputs=<value>')
     ]
 
@@ -506,7 +508,7 @@ def test_an_option_without_a_default_must_be_typed(write: Write) -> None:
 # --- through the surface ---
 
 
-def made(clone: Clone) -> list[Path]:
+def list_files(clone: Clone) -> list[Path]:
     """All that is in the clone, but for what Python makes of its sources."""
     return sorted(path for path in clone.root.rglob("*") if "__pycache__" not in path.parts)
 
@@ -522,17 +524,17 @@ SIX = {
 
 
 def test_bad_input_exits_with_2_reports_all_problems_and_creates_nothing(clone: Clone) -> None:
-    before = made(clone)
+    before = list_files(clone)
     done = clone.run("train.py", *SIX)
     assert done.stderr.splitlines() == [
         Like(f"{argument}: {wrong}") for argument, wrong in SIX.items()
     ]
     assert (done.returncode, done.stdout) == (2, "")
-    assert made(clone) == before
+    assert list_files(clone) == before
 
 
 def test_a_bad_sweep_exits_with_2_reports_all_problems_and_creates_nothing(clone: Clone) -> None:
-    before = made(clone)
+    before = list_files(clone)
     done = clone.run("train.py", "-m", "batch_size=32,0,abc", "model=mlp,mlpp")
     assert done.stderr.splitlines() == [
         Like(f"model=mlpp: …{MODELS}; did you mean mlp?"),
@@ -540,32 +542,32 @@ def test_a_bad_sweep_exits_with_2_reports_all_problems_and_creates_nothing(clone
         Like(f"batch_size=abc: {POSITIVE}"),
     ]
     assert (done.returncode, done.stdout) == (2, "")
-    assert made(clone) == before
+    assert list_files(clone) == before
 
 
 def test_a_bad_preset_exits_with_2_and_creates_nothing(clone: Clone) -> None:
     (clone.root / "conf" / "experiment" / "mine.yaml").write_text(f"{PRESET}batch_size: 0\n")
-    before = made(clone)
+    before = list_files(clone)
     done = clone.run("train.py", "experiment=mine")
     assert done.stderr == Like(f"batch_size=0 (conf/experiment/mine.yaml): {POSITIVE}\n")
     assert (done.returncode, done.stdout) == (2, "")
-    assert made(clone) == before
+    assert list_files(clone) == before
 
 
 def test_an_absent_device_exits_with_2_and_creates_nothing(clone: Clone) -> None:
-    before = made(clone)
+    before = list_files(clone)
     done = clone.run("train.py", "trainer.device=cuda:99")
     assert done.stderr == Like("trainer.device=cuda:99: …cpu\n")
     assert (done.returncode, done.stdout) == (2, "")
-    assert made(clone) == before
+    assert list_files(clone) == before
 
 
 def test_an_unknown_flag_exits_with_2_and_creates_nothing(clone: Clone) -> None:
-    before = made(clone)
+    before = list_files(clone)
     done = clone.run("train.py", "--foo")
     assert done.stderr == Like("error: …--foo…\n")
     assert (done.returncode, done.stdout) == (2, "")
-    assert made(clone) == before
+    assert list_files(clone) == before
 
 
 @pytest.mark.parametrize(
@@ -594,10 +596,10 @@ def test_bad_input_is_reported_in_under_a_second(clone: Clone, command: str) -> 
 @pytest.fixture(scope="module")
 def help_text(new_clone: Callable[[], Clone]) -> str:
     clone = new_clone()
-    before = made(clone)
+    before = list_files(clone)
     done = clone.run("train.py", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert made(clone) == before
+    assert list_files(clone) == before
     return done.stdout
 
 
@@ -644,4 +646,4 @@ def test_help_shows_three_examples_that_are_right(help_text: str) -> None:
     for example in examples:
         start, _, command = example.partition("train.py ")
         assert start == "  python "
-        assert said(command) == []
+        assert find_problems(command) == []

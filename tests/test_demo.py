@@ -121,7 +121,7 @@ def test_the_page_offers_the_runs_and_classifies_a_drawing(url: str) -> None:
     assert ask(f"{url}/classify", b"nonsense") == (200, {"error": "not an image"})
 
 
-def chunked(size: int) -> bytes:
+def encode_chunked(size: int) -> bytes:
     chunk = b"186a0\r\n" + b"x" * 100_000 + b"\r\n"
     return chunk * (size // 100_000) + b"0\r\n\r\n"
 
@@ -164,8 +164,8 @@ def test_requests_are_answered_or_refused(url: str) -> None:
         (200, post, ["Content-Length: 10000000"], b"x" * 10_000_000),
         (413, post, ["Content-Length: 10000001"], b""),
         (413, post, ["Expect: 100-continue", "Content-Length: 1000000000"], b""),
-        (200, post, [chunks], chunked(10_000_000)),
-        (413, post, [chunks], chunked(30_000_000)),
+        (200, post, [chunks], encode_chunked(10_000_000)),
+        (413, post, [chunks], encode_chunked(30_000_000)),
         (400, post, [chunks], b"zz\r\n"),
         (400, post, [chunks], digits.encode() + b"\r\n"),
         (400, post, [f"Content-Length: {digits}"], b""),

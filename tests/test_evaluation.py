@@ -22,7 +22,7 @@ from mnist_exp.tracking.store import clean_name
 
 
 @pytest.fixture(scope="module")
-def trained(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def train_run(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Trains on the digits, and returns the checkpoint."""
 
     def make(*typed: str) -> Path:
@@ -35,8 +35,8 @@ def trained(digits_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 @pytest.fixture(scope="module")
-def checkpoint(trained: Callable[..., Path]) -> Path:
-    return trained()
+def checkpoint(train_run: Callable[..., Path]) -> Path:
+    return train_run()
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def checkpoint(trained: Callable[..., Path]) -> Path:
     ids=" ".join,
 )
 def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
-    typed: list[str], trained: Callable[..., Path]
+    typed: list[str], train_run: Callable[..., Path]
 ) -> None:
-    path = trained(*typed)
+    path = train_run(*typed)
     for split in ("test", "val"):
         found = evaluate_checkpoint(path, split)
         assert found.logged_metrics is not None
@@ -66,9 +66,9 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
 
 
 def test_of_a_set_that_stays_on_disk_it_is_the_same_with_pictures(
-    trained: Callable[..., Path], checkpoint: Path, tmp_path: Path
+    train_run: Callable[..., Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    found = evaluate_checkpoint(trained("data.memory_limit=1e-6"), "test")
+    found = evaluate_checkpoint(train_run("data.memory_limit=1e-6"), "test")
     assert isinstance(found.split, Streamed)
     assert found.metrics == found.logged_metrics == evaluate_checkpoint(checkpoint, "test").metrics
     folder, files = found.draw(tmp_path / "here")
@@ -143,8 +143,8 @@ def test_a_set_of_another_kind_is_one_line(
     assert str(caught.value) == Like(f"--data data=image_folder: {problem}")
 
 
-def test_a_run_without_validation_has_no_such_split(trained: Callable[..., Path]) -> None:
-    path = trained("data.val_fraction=0")
+def test_a_run_without_validation_has_no_such_split(train_run: Callable[..., Path]) -> None:
+    path = train_run("data.val_fraction=0")
     with pytest.raises(BadInput, match=r"^--split val: .*data.val_fraction=0"):
         evaluate_checkpoint(path, "val")
 

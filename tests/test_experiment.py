@@ -188,10 +188,10 @@ OPTIMIZERS = {
 
 def check_resumes(config: DictConfig, folder: Path) -> Run:
     """Two epochs of two steps end in the same state when stopped after the third step."""
-    whole = begun(config, folder / "whole")
+    whole = start_run(config, folder / "whole")
     whole.fit(lambda *agree: None)
     expected = state_of(whole)
-    first = begun(config, folder / "first")
+    first = start_run(config, folder / "first")
 
     def interrupt(*agree: object) -> None:
         if first.state.progress.steps == (1, 1):
@@ -207,7 +207,7 @@ def check_resumes(config: DictConfig, folder: Path) -> Run:
     return second
 
 
-def begun(config: DictConfig, folder: Path) -> Run:
+def start_run(config: DictConfig, folder: Path) -> Run:
     folder.mkdir()
     experiment = Run(config, folder, folder.name)
     experiment.log.start(experiment.record(), [])

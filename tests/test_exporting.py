@@ -56,8 +56,8 @@ def images_of(kind: Kind, count: int = 33) -> Split:
     return Split(images, torch.arange(count) % kind.classes)
 
 
-def moved(model: nn.Module, kind: Kind) -> nn.Module:
-    """With running statistics and zero-initialised layers that are no longer as they start."""
+def randomize(model: nn.Module, kind: Kind) -> nn.Module:
+    """Give it other running statistics and zero-initialized layers than at the start."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not layer.weight.any():
             nn.init.normal_(layer.weight, std=0.1)
@@ -68,7 +68,7 @@ def moved(model: nn.Module, kind: Kind) -> nn.Module:
 def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
     torch.manual_seed(0)
     kind = colour(32 if name == "torchvision" else 14)
-    model = as_in_a_run(moved(MODELS[name](kind.image_shape, 4), kind))
+    model = as_in_a_run(randomize(MODELS[name](kind.image_shape, 4), kind))
     test = images_of(kind)
     found = export(model, kind, format_name, path, preprocessing, test)
     with torch.no_grad():

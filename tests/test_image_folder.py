@@ -39,14 +39,14 @@ def make(root: Path, count: int = 10, **options: Any) -> dict[str, np.ndarray]:
     return {name: picture(root / name, **options) for name in names}
 
 
-def opened(root: Path, cache: Path, **options: Any) -> Dataset:
+def open_set(root: Path, cache: Path, **options: Any) -> Dataset:
     return image_folder(str(root), str(cache), **options)
 
 
-def said(root: Path, **options: Any) -> str:
+def get_refusal(root: Path, **options: Any) -> str:
     """What is said of a folder that is no set, without its beginning."""
     with pytest.raises(BadInput) as raised:
-        opened(root, root.parent / "cache", **options)
+        open_set(root, root.parent / "cache", **options)
     start = f"data.root={root}: "
     assert str(raised.value).startswith(start)
     assert "\n" not in str(raised.value)
@@ -58,7 +58,7 @@ def said(root: Path, **options: Any) -> str:
 
 def test_every_fifth_image_of_a_class_is_for_the_test(tmp_path: Path) -> None:
     pixels = make(tmp_path / "pets", count=10)
-    dataset = opened(tmp_path / "pets", tmp_path / "cache")
+    dataset = open_set(tmp_path / "pets", tmp_path / "cache")
     assert dataset.kind.name == "pets"
     assert dataset.kind.class_names == ("cat", "dog")
     assert dataset.sizes == {"train": 14, "val": 2, "test": 4}
@@ -75,7 +75,7 @@ def test_folders_train_and_test_are_the_two_parts(tmp_path: Path) -> None:
     make(tmp_path / "pets" / "train", count=6, mode="RGB")
     test = make(tmp_path / "pets" / "test", count=2, mode="RGB")
     (tmp_path / "pets" / "README.md").touch()
-    dataset = opened(tmp_path / "pets", tmp_path / "cache", val_fraction=0.25)
+    dataset = open_set(tmp_path / "pets", tmp_path / "cache", val_fraction=0.25)
     assert dataset.sizes == {"train": 9, "val": 3, "test": 4}
     assert dataset.kind.image_shape == (3, 8, 8)
     expected = torch.from_numpy(np.stack(list(test.values()))).permute(0, 3, 1, 2)
@@ -90,7 +90,7 @@ def test_classes_and_files_are_those_of_torchvisions_image_folder(tmp_path: Path
     picture(tmp_path / "train" / "dog" / "b.webp", mode="RGB")
     (tmp_path / "train" / "dog" / "notes.txt").touch()
     shutil.copytree(tmp_path / "train", tmp_path / "test")
-    dataset = opened(tmp_path, tmp_path.parent / "cache")
+    dataset = open_set(tmp_path, tmp_path.parent / "cache")
     theirs = ImageFolder(tmp_path / "test")
     assert list(dataset.kind.class_names) == theirs.classes
     assert dataset.test.labels.tolist() == theirs.targets
@@ -101,7 +101,7 @@ def test_classes_and_files_are_those_of_torchvisions_image_folder(tmp_path: Path
 def test_large_files_are_decoded_by_several_threads_in_the_same_order(tmp_path: Path) -> None:
     pixels = make(tmp_path / "pets", side=96)
     assert all(path.stat().st_size > 8_000 for path in (tmp_path / "pets").rglob("*.png"))
-    dataset = opened(tmp_path / "pets", tmp_path / "cache")
+    dataset = open_set(tmp_path / "pets", tmp_path / "cache")
     chosen = [pixels[f"{name}/{number}.png"] for name in ("cat", "dog") for number in ("04", "09")]
     assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(np.stack(chosen)))
 
@@ -109,19 +109,19 @@ def test_large_files_are_decoded_by_several_threads_in_the_same_order(tmp_path: 
 def test_one_colour_image_to_train_on_makes_all_of_them_colour(tmp_path: Path) -> None:
     make(tmp_path / "pets")
     picture(tmp_path / "pets" / "dog" / "00.png", mode="RGB")
-    dataset = opened(tmp_path / "pets", tmp_path / "cache")
+    dataset = open_set(tmp_path / "pets", tmp_path / "cache")
     assert dataset.kind.image_shape == (3, 8, 8)
     assert torch.equal(dataset.test.images[:, 0], dataset.test.images[:, 2])
 
 
 def test_mean_and_deviation_are_found_by_channel_in_the_training_part(tmp_path: Path) -> None:
     pixels = make(tmp_path / "pets", mode="RGB")
-    found = opened(tmp_path / "pets", tmp_path / "cache")
+    found = open_set(tmp_path / "pets", tmp_path / "cache")
     train = [pixels[name] for name in pixels if name[-5] not in "49"]
     scaled = np.stack(train) / 255
     assert found.kind.mean == pytest.approx(scaled.mean((0, 1, 2)), abs=1e-12)
     assert found.kind.std == pytest.approx(scaled.std((0, 1, 2)), abs=1e-12)
-    given = opened(tmp_path / "pets", tmp_path / "cache", mean=0.5, std=[0.1, 0.2, 0.3])
+    given = open_set(tmp_path / "pets", tmp_path / "cache", mean=0.5, std=[0.1, 0.2, 0.3])
     assert (given.kind.mean, given.kind.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
 
 
@@ -130,7 +130,7 @@ def test_a_size_makes_all_images_square_and_antialiased(tmp_path: Path) -> None:
 
     wide = make(tmp_path / "pets", side=32, height=24, mode="RGB")
     picture(tmp_path / "pets" / "cat" / "00.png", side=9, mode="RGB")
-    dataset = opened(tmp_path / "pets", tmp_path / "cache", size=8)
+    dataset = open_set(tmp_path / "pets", tmp_path / "cache", size=8)
     assert dataset.kind.image_shape == (3, 8, 8)
     theirs = functional.resize(Image.fromarray(wide["cat/04.png"]), [8, 8], antialias=True)
     assert torch.equal(dataset.test.images[0], functional.pil_to_tensor(theirs))
@@ -143,7 +143,7 @@ def test_a_second_start_decodes_nothing_and_imports_neither_torchvision_nor_pil(
     tmp_path: Path,
 ) -> None:
     make(tmp_path / "pets")
-    first = opened(tmp_path / "pets", tmp_path / "cache")
+    first = open_set(tmp_path / "pets", tmp_path / "cache")
     child = (
         "import sys; from mnist_exp.data import image_folder\n"
         f"dataset = image_folder({str(tmp_path / 'pets')!r}, {str(tmp_path / 'cache')!r})\n"
@@ -160,7 +160,7 @@ def test_files_that_came_went_or_changed_are_noticed(
     caplog.set_level(logging.INFO)
     root, path = tmp_path / "pets", tmp_path / "pets" / "cat" / "07.png"
     make(root)
-    before = opened(root, tmp_path / "cache")
+    before = open_set(root, tmp_path / "cache")
     if change == "added":
         shutil.copy(path, root / "cat" / "77.png")
     elif change == "removed":
@@ -169,7 +169,7 @@ def test_files_that_came_went_or_changed_are_noticed(
         picture(path)
     else:
         os.utime(path, ns=(0, 0))
-    after = opened(root, tmp_path / "cache")
+    after = open_set(root, tmp_path / "cache")
     assert (after.kind.digest == before.kind.digest) is (change == "touched")
     number = sum(after.sizes.values())
     assert number == 20 + {"added": 1, "removed": -1}.get(change, 0)
@@ -178,9 +178,9 @@ def test_files_that_came_went_or_changed_are_noticed(
 
 def test_a_class_folder_that_came_is_noticed_though_nothing_is_in_it(tmp_path: Path) -> None:
     make(tmp_path / "pets")
-    opened(tmp_path / "pets", tmp_path / "cache")
+    open_set(tmp_path / "pets", tmp_path / "cache")
     (tmp_path / "pets" / "bird").mkdir()
-    assert said(tmp_path / "pets") == Like("no image…bird…")
+    assert get_refusal(tmp_path / "pets") == Like("no image…bird…")
 
 
 def test_each_size_has_a_cache_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -188,43 +188,45 @@ def test_each_size_has_a_cache_of_its_own(tmp_path: Path, caplog: pytest.LogCapt
     make(tmp_path / "pets")
     for size in (4, None, 4, None):
         expected = (1, 4, 4) if size else (1, 8, 8)
-        assert opened(tmp_path / "pets", tmp_path / "cache", size=size).kind.image_shape == expected
+        assert (
+            open_set(tmp_path / "pets", tmp_path / "cache", size=size).kind.image_shape == expected
+        )
     assert len(caplog.messages) == 2
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
     make(tmp_path / "pets")
-    opened(tmp_path / "pets", tmp_path / "cache")
+    open_set(tmp_path / "pets", tmp_path / "cache")
     (kept,) = (tmp_path / "cache" / "image_folder").glob("pets-*/train.npy")
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(DataError, match=rf"^{re.escape(str(kept))} is not what was cached "):
-        opened(tmp_path / "pets", tmp_path / "cache")
+        open_set(tmp_path / "pets", tmp_path / "cache")
 
 
 def test_a_damaged_record_of_the_cache_is_made_again(tmp_path: Path) -> None:
     make(tmp_path / "pets")
-    before = opened(tmp_path / "pets", tmp_path / "cache").kind
+    before = open_set(tmp_path / "pets", tmp_path / "cache").kind
     (record,) = (tmp_path / "cache" / "image_folder").glob("pets-*/record.json")
     whole = record.read_bytes()
     for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 40).tolist():
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         record.write_bytes(flipped)
-        assert opened(tmp_path / "pets", tmp_path / "cache").kind == before
+        assert open_set(tmp_path / "pets", tmp_path / "cache").kind == before
     for content in (b"", b"[]", whole[:-20]):
         record.write_bytes(content)
-        assert opened(tmp_path / "pets", tmp_path / "cache").kind == before
+        assert open_set(tmp_path / "pets", tmp_path / "cache").kind == before
         assert record.read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["record.json", "train.npy"])
 def test_a_pipe_in_the_cache_is_replaced(tmp_path: Path, name: str) -> None:
     make(tmp_path / "pets")
-    before = opened(tmp_path / "pets", tmp_path / "cache").kind
+    before = open_set(tmp_path / "pets", tmp_path / "cache").kind
     (path,) = (tmp_path / "cache" / "image_folder").glob(f"pets-*/{name}")
     path.unlink()
     os.mkfifo(path)
-    assert opened(tmp_path / "pets", tmp_path / "cache").kind == before
+    assert open_set(tmp_path / "pets", tmp_path / "cache").kind == before
 
 
 def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
@@ -233,7 +235,7 @@ def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
     caplog.set_level(logging.INFO)
     make(tmp_path / "pets")
     with ThreadPoolExecutor() as pool:
-        both = [pool.submit(opened, tmp_path / "pets", tmp_path / "cache") for _ in range(2)]
+        both = [pool.submit(open_set, tmp_path / "pets", tmp_path / "cache") for _ in range(2)]
     assert both[0].result().kind.digest == both[1].result().kind.digest
     assert caplog.messages == [Like(f"data.root={tmp_path / 'pets'}: …20 images")]
 
@@ -242,17 +244,17 @@ def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    assert said(tmp_path / "pets") == Like("…no such folder…")
+    assert get_refusal(tmp_path / "pets") == Like("…no such folder…")
 
 
 def test_a_folder_without_class_folders(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "1.png")
-    assert said(tmp_path / "pets") == Like("no folders…class…")
+    assert get_refusal(tmp_path / "pets") == Like("no folders…class…")
 
 
 def test_a_folder_of_one_class(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "cat" / "1.png")
-    assert said(tmp_path / "pets") == Like("…one class…cat…two…")
+    assert get_refusal(tmp_path / "pets") == Like("…one class…cat…two…")
 
 
 def test_class_folders_without_images(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_class_folders_without_images(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / "pets" / name).mkdir()
     (tmp_path / "pets" / "a" / "notes.txt").touch()
-    assert said(tmp_path / "pets") == Like(
+    assert get_refusal(tmp_path / "pets") == Like(
         "no image…a, b, c and 1 more…(….jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp)"
     )
 
@@ -270,18 +272,18 @@ def test_test_classes_that_differ_from_those_to_train_on(tmp_path: Path) -> None
     make(tmp_path / "pets" / "test")
     picture(tmp_path / "pets" / "train" / "cow" / "1.png")
     (tmp_path / "pets" / "test" / "dog").rename(tmp_path / "pets" / "test" / "bird")
-    assert said(tmp_path / "pets") == Like("…classes differ…cow, dog…train/…bird…test/…")
+    assert get_refusal(tmp_path / "pets") == Like("…classes differ…cow, dog…train/…bird…test/…")
 
 
 def test_too_few_images_for_a_test(tmp_path: Path) -> None:
     make(tmp_path / "pets", count=4)
-    assert said(tmp_path / "pets") == Like("too few images…each class…test…")
+    assert get_refusal(tmp_path / "pets") == Like("too few images…each class…test…")
 
 
 def test_images_of_different_sizes(tmp_path: Path) -> None:
     make(tmp_path / "pets", side=8, height=12)
     picture(tmp_path / "pets" / "cat" / "03.png", side=9)
-    assert said(tmp_path / "pets") == Like(
+    assert get_refusal(tmp_path / "pets") == Like(
         "…2 sizes: cat/00.png …8×12, cat/03.png …9×9; data.size=8…"
     )
 
@@ -302,7 +304,7 @@ def test_unreadable_and_truncated_files_are_named(tmp_path: Path) -> None:
     make(root)
     spoil(root)
     with pytest.raises(DataError) as raised:
-        opened(root, tmp_path / "cache")
+        open_set(root, tmp_path / "cache")
     assert str(raised.value) == Like(
         f"data.root={root}: …cat/00.png (…), cat/01.png (…), dog/02.png (…truncated) "
         "and 2 more; …data.skip_bad=true"
@@ -322,7 +324,7 @@ def test_no_program_is_started_and_no_bomb_or_pipe_is_read(
     Image.new("1", (20_000, 20_000)).save(root / "cat" / "02.png")
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(command))
     with pytest.raises(DataError) as raised:
-        opened(root, tmp_path / "cache", size=8)
+        open_set(root, tmp_path / "cache", size=8)
     for reason in ("00.png (…", "01.png (…pipe…", "02.png (Image size …"):
         assert str(raised.value) == Like(f"…cat/{reason}…")
     assert started == []
@@ -336,7 +338,7 @@ def test_skip_bad_leaves_unreadable_files_out_and_warns_at_each_start(
     spoil(root)
     says = Like(f"data.root={root}: …cat/00.png, cat/01.png, dog/02.png and 2 more")
     for _ in range(2):
-        dataset = opened(root, tmp_path / "cache", skip_bad=True)
+        dataset = open_set(root, tmp_path / "cache", skip_bad=True)
         assert dataset.sizes == {"train": 10, "val": 2, "test": 3}
         assert torch.cat([dataset.train.labels, dataset.val.labels]).bincount().tolist() == [6, 6]
     assert caplog.messages == [says, says]

@@ -54,14 +54,14 @@ def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def ran(root: Path, *arguments: str) -> list[str]:
+def run_make(root: Path, *arguments: str) -> list[str]:
     """What `make` runs with the Python in .venv; it has to end well."""
     done = make(root, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
 
-def refused(root: Path, *arguments: str) -> str:
+def fail_make(root: Path, *arguments: str) -> str:
     """The one line with which `make` ends before it runs anything."""
     done = make(root, *arguments)
     error, make_says = done.stderr.splitlines()
@@ -73,61 +73,61 @@ def refused(root: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("version", ["2.7", "3.9", "3.15"])
 def test_another_python_is_refused_before_anything_is_made(version: str, root: Path) -> None:
     write_python(root / "bin" / "python3", f"{version} /usr")
-    error = refused(root, "train")
+    error = fail_make(root, "train")
     assert f"Python {version}" in error
     assert "3.10 to 3.14" in error
     assert not (root / ".venv").exists()
 
 
 def test_a_missing_python_is_refused_and_leaves_the_venv_there(root: Path) -> None:
-    assert "3.10 to 3.14" in refused(root, "train", "PYTHON=python3.99")
+    assert "3.10 to 3.14" in fail_make(root, "train", "PYTHON=python3.99")
     assert not (root / ".venv").exists()
-    ran(root, "train")
-    assert "python3.99" in refused(root, "train", "PYTHON=python3.99")
-    assert ran(root, "train") == ["ran train.py"]
+    run_make(root, "train")
+    assert "python3.99" in fail_make(root, "train", "PYTHON=python3.99")
+    assert run_make(root, "train") == ["ran train.py"]
 
 
 def test_a_python_without_venv_is_refused(root: Path) -> None:
     write_python(root / "bin" / "python3", "3.12 /usr", without_venv=1)
-    assert "module venv" in refused(root, "train")
+    assert "module venv" in fail_make(root, "train")
     assert not (root / ".venv").exists()
 
 
 def test_train_installs_what_training_needs_and_test_the_rest_each_once(root: Path) -> None:
-    assert ran(root, "train", "ARGS=seed=1") == [
+    assert run_make(root, "train", "ARGS=seed=1") == [
         "ran -m pip install -e .",
         "ran train.py seed=1",
     ]
-    assert ran(root, "train") == ["ran train.py"]
-    assert ran(root, "test") == ["ran -m pip install -e .[dev]", "ran -m pytest"]
-    assert ran(root, "test") == ["ran -m pytest"]
+    assert run_make(root, "train") == ["ran train.py"]
+    assert run_make(root, "test") == ["ran -m pip install -e .[dev]", "ran -m pytest"]
+    assert run_make(root, "test") == ["ran -m pytest"]
     later = (root / ".venv" / "installed_dev").stat().st_mtime + 1
     os.utime(root / "pyproject.toml", (later, later))
-    assert ran(root, "train")[0] == "ran -m pip install -e ."
+    assert run_make(root, "train")[0] == "ran -m pip install -e ."
 
 
 def test_a_venv_that_make_made_is_made_again_for_another_python(root: Path) -> None:
-    ran(root, "train")
+    run_make(root, "train")
     made_again = ["ran -m pip install -e .", "ran train.py"]
-    assert ran(root, "train", "PYTHON=python3.13") == made_again
+    assert run_make(root, "train", "PYTHON=python3.13") == made_again
     assert "3.13" in (root / ".venv" / "bin" / "python").read_text()
-    assert ran(root, "train") == ["ran train.py"]  # none asked for: it keeps its Python
-    assert ran(root, "train", "PYTHON=python3") == made_again
+    assert run_make(root, "train") == ["ran train.py"]  # none asked for: it keeps its Python
+    assert run_make(root, "train", "PYTHON=python3") == made_again
 
 
 def test_make_replaces_its_venv_if_the_python_does_not_start(root: Path) -> None:
-    ran(root, "train")
+    run_make(root, "train")
     python = root / ".venv" / "bin" / "python"
     made_again = ["ran -m pip install -e .", "ran train.py"]
     python.write_text(BROKEN)
-    assert ran(root, "train") == made_again
+    assert run_make(root, "train") == made_again
     write_python(python, "3.13 /usr")  # an upgrade of the system: it starts, without the packages
-    assert ran(root, "train") == made_again
+    assert run_make(root, "train") == made_again
 
 
 def test_another_venv_is_used_and_nothing_is_installed_into_it(root: Path) -> None:
     write_python(root / ".venv" / "bin" / "python", "3.11 /opt")
-    said, *commands = ran(root, "train")
+    said, *commands = run_make(root, "train")
     assert "not made by make" in said
     assert commands == ["ran train.py"]
     assert [path.name for path in (root / ".venv").iterdir()] == ["bin"]
@@ -138,5 +138,5 @@ def test_another_venv_is_left_alone_where_it_cannot_be_used(content: str, root: 
     python = root / ".venv" / "bin" / "python"
     write_python(python, "")
     python.write_text(content)
-    assert "not made by make" in refused(root, "train", "PYTHON=python3.13")
+    assert "not made by make" in fail_make(root, "train", "PYTHON=python3.13")
     assert python.read_text() == content

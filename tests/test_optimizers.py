@@ -18,7 +18,7 @@ from mnist_exp.training.optimizers import UNFIT, Muon, by_name, is_optimizer
 HYPER = {"adamw_lr": 0.003, "momentum": 0.9, "weight_decay": 0.1, "betas": (0.8, 0.99)}
 
 
-def made(model: nn.Module, lr: float = 0.02) -> Muon:
+def build_muon(model: nn.Module, lr: float = 0.02) -> Muon:
     return Muon(model.parameters(), lr, **HYPER)
 
 
@@ -40,7 +40,7 @@ def learn(model: nn.Module, *optimizers: torch.optim.Optimizer, steps: int = 3) 
 
 def test_muon_moves_hidden_weights_as_torchs_muon_and_all_else_as_adamw() -> None:
     ours, theirs = same_model(), same_model()
-    learn(ours, made(ours))
+    learn(ours, build_muon(ours))
     hidden = theirs.layers[2].weight
     others = [p for p in theirs.parameters() if p is not hidden]
     learn(
@@ -56,7 +56,7 @@ def test_a_convolutions_filters_move_as_the_rows_of_a_matrix_in_either_memory_fo
     moved: dict[torch.memory_format, Tensor] = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         model = same_model(CNN).to(memory_format=layout)
-        optimizer = made(model)
+        optimizer = build_muon(model)
         hidden = optimizer.param_groups[0]["params"]
         assert [p.shape for p in hidden] == [(32, 16, 3, 3), (128, 128)]
         learn(model, optimizer, steps=1)
@@ -74,13 +74,13 @@ def test_a_convolutions_filters_move_as_the_rows_of_a_matrix_in_either_memory_fo
 
 def test_a_schedules_factor_is_of_both_learning_rates_and_its_momentum_of_muon() -> None:
     model = same_model()
-    optimizer = made(model)
+    optimizer = build_muon(model)
     LambdaLR(optimizer, lambda step: 0.0)
     weights = [parameter.clone() for parameter in model.parameters()]
     learn(model, optimizer)
     assert all(map(torch.equal, model.parameters(), weights))
 
-    optimizer = made(model)
+    optimizer = build_muon(model)
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = OneCycleLR(optimizer, rates, total_steps=10, pct_start=0.5, div_factor=25)
     for _ in range(4):
@@ -95,14 +95,14 @@ def test_a_schedules_factor_is_of_both_learning_rates_and_its_momentum_of_muon()
 @pytest.mark.parametrize("kind", [MLP, CNN, ResNet])
 def test_muon_resumes_from_a_checkpoint_bit_for_bit(kind: type[nn.Module], tmp_path: Path) -> None:
     whole, first, second = same_model(kind), same_model(kind), same_model(kind)
-    learn(whole, made(whole), steps=4)
-    optimizer = made(first)
+    learn(whole, build_muon(whole), steps=4)
+    optimizer = build_muon(first)
     learn(first, optimizer, steps=2)
     state = {"optimizer": optimizer.state_dict(), "model": first.state_dict()}
     checkpoint.save(tmp_path / "last.pt", state)
     saved = checkpoint.load(tmp_path / "last.pt")
     second.load_state_dict(saved["model"])
-    resumed = made(second)
+    resumed = build_muon(second)
     learn(second, resumed, steps=1)  # what it then has is forgotten
     second.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["optimizer"])
@@ -112,8 +112,8 @@ def test_muon_resumes_from_a_checkpoint_bit_for_bit(kind: type[nn.Module], tmp_p
 
 def test_a_gradient_scaler_scales_for_muon_and_leaves_a_step_out() -> None:
     plain, scaled = same_model(), same_model()
-    learn(plain, made(plain), steps=1)
-    optimizer, scaler = made(scaled), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    learn(plain, build_muon(plain), steps=1)
+    optimizer, scaler = build_muon(scaled), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for inputs in (torch.full((16, 1, 8, 8), torch.inf), None):
         if inputs is None:
             generator = torch.Generator().manual_seed(1)
@@ -130,7 +130,7 @@ def test_a_gradient_scaler_scales_for_muon_and_leaves_a_step_out() -> None:
 def test_muon_is_refused_where_there_is_no_hidden_layer() -> None:
     model = MLP((1, 8, 8), 10, hidden_sizes=[16])
     with pytest.raises(ValueError, match=r"no hidden layer.* adamw"):
-        made(model)
+        build_muon(model)
 
 
 def test_every_optimizer_of_torch_is_known_by_name_or_refused() -> None:

@@ -154,7 +154,7 @@ TEST = [f"figures/test/{name}.png" for name in ("confusion", "most_wrong", "reli
 LARGE = ("trainer.epochs=1", "batch_size=256")
 
 
-def made(folder: Path) -> list[str]:
+def list_pictures(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
@@ -177,7 +177,7 @@ def test_pictures_need_one_pass_over_the_test_set_and_survive_a_resume(
 ) -> None:
     config = compose_config(*quick, *LARGE, "tracking.figures=true")
     train(config, tmp_path, hooks=HOOKS)
-    assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359])
+    assert (list_pictures(tmp_path), passes) == ([*TRAINING, *TEST], [359])
     config.resume = str(tmp_path)
     resume(config, tmp_path, hooks=HOOKS)  # which has ended
     before = (tmp_path / TEST[0]).read_bytes(), (tmp_path / TRAINING[0]).read_bytes()
@@ -195,9 +195,9 @@ def test_a_run_killed_while_drawing_draws_again_when_resumed(
     failing = replace(HOOKS, draw_test=lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config, tmp_path, hooks=failing)
-    assert not made(tmp_path)
+    assert not list_pictures(tmp_path)
     resume(config, tmp_path, hooks=HOOKS)
-    assert (made(tmp_path), passes) == ([*TRAINING, *TEST], [359, 359])
+    assert (list_pictures(tmp_path), passes) == ([*TRAINING, *TEST], [359, 359])
 
 
 @pytest.mark.parametrize(
@@ -208,4 +208,4 @@ def test_without_figures_there_is_no_pass_and_no_file(
     overrides: list[str], expected: list[str], quick: list[str], tmp_path: Path
 ) -> None:
     train(compose_config(*quick, *LARGE, *overrides), tmp_path, hooks=HOOKS)
-    assert made(tmp_path) == expected
+    assert list_pictures(tmp_path) == expected

@@ -43,7 +43,7 @@ class Spied(nn.Module):
         return logits
 
 
-def trained(name: str, cache: Path) -> tuple[Epoch, Spied]:
+def train_epoch(name: str, cache: Path) -> tuple[Epoch, Spied]:
     """One epoch on the digits."""
     torch.manual_seed(0)
     precision = Precision(name, CPU)
@@ -71,8 +71,8 @@ def test_the_metrics_of_an_epoch_are_near_those_of_float32(
     tolerance: float,
     digits_cache: Path,
 ) -> None:
-    expected, _ = trained("float32", digits_cache)
-    found, model = trained(name, digits_cache)
+    expected, _ = train_epoch("float32", digits_cache)
+    found, model = train_epoch(name, digits_cache)
     assert model.seen == {(stored, stored, computed)}
     assert found.train.loss == pytest.approx(expected.train.loss, rel=tolerance)
     assert found.val.loss == pytest.approx(expected.val.loss, rel=tolerance)

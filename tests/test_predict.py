@@ -20,7 +20,7 @@ from mnist_exp.paths import LAST
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 
 
-def photographed(
+def photograph(
     digit: NDArray[np.uint8], random: np.random.Generator, sizes: tuple[int, int]
 ) -> Image.Image:
     """A light digit on dark blown up to 400 pixels, in two colours, dark on light or light on dark,
@@ -51,7 +51,7 @@ def pictures_of(
     random, paths = np.random.default_rng(seed), []
     for number, image in enumerate(images[:, 0].numpy()):
         paths.append(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
-        photographed(image, random, sizes).save(paths[-1], quality=80)
+        photograph(image, random, sizes).save(paths[-1], quality=80)
     return paths
 
 

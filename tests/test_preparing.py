@@ -30,7 +30,7 @@ def kind(name: str, *shape: int) -> Kind:
 MNIST = kind("mnist", 1, 28, 28)
 
 
-def drawn(paper: object, ink: object, mode: str = "RGB", at: tuple[int, int] = (50, 20)) -> Image:
+def draw(paper: object, ink: object, mode: str = "RGB", at: tuple[int, int] = (50, 20)) -> Image:
     """A seven about 110 pixels wide and 150 high in a field of 300×240."""
     image = Image.new(mode, (300, 240), paper)
     x, y = at
@@ -39,15 +39,15 @@ def drawn(paper: object, ink: object, mode: str = "RGB", at: tuple[int, int] = (
     return image
 
 
-def saved(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
     file = io.BytesIO()
     image.save(file, kind, **options)
     file.seek(0)
     return file
 
 
-def seen(image: Image.Image, file: str = "PNG", **options: object) -> Tensor:
-    return preprocess(saved(image, file, **options), MNIST)[0].float()
+def prepare_drawing(image: Image.Image, file: str = "PNG", **options: object) -> Tensor:
+    return preprocess(encode(image, file, **options), MNIST)[0].float()
 
 
 def on_paper(image: Image.Image) -> Image.Image:
@@ -64,28 +64,30 @@ def sixteen_bits(image: Image.Image) -> Image.Image:
 
 
 PICTURES: dict[str, Callable[[], Tensor]] = {
-    "light on dark": lambda: seen(drawn("black", "white")),
-    "faint": lambda: seen(drawn((150, 150, 150), (120, 120, 120))),
-    "coloured": lambda: seen(drawn((250, 230, 90), (30, 40, 160))),
-    "coloured alike in grey": lambda: seen(drawn((0, 150, 0), (255, 30, 60))),
-    "elsewhere": lambda: seen(drawn("white", "black", at=(170, 80))),
-    "grey": lambda: seen(drawn(255, 0, "L")),
-    "two tones": lambda: seen(drawn(1, 0, "1")),
-    "a palette": lambda: seen(drawn("white", "black").quantize(4)),
-    "16 bits": lambda: seen(sixteen_bits(drawn("white", "black"))),
-    "floats": lambda: seen(drawn("white", "black").convert("F"), "TIFF"),
-    "for print": lambda: seen(drawn("white", "black").convert("CMYK"), "TIFF"),
-    "black strokes on nothing": lambda: seen(drawn((0, 0, 0, 0), "black", "RGBA")),
-    "white strokes on nothing": lambda: seen(drawn((0, 0, 0, 0), "white", "RGBA")),
-    "grey strokes on nothing": lambda: seen(drawn((255, 0), (60, 255), "LA")),
-    "a sheet on nothing": lambda: seen(
-        ImageOps.expand(drawn("white", "black", "RGBA"), 40, (0, 0, 0, 0))
+    "light on dark": lambda: prepare_drawing(draw("black", "white")),
+    "faint": lambda: prepare_drawing(draw((150, 150, 150), (120, 120, 120))),
+    "coloured": lambda: prepare_drawing(draw((250, 230, 90), (30, 40, 160))),
+    "coloured alike in grey": lambda: prepare_drawing(draw((0, 150, 0), (255, 30, 60))),
+    "elsewhere": lambda: prepare_drawing(draw("white", "black", at=(170, 80))),
+    "grey": lambda: prepare_drawing(draw(255, 0, "L")),
+    "two tones": lambda: prepare_drawing(draw(1, 0, "1")),
+    "a palette": lambda: prepare_drawing(draw("white", "black").quantize(4)),
+    "16 bits": lambda: prepare_drawing(sixteen_bits(draw("white", "black"))),
+    "floats": lambda: prepare_drawing(draw("white", "black").convert("F"), "TIFF"),
+    "for print": lambda: prepare_drawing(draw("white", "black").convert("CMYK"), "TIFF"),
+    "black strokes on nothing": lambda: prepare_drawing(draw((0, 0, 0, 0), "black", "RGBA")),
+    "white strokes on nothing": lambda: prepare_drawing(draw((0, 0, 0, 0), "white", "RGBA")),
+    "grey strokes on nothing": lambda: prepare_drawing(draw((255, 0), (60, 255), "LA")),
+    "a sheet on nothing": lambda: prepare_drawing(
+        ImageOps.expand(draw("white", "black", "RGBA"), 40, (0, 0, 0, 0))
     ),
-    "photographed": lambda: seen(on_paper(drawn((235, 230, 220), (40, 40, 70)))),
-    "compressed": lambda: seen(on_paper(drawn("white", (200, 30, 30))), "JPEG", quality=60),
-    "light on dark, photographed": lambda: seen(on_paper(drawn((40, 60, 50), "white"))),
-    "large": lambda: seen(drawn("white", "black").resize((3000, 2400))),
-    "with dirt": lambda: seen(dirty(drawn("white", "black"))),
+    "photographed": lambda: prepare_drawing(on_paper(draw((235, 230, 220), (40, 40, 70)))),
+    "compressed": lambda: prepare_drawing(
+        on_paper(draw("white", (200, 30, 30))), "JPEG", quality=60
+    ),
+    "light on dark, photographed": lambda: prepare_drawing(on_paper(draw((40, 60, 50), "white"))),
+    "large": lambda: prepare_drawing(draw("white", "black").resize((3000, 2400))),
+    "with dirt": lambda: prepare_drawing(dirty(draw("white", "black"))),
 }
 
 
@@ -98,13 +100,13 @@ def dirty(image: Image.Image) -> Image.Image:
 @pytest.mark.parametrize("picture", PICTURES)
 def test_the_same_digit_is_seen_alike_however_it_was_drawn(picture: str) -> None:
     """A centre of mass between two pixels may be rounded to either."""
-    found, clean = PICTURES[picture](), seen(drawn("white", "black"))
+    found, clean = PICTURES[picture](), prepare_drawing(draw("white", "black"))
     aside = [found.roll(places, (0, 1)) for places in product((-1, 0, 1), repeat=2)]
     assert min((image - clean).abs().mean() for image in aside) < 1.5  # of 255; one aside: 12
 
 
 def test_a_digit_fills_twenty_pixels_around_its_centre_of_mass() -> None:
-    image = seen(drawn("white", "black"))
+    image = prepare_drawing(draw("white", "black"))
     rows, columns = image.sum(1), image.sum(0)
     assert int((rows > 0).sum()) == 20
     assert int((columns > 0).sum()) == 13  # of 104×155 pixels: the shape is kept
@@ -116,8 +118,8 @@ def test_a_digit_fills_twenty_pixels_around_its_centre_of_mass() -> None:
 def test_a_camera_that_was_held_upright_is_believed() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
-    turned = drawn("white", "black").transpose(Image.Transpose.ROTATE_90)
-    assert torch.equal(seen(turned, exif=exif), seen(drawn("white", "black")))
+    turned = draw("white", "black").transpose(Image.Transpose.ROTATE_90)
+    assert torch.equal(prepare_drawing(turned, exif=exif), prepare_drawing(draw("white", "black")))
 
 
 def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
@@ -126,21 +128,21 @@ def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
     for image in dataset.test.images[:40]:
         small = Image.fromarray(255 - image[0].numpy())
         blown_up = ImageOps.expand(small.resize((200, 200), Image.Resampling.BICUBIC), 60, 255)
-        again = preprocess(saved(blown_up), dataset.kind)
+        again = preprocess(encode(blown_up), dataset.kind)
         assert again.shape == (1, 8, 8)
         differences.append((again.float() - image).abs().mean())
     assert torch.stack(differences).mean() < 20  # of 255; one pixel aside is 60
 
 
 def test_other_sets_are_plainly_resized_in_their_colours() -> None:
-    image = drawn((10, 200, 30), (200, 0, 0))
-    found = preprocess(saved(image), kind("cifar10", 3, 32, 32))
+    image = draw((10, 200, 30), (200, 0, 0))
+    found = preprocess(encode(image), kind("cifar10", 3, 32, 32))
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert (found.numpy() == expected).all()
-    assert preprocess(saved(image), kind("photos", 1, 20, 30)).shape == (1, 20, 30)
+    assert preprocess(encode(image), kind("photos", 1, 20, 30)).shape == (1, 20, 30)
 
 
-def shaded() -> Image.Image:
+def draw_shaded() -> Image.Image:
     return on_paper(Image.new("RGB", (300, 240), (200, 190, 180)))
 
 
@@ -157,13 +159,13 @@ def noise() -> Image.Image:
         lambda: Image.new("RGBA", (400, 300), (0, 0, 0, 0)),
         lambda: Image.linear_gradient("L"),
         lambda: Image.new("1", (1, 1)),
-        shaded,
+        draw_shaded,
         noise,
     ],
 )
 def test_a_blank_canvas_has_no_digit(blank: Callable[[], Image.Image]) -> None:
     with pytest.raises(UnreadableImage, match=r"^no digit found$"):
-        seen(blank())
+        prepare_drawing(blank())
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -189,7 +191,7 @@ def test_a_format_that_this_pillow_lacks_keeps_no_other_from_being_read(
 ) -> None:
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
-    assert seen(drawn("white", "black"), "TIFF").any()
+    assert prepare_drawing(draw("white", "black"), "TIFF").any()
     with pytest.raises(UnreadableImage, match=r"^not an image$"):
         preprocess(io.BytesIO(b"not an image at all"), MNIST)
 
@@ -201,8 +203,10 @@ def test_the_formats_that_people_have_are_read(form: str) -> None:
     Image.init()
     if form not in Image.SAVE:
         pytest.skip(f"this Pillow has no {form}")
-    second = [drawn("white", "black")] if form == "MPO" else []
-    assert seen(drawn("white", "black"), form, append_images=second, save_all=bool(second)).any()
+    second = [draw("white", "black")] if form == "MPO" else []
+    assert prepare_drawing(
+        draw("white", "black"), form, append_images=second, save_all=bool(second)
+    ).any()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_the_formats_that_people_have_are_read(form: str) -> None:
         (b"", "…empty…"),
         (b"not an image at all", "…image…"),
         (POSTSCRIPT, "…image…"),
-        (saved(drawn("white", "black")).getvalue()[:600], "…image…(…"),
+        (encode(draw("white", "black")).getvalue()[:600], "…image…(…"),
         (png_header(10_000, 5_001), "…50 megapixels…50…"),
         (png_header(100_000, 100_000), "…179 megapixels…50…"),
     ],

@@ -24,7 +24,7 @@ from mnist_exp.paths import REPOSITORY
 HERE = {"began": "2026-01-02 03:04 UTC", "commit": "abc1234", "machine": "CPU", "versions": "P 3"}
 
 
-def made(accuracies: list[float], seconds: list[float], share: int = 99, **more: object) -> Row:
+def make_row(accuracies: list[float], seconds: list[float], share: int = 99, **more: object) -> Row:
     """share: runs of a round."""
     metrics = enumerate(zip(accuracies, seconds, strict=True))
     runs = [Run(n // share, n + 1, accuracy, took) for n, (accuracy, took) in metrics]
@@ -45,9 +45,9 @@ def test_the_interval_is_students() -> None:
 
 
 def test_a_headline_has_accuracy_and_training_time() -> None:
-    row = made([0.995, 0.997, 0.996], [301.2, 299.6, 321.0])
+    row = make_row([0.995, 0.997, 0.996], [301.2, 299.6, 321.0])
     assert page.headline(row) == "99.60 ± 0.10 % (n = 3), 301 s of training on CPU"
-    assert page.headline(made([0.9], [1.234])) == "90.00 % (n = 1), 1.2 s of training on CPU"
+    assert page.headline(make_row([0.9], [1.234])) == "90.00 % (n = 1), 1.2 s of training on CPU"
 
 
 @pytest.mark.parametrize("name", results.read_rows())
@@ -63,7 +63,7 @@ def test_a_preset_and_the_readme_say_what_was_measured(name: str) -> None:
 
 def test_the_page_has_the_command_and_failures_of_every_row() -> None:
     rows = {
-        "one": made(
+        "one": make_row(
             [0.97, 0.98],
             [5.0, 4.0],
             commands=["python train.py -m experiment=one seed=1,2"],
@@ -74,8 +74,8 @@ def test_the_page_has_the_command_and_failures_of_every_row() -> None:
             failures=["seed 3: FAILED no memory"],
             picture="docs/errors.png",
         ),
-        "single": made([0.9], [7.5], note="the only one", wall=9, parameters=10, device="cpu"),
-        "none": made([], [], failures=["no such preset"]),
+        "single": make_row([0.9], [7.5], note="the only one", wall=9, parameters=10, device="cpu"),
+        "none": make_row([], [], failures=["no such preset"]),
     }
     told = page.render_page(rows)
     assert told.startswith("# Results\n\n")
@@ -118,7 +118,7 @@ def test_the_page_has_the_command_and_failures_of_every_row() -> None:
 
 
 def test_ratios_to_the_recipe_are_taken_per_round_and_of_means() -> None:
-    row = made([0.9896, 0.99, 0.9904, 0.992], [1.0, 2.0, 3.0, 5.0], share=2)
+    row = make_row([0.9896, 0.99, 0.9904, 0.992], [1.0, 2.0, 3.0, 5.0], share=2)
     row.recipe = [Run(0, 1, 0.989, 10.0), Run(1, 2, 0.99, 10.0)]
     told = (
         page.render_page({"fast": row}).partition("## In a second\n\n")[2].partition("\n\n## ")[0]
@@ -152,13 +152,13 @@ def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_measures_what_it_names_and_the_page_keeps_the_other_rows(
     own_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = made([0.97, 0.98], [5.0, 4.0], recipe=[Run(0, 1, 0.9, 8.0)], placed=["data.root"])
-    results.write({"speedrun": kept, "accurate": made([0.5], [1.0])})
+    kept = make_row([0.97, 0.98], [5.0, 4.0], recipe=[Run(0, 1, 0.9, 8.0)], placed=["data.root"])
+    results.write({"speedrun": kept, "accurate": make_row([0.5], [1.0])})
     asked = []
 
     def measure_preset(name: str, words: list[str]) -> Row:
         asked.append((name, words))
-        return made([0.75], [2.0])
+        return make_row([0.75], [2.0])
 
     monkeypatch.setattr(results, "measure_preset", measure_preset)
     words = ["--only", "accurate", "baseline", "--set", "a=1", "accurate:b=c:d", "fashion:e=2"]
@@ -167,7 +167,7 @@ def test_only_measures_what_it_names_and_the_page_keeps_the_other_rows(
     assert asked == [("accurate", ["a=1", "b=c:d"]), ("baseline", ["a=1"])]
     rows = results.read_rows()
     assert list(rows) == ["baseline", "speedrun", "accurate"]
-    assert (rows["speedrun"], rows["accurate"]) == (kept, made([0.75], [2.0]))
+    assert (rows["speedrun"], rows["accurate"]) == (kept, make_row([0.75], [2.0]))
     assert (own_files / "RESULTS.md").read_text() == page.render_page(rows)
 
 

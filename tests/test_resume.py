@@ -182,7 +182,7 @@ def test_a_run_killed_twenty_times_ends_as_one_that_was_not(
 
 
 @contextmanager
-def locked(clone: Clone) -> Iterator[None]:
+def lock_database(clone: Clone) -> Iterator[None]:
     """Nobody else can write to the clone's database, nor read it."""
     database = sqlite3.connect(clone.root / "mlflow.db", isolation_level=None, timeout=30)
     database.execute("BEGIN EXCLUSIVE")
@@ -248,7 +248,7 @@ def wait_for_metric(clone: Clone) -> None:
 def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
     process = clone.start("train.py", *RUN, "trainer.epochs=1000")
     wait_for_metric(clone)
-    with locked(clone):
+    with lock_database(clone):
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):  # it wants to tell the tracker
             process.wait(timeout=1)
@@ -274,7 +274,7 @@ def test_a_running_run_is_not_resumed(clone: Clone) -> None:
 def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
     process = clone.start("train.py", "data=digits", "trainer=debug")
     wait_for_file(clone, "mnist_model.pth")
-    with locked(clone):
+    with lock_database(clone):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
     out, err = process.communicate(timeout=60)
@@ -691,17 +691,17 @@ State = dict[str, Any]
 HARMFUL = {"_target_": "os.mkdir", "_args_": ["harm"]}
 
 
-def without(state: State, *keys: str) -> State:
+def remove(state: State, *keys: str) -> State:
     """The state, but for the entry that these keys lead to."""
     first, *more = keys
     rest = {key: value for key, value in state.items() if key != first}
-    return {**rest, first: without(state[first], *more)} if more else rest
+    return {**rest, first: remove(state[first], *more)} if more else rest
 
 
-def replaced(state: State, value: object, *keys: Any) -> State:
+def replace(state: State, value: object, *keys: Any) -> State:
     """The state with this value where these keys lead to."""
     first, *more = keys
-    return {**state, first: replaced(state[first], value, *more) if more else value}
+    return {**state, first: replace(state[first], value, *more) if more else value}
 
 
 def first_weight(state: State) -> str:
@@ -719,11 +719,11 @@ CUTS = [*(RANDOM.random() for _ in range(4)), 0.999]
 CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
     "a pickle that runs a command": (lambda state: pickle.dumps(Bomb()), UNKNOWN),
     "a command among the tensors": (
-        lambda state: replaced(state, Bomb(), "state", "model"),
+        lambda state: replace(state, Bomb(), "state", "model"),
         FOREIGN,
     ),
     "a command in the config": (
-        lambda state: replaced(state, [128, (HARMFUL,)], "config", "model", "hidden_sizes"),
+        lambda state: replace(state, [128, (HARMFUL,)], "config", "model", "hidden_sizes"),
         "saved config…model.hidden_sizes.1.0._target_",
     ),
     **{
@@ -732,27 +732,27 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
     },
     "of a newer format": (lambda state: {**state, "format": 99}, "format 99 is newer"),
     "weights alone": (lambda state: state["state"]["model"], UNKNOWN),
-    "no config": (lambda state: without(state, "config"), f"{MISFIT}'config'"),
+    "no config": (lambda state: remove(state, "config"), f"{MISFIT}'config'"),
     "no trainer": (
-        lambda state: without(state, "config", "trainer"),
+        lambda state: remove(state, "config", "trainer"),
         f"{MISFIT}'trainer.epochs'",
     ),
-    "no random states": (lambda state: without(state, "state", "random"), f"{MISFIT}'random'"),
-    "no weights": (lambda state: replaced(state, {}, "state", "model"), f"{MISFIT}state_dict"),
+    "no random states": (lambda state: remove(state, "state", "random"), f"{MISFIT}'random'"),
+    "no weights": (lambda state: replace(state, {}, "state", "model"), f"{MISFIT}state_dict"),
     "weights of another shape": (
-        lambda state: replaced(state, torch.ones(3), "state", "model", first_weight(state)),
+        lambda state: replace(state, torch.ones(3), "state", "model", first_weight(state)),
         f"{MISFIT}state_dict",
     ),
     "kept weights of another shape": (
-        lambda state: replaced(state, {"w": torch.ones(3)}, "state", "progress", "kept"),
+        lambda state: replace(state, {"w": torch.ones(3)}, "state", "progress", "kept"),
         f"{MISFIT}state_dict",
     ),
     "an optimizer's state of another shape": (
-        lambda state: replaced(state, torch.ones(3), "state", "optimizer", "state", 0, "exp_avg"),
+        lambda state: replace(state, torch.ones(3), "state", "optimizer", "state", 0, "exp_avg"),
         f"{MISFIT}optimizer",
     ),
     "a learning rate that is a word": (
-        lambda state: replaced(
+        lambda state: replace(
             state,
             [{**state["state"]["optimizer"]["param_groups"][0], "lr": "x"}],
             "state",
@@ -761,7 +761,7 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
         ),
         f"{MISFIT}optimizer",
     ),
-    "no progress": (lambda state: replaced(state, 5, "state", "progress"), MISFIT),
+    "no progress": (lambda state: replace(state, 5, "state", "progress"), MISFIT),
 }
 
 

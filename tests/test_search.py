@@ -17,7 +17,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from test_sweeps import QUICK, after, contents, folder_of, leaderboard, refused, runs_of, table
+from test_sweeps import QUICK, after, contents, folder_of, is_refused, leaderboard, runs_of, table
 
 from mnist_exp.sweeps.records import Damaged, Outcome
 from mnist_exp.sweeps.search import (
@@ -151,7 +151,7 @@ def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_p
     journal.write_bytes(journal.read_bytes()[:-9])
     before = contents(folder)
     done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
-    assert refused(done, 1, f"{journal}: damaged", "cannot be resumed", "still there")
+    assert is_refused(done, 1, f"{journal}: damaged", "cannot be resumed", "still there")
     assert contents(folder) == before
 
 

@@ -194,12 +194,12 @@ def test_no_thread_stays_when_the_consumer_stops_or_raises(
         break
     assert readers() == []
 
-    def raising() -> None:
+    def fail() -> None:
         for _ in passed_on():
             raise KeyError
 
     with pytest.raises(KeyError):
-        raising()
+        fail()
     assert readers() == []
 
 
@@ -246,7 +246,7 @@ class Measured:
     metrics: list[dict[str, Any]]
 
 
-def measured(clone: Any, *typed: str) -> Measured:
+def measure(clone: Any, *typed: str) -> Measured:
     """What a training of two epochs took."""
     before = set(clone.folders())
     command = ("data=cifar10", "trainer.epochs=2", "data.val_fraction=0.02", "tracking=none")
@@ -282,8 +282,8 @@ def test_a_set_four_times_the_limit_takes_little_more_memory_and_little_more_tim
     ensure_record(folder, hash_sums(CIFAR10), lambda: {"sums": sums})
     assert 5e-9 * sum(path.stat().st_size for path in folder.iterdir()) >= 4 * limit
 
-    streamed = measured(clone, f"data.memory_limit={limit}")
-    whole = measured(clone, "data.memory_limit=8")
+    streamed = measure(clone, f"data.memory_limit={limit}")
+    whole = measure(clone, "data.memory_limit=8")
     assert streamed.metrics == whole.metrics
     assert streamed.resident < limit + 0.4 < whole.resident
     assert streamed.speed > 0.7 * whole.speed

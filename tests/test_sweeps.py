@@ -182,7 +182,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files}
 
 
-def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> bool:
+def is_refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> bool:
     """Whether the command ended with this exit code, and with one line that says all of this."""
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stdout + done.stderr
     return all(words in done.stderr for words in said)
@@ -192,7 +192,7 @@ def test_axes_in_another_order_are_refused(small: tuple[Clone, Path, str]) -> No
     clone, folder, _ = small
     before = contents(folder)
     done = clone.run("train.py", *QUICK, "seed=1,2", "batch_size=16,64", "sweep.resume=latest")
-    assert refused(done, 2, "another order", "batch_size=16,64 seed=1,2 sweep.resume=outputs/")
+    assert is_refused(done, 2, "another order", "batch_size=16,64 seed=1,2 sweep.resume=outputs/")
     assert contents(folder) == before
 
 
@@ -226,7 +226,7 @@ def test_a_new_sweep_does_not_take_an_old_folder(small: tuple[Clone, Path, str])
     before = contents(folder)
     done = clone.run("train.py", *QUICK, "seed=7,8", f"hydra.sweep.dir={folder}")
     name = folder.relative_to(clone.root)
-    assert refused(done, 2, f"hydra.sweep.dir={name}: ", f"sweep.resume={name}")
+    assert is_refused(done, 2, f"hydra.sweep.dir={name}: ", f"sweep.resume={name}")
     assert contents(folder) == before
 
 
@@ -269,7 +269,7 @@ def test_only_one_process_runs_a_sweep(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
     before = contents(folder)
     with alone(folder):
-        assert refused(resume(clone), 1, "another process")
+        assert is_refused(resume(clone), 1, "another process")
     assert contents(folder) == before
 
 
@@ -392,13 +392,13 @@ def test_a_sweep_with_other_axes_in_its_record_is_damaged(small: tuple[Clone, Pa
     clone, folder, _ = small
     record = json.loads((folder / "sweep.json").read_text())
     (folder / "sweep.json").write_text(json.dumps({**record, "swept": ["nope"]}))
-    assert refused(resume(clone), 1, f"{folder}/sweep.json: damaged")
+    assert is_refused(resume(clone), 1, f"{folder}/sweep.json: damaged")
 
 
 def test_the_latest_sweep_is_named_where_it_is_damaged(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
     (folder / "sweep.json").write_text("{")
-    assert refused(resume(clone), 1, f"{folder}/sweep.json: damaged")
+    assert is_refused(resume(clone), 1, f"{folder}/sweep.json: damaged")
 
 
 @pytest.mark.slow

@@ -111,32 +111,32 @@ def test_a_model_that_is_logged_again_is_the_same_one_and_of_another_epoch_anoth
     assert len(client.get_metric_history(run_id, "val/accuracy")) == 3
 
 
-def champion(client: MlflowClient) -> ModelVersion:
+def get_champion(client: MlflowClient) -> ModelVersion:
     return client.get_model_version_by_alias("digits", "champion")
 
 
 def test_the_champion_is_the_best_in_validation_of_one_data_set(
     client: MlflowClient, record: ModelRecord
 ) -> None:
-    def registered(run_id: str, **more: object) -> str:
+    def register_run(run_id: str, **more: object) -> str:
         of_run = replace(record, **more)
         return register(client, "digits", log_model(client, run_id, of_run), of_run)
 
     first, second, third, fourth, fifth, sixth = (new_run(client) for _ in range(6))
     better = "digits version {}, now the champion (…{})"
     nothing = "digits version 1; no champion…"
-    assert registered(first, accuracy=None) == Like(nothing)
-    assert registered(second, accuracy=0.9) == Like(better.format(2, "0.9000"))
-    assert registered(second, accuracy=0.9) == "digits version 2, the champion"
+    assert register_run(first, accuracy=None) == Like(nothing)
+    assert register_run(second, accuracy=0.9) == Like(better.format(2, "0.9000"))
+    assert register_run(second, accuracy=0.9) == "digits version 2, the champion"
     stays = "digits version {}; version 2 …champion…"
-    assert registered(third, accuracy=0.9) == Like(f"{stays.format(3)}(…0.9000, …0.9000)")
-    other_set = registered(fourth, accuracy=1.0, digest="1" * 64)
+    assert register_run(third, accuracy=0.9) == Like(f"{stays.format(3)}(…0.9000, …0.9000)")
+    other_set = register_run(fourth, accuracy=1.0, digest="1" * 64)
     assert other_set == Like(f"{stays.format(4)}data set")
-    assert champion(client).run_id == second
-    assert registered(fifth, accuracy=0.90004) == Like(better.format(5, "0.9000, …0.9000"))
-    assert champion(client).run_id == fifth
+    assert get_champion(client).run_id == second
+    assert register_run(fifth, accuracy=0.90004) == Like(better.format(5, "0.9000, …0.9000"))
+    assert get_champion(client).run_id == fifth
     client.delete_model_version_tag("digits", "5", "val_accuracy")
-    assert registered(sixth, accuracy=0.99) == Like(
+    assert register_run(sixth, accuracy=0.99) == Like(
         "digits version 6; version 5 …champion…no validation accuracy…"
     )
     assert len(client.search_model_versions("name = 'digits'")) == 6
@@ -172,7 +172,7 @@ def test_a_registered_model_labels_raw_images_as_the_checkpoint_does(
 
 
 @contextmanager
-def served(clone: Clone) -> Iterator[str]:
+def serve(clone: Clone) -> Iterator[str]:
     """`mlflow models serve` where this package cannot be imported; gives its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -217,7 +217,7 @@ def test_a_served_model_answers_a_request_with_ten_images_without_this_package(
 ) -> None:
     trained = load_model(served_clone.folders()[0] / "checkpoints" / "last.pt")
     images = trained.dataset().test.images[:10]
-    with served(served_clone) as url:
+    with serve(served_clone) as url:
         request = urllib.request.Request(
             url,
             json.dumps({"inputs": images[:, 0].tolist()}).encode(),

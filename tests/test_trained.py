@@ -40,7 +40,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "outputs"
 
 
-def recorded(
+def record_run(
     uri: str,
     experiment: str,
     folder: Path,
@@ -61,10 +61,10 @@ def recorded(
     for epoch, accuracy in enumerate(accuracies, 1):
         client.log_metric(run_id, "val/accuracy", accuracy, step=epoch)
     client.set_terminated(run_id, status)
-    return run_id, written(folder)
+    return run_id, write_checkpoint(folder)
 
 
-def written(folder: Path) -> Path:
+def write_checkpoint(folder: Path) -> Path:
     path = folder / "checkpoints" / "last.pt"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"weights")
@@ -74,14 +74,14 @@ def written(folder: Path) -> Path:
 def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validation(
     store: str, tmp_path: Path
 ) -> None:
-    recorded(store, "mixed", tmp_path / "a", [0.9, 0.5])
-    recorded(store, "mixed", tmp_path / "last", [0.99, 0.6], params={"trainer.keep": "last"})
-    _, best = recorded(store, "mixed", tmp_path / "b", [0.5, 0.95, 0.7])
-    recorded(store, "mixed", tmp_path / "same", [0.95])
-    recorded(store, "mixed", tmp_path / "killed", [0.97], status="KILLED")
-    recorded(store, "mixed", tmp_path / "blind", [])
-    recorded(store, "mixed", tmp_path / "debug", [0.96], params={"trainer.max_batches": "5"})
-    deleted, _ = recorded(store, "mixed", tmp_path / "deleted", [0.99])
+    record_run(store, "mixed", tmp_path / "a", [0.9, 0.5])
+    record_run(store, "mixed", tmp_path / "last", [0.99, 0.6], params={"trainer.keep": "last"})
+    _, best = record_run(store, "mixed", tmp_path / "b", [0.5, 0.95, 0.7])
+    record_run(store, "mixed", tmp_path / "same", [0.95])
+    record_run(store, "mixed", tmp_path / "killed", [0.97], status="KILLED")
+    record_run(store, "mixed", tmp_path / "blind", [])
+    record_run(store, "mixed", tmp_path / "debug", [0.96], params={"trainer.max_batches": "5"})
+    deleted, _ = record_run(store, "mixed", tmp_path / "deleted", [0.99])
     MlflowClient(store).delete_run(deleted)
     client = MlflowClient(store)
     sweep = client.create_run(client.get_experiment_by_name("mixed").experiment_id)
@@ -97,11 +97,11 @@ def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validat
 def test_the_best_is_of_one_data_set_and_of_the_images_that_it_had_last(
     store: str, tmp_path: Path
 ) -> None:
-    _, mnist = recorded(store, "sets", tmp_path / "mnist", [0.8])
-    _, digits = recorded(store, "sets", tmp_path / "digits", [0.9], "digits")
-    recorded(store, "sets", tmp_path / "before", [0.99], "photos", digest="2")
+    _, mnist = record_run(store, "sets", tmp_path / "mnist", [0.8])
+    _, digits = record_run(store, "sets", tmp_path / "digits", [0.9], "digits")
+    record_run(store, "sets", tmp_path / "before", [0.99], "photos", digest="2")
     time.sleep(0.002)  # runs begin at a millisecond
-    _, photos = recorded(store, "sets", tmp_path / "photos", [0.7], "photos", digest="3")
+    _, photos = record_run(store, "sets", tmp_path / "photos", [0.7], "photos", digest="3")
     words = ("best", "best:mnist", "best:digits", "best:photos")
     assert [find_checkpoint(word, store, "sets") for word in words] == [
         mnist,
@@ -113,7 +113,7 @@ def test_the_best_is_of_one_data_set_and_of_the_images_that_it_had_last(
         find_checkpoint("best:mnsit", store, "sets")
 
 
-def ended(
+def write_ended_run(
     folder: Path, accuracy: float | None, keep: int = 1, began: float = 0, **more: object
 ) -> Path:
     """The last checkpoint of a run without MLflow, by default one that has ended."""
@@ -136,18 +136,18 @@ def ended(
 
 
 def test_runs_without_mlflow_are_ranked_by_their_checkpoints_in_outputs(outputs: Path) -> None:
-    ended(outputs / "2026-01-01" / "a", 0.9)
-    best = ended(outputs / "2026-01-01" / "sweep" / "7", 0.95, keep=2, began=5)
-    ended(outputs / "same", 0.95, began=6)
-    ended(outputs / "blind", None)
-    ended(outputs / "running", 0.99, ended=False)
+    write_ended_run(outputs / "2026-01-01" / "a", 0.9)
+    best = write_ended_run(outputs / "2026-01-01" / "sweep" / "7", 0.95, keep=2, began=5)
+    write_ended_run(outputs / "same", 0.95, began=6)
+    write_ended_run(outputs / "blind", None)
+    write_ended_run(outputs / "running", 0.99, ended=False)
     config = {"trainer": {"max_batches": 5}, "tracking": {}}
-    ended(outputs / "debug", 0.99, config=config)
+    write_ended_run(outputs / "debug", 0.99, config=config)
     other = {"trainer": {"max_batches": None}, "tracking": {"experiment": "other"}}
-    ended(outputs / "other", 0.99, config=other)
-    digits = ended(outputs / "digits", 0.99, data={"name": "digits", "digest": "2" * 64})
-    ended(outputs / "foreign", 0.99, data={})
-    written(outputs / "damaged")
+    write_ended_run(outputs / "other", 0.99, config=other)
+    digits = write_ended_run(outputs / "digits", 0.99, data={"name": "digits", "digest": "2" * 64})
+    write_ended_run(outputs / "foreign", 0.99, data={})
+    write_checkpoint(outputs / "damaged")
     assert find_checkpoint("best") == best
     assert find_checkpoint("best:digits") == digits
     names = [run.name for run in rank_runs("mnist_exp", None)]
@@ -163,39 +163,39 @@ def test_a_run_in_outputs_counts_once_and_not_if_it_is_deleted_in_mlflow(
 
     client = MlflowClient(store)
     for number, folder in enumerate((outputs / "there", tmp_path / "moved", outputs / "gone")):
-        run_id, path = recorded(store, "both", folder, [0.5 + number / 10])
+        run_id, path = record_run(store, "both", folder, [0.5 + number / 10])
         path.unlink()
         path.parent.rmdir()
         folder.rmdir()
         client.set_tag(run_id, "key", folder.name)
     client.delete_run(run_id)
-    ended(outputs / "there", 0.5, config=config("both"))
-    ended(outputs / "moved", 0.6, config=config("both"))
-    ended(outputs / "gone", 0.7, config=config("both"))
-    resumed, _ = recorded(store, "both", outputs / "elsewhere", [0.4], status="KILLED")
+    write_ended_run(outputs / "there", 0.5, config=config("both"))
+    write_ended_run(outputs / "moved", 0.6, config=config("both"))
+    write_ended_run(outputs / "gone", 0.7, config=config("both"))
+    resumed, _ = record_run(store, "both", outputs / "elsewhere", [0.4], status="KILLED")
     client.set_tag(resumed, "output_folder", str(outputs / "resumed"))
-    ended(outputs / "resumed", 0.4, config=config("both"))  # without MLflow
+    write_ended_run(outputs / "resumed", 0.4, config=config("both"))  # without MLflow
     assert [run.accuracy for run in rank_runs("both", store)] == [0.6, 0.5, 0.4]
 
 
 def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
     store: str, tmp_path: Path
 ) -> None:
-    run_id, checkpoint = recorded(store, "away", tmp_path / "run", [0.5])
+    run_id, checkpoint = record_run(store, "away", tmp_path / "run", [0.5])
     assert find_checkpoint(run_id, store) == checkpoint
     MlflowClient(store).log_artifact(run_id, str(checkpoint), "checkpoints")
     checkpoint.unlink()
     assert find_checkpoint(run_id, store).read_bytes() == b"weights"
     assert find_checkpoint("best", store, "away").read_bytes() == b"weights"
 
-    run_id, checkpoint = recorded(store, "away", tmp_path / "lost", [0.4])
+    run_id, checkpoint = record_run(store, "away", tmp_path / "lost", [0.4])
     checkpoint.unlink()
     with pytest.raises(BadInput, match=rf"^run {run_id}: .*{checkpoint}"):
         find_checkpoint(run_id, store)
 
 
 def test_a_path_and_latest_need_no_store(outputs: Path) -> None:
-    latest = written(outputs / "2026-01-01" / "run")
+    latest = write_checkpoint(outputs / "2026-01-01" / "run")
     assert find_checkpoint("latest") == latest
     assert find_checkpoint(str(latest)) == latest
     assert find_checkpoint(str(latest.parents[1])) == latest

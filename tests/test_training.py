@@ -31,7 +31,7 @@ from mnist_exp.training.precision import FLOAT32, Precision
 from mnist_exp.training.state import Diverged, Epoch, Metrics, Progress, TrainState
 
 
-def made_split(count: int, seed: int) -> Split:
+def make_split(count: int, seed: int) -> Split:
     """Noise with a learnable class: the brightest of four quadrants."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, 1, 4, 4, generator=generator)
@@ -39,7 +39,7 @@ def made_split(count: int, seed: int) -> Split:
     return Split(images, labels)
 
 
-TRAIN, VAL = made_split(100, seed=1), made_split(30, seed=2)
+TRAIN, VAL = make_split(100, seed=1), make_split(30, seed=2)
 
 
 def make_state(
