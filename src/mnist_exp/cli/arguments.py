@@ -48,8 +48,8 @@ class Arguments(NamedTuple):
     parsed: list[Argument]
     errors: list[str]  # a line for each word that Hydra cannot parse
 
-    def shared(self) -> list[str]:
-        """What all jobs of a sweep have in common, as typed."""
+    def drop_sweeps(self) -> list[str]:
+        """The words that have one value, which all jobs of a sweep share."""
         return [a.text for a in self.parsed if not a.override.is_sweep_override()]
 
 

@@ -65,7 +65,7 @@ def check_setting(setting: Setting, job: Job) -> str | None:
     """What is wrong with this setting; sets it in the job's config: others may refer to it."""
     key, value = setting.key, setting.value
     if key not in job.defaults:
-        return no_such_key(key, job)
+        return describe_unknown_key(key, job)
     if not setting.changes:
         return f"keys cannot be added or removed; write {key}=<value>"
     if "${hydra:" in str(value):  # has a value only in a running job
@@ -101,7 +101,7 @@ def check_support(setting: Setting, config: DictConfig) -> str | None:
     return environment.check_support(key, value, environment.choose_device(device))
 
 
-def no_such_key(key: str, job: Job) -> str:
+def describe_unknown_key(key: str, job: Job) -> str:
     """Which keys there are instead, and the nearest: one of the same name, or a similar one."""
     group, _, name = key.partition(".")
     if group in job.choices:

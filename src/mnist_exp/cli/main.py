@@ -25,7 +25,7 @@ from omegaconf import DictConfig, open_dict
 from mnist_exp.cli.arguments import parse, parse_flags
 from mnist_exp.cli.check import check
 from mnist_exp.cli.help import help_text
-from mnist_exp.cli.plan import RunPlan, plan_run, plan_sweep, show_jobs, with_preset
+from mnist_exp.cli.plan import RunPlan, add_preset, plan_run, plan_sweep, show_jobs
 from mnist_exp.cli.process import exit_code, leave, run_and_exit
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment.shell import quote
@@ -75,12 +75,12 @@ def execute(flags: Namespace) -> int:
     with initialize_hydra() as loader:
         arguments = parse(flags.overrides, loader)
         if flags.multirun:
-            arguments = with_preset(arguments, loader)
+            arguments = add_preset(arguments, loader)
         if found := [*arguments.errors, *check(arguments.parsed, flags.multirun, loader)]:
             leave("\n".join(found), BadInput.exit_code)
         if flags.multirun:
             return execute_sweep(plan_sweep(arguments), bool(flags.cfg), loader)
-        plan = plan_run(arguments, is_new=not shows)
+        plan = plan_run(arguments, needs_new_folder=not shows)
         if is_distributed() and not shows:
             launch_together(arguments.words, plan.folder)
         elif not shows:

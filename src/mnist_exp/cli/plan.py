@@ -18,7 +18,6 @@ from mnist_exp.errors import BadInput, print_line, sanitize
 from mnist_exp.experiment.find import check_new, find_run
 from mnist_exp.experiment.shell import quote, show_path
 from mnist_exp.sweeps.plan import SweepPlan
-from mnist_exp.sweeps.resume import find_sweep
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.training.torchrun import restarts
 
@@ -30,15 +29,16 @@ class RunPlan(NamedTuple):
     overrides: list[str]  # for Hydra: what was typed, and the folder
 
 
-def plan_run(arguments: Arguments, is_new: bool = True) -> RunPlan:
-    """A run to resume, or one that is new where its folder has to be new too.
+def plan_run(arguments: Arguments, needs_new_folder: bool = True) -> RunPlan:
+    """A new run, or one to resume.
 
-    Raises BadInput for a new run in the folder of an old one, and where `resume` finds none.
+    needs_new_folder: whether to raise BadInput for a new run in the folder of another one. Also
+    raises it if `resume` finds no run.
     """
     config = compose_with_hydra(arguments.words)
     if config.resume is None:
         folder = Path(config.hydra.run.dir)
-        if is_new and not restarts():
+        if needs_new_folder and not restarts():
             check_new(folder)
     elif config.reproduce is not None:
         raise BadInput("resume continues a run, reproduce trains one again; leave out one of them")
@@ -49,12 +49,14 @@ def plan_run(arguments: Arguments, is_new: bool = True) -> RunPlan:
 
 
 def plan_sweep(arguments: Arguments) -> SweepPlan:
-    """Arguments: those of a preset among them, as `with_preset` returns them.
+    """A new sweep, or one to resume.
+
+    arguments: with those of a preset, as `add_preset` returns them.
 
     Raises BadInput for an interval without a search, seeds in a search, a search without
     validation, more jobs than sweep.max_jobs, and where `sweep.resume` finds no sweep.
     """
-    config = compose_with_hydra(arguments.shared())
+    config = compose_with_hydra(arguments.drop_sweeps())
     overrides = {a.override.get_key_element(): a.override for a in arguments.parsed}
     swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
     axes = {key: str(override.input_line).partition("=")[2] for key, override in swept.items()}
@@ -67,8 +69,11 @@ def plan_sweep(arguments: Arguments) -> SweepPlan:
     for key, override in swept.items():
         if not search and not override.is_discrete_sweep():
             raise BadInput(f"{key}={axes[key]}: an interval, which needs hydra/sweeper=optuna")
-    resume = config.sweep.resume
-    folder = Path(config.hydra.sweep.dir) if resume is None else find_sweep(resume)
+    folder = Path(config.hydra.sweep.dir)
+    if config.sweep.resume is not None:
+        from mnist_exp.sweeps.resume import find_sweep
+
+        folder = find_sweep(config.sweep.resume)
     for_hydra = [*arguments.words, f"hydra.sweep.dir={quote(str(folder))}", "hydra.mode=MULTIRUN"]
     order = dict.fromkeys([*(config.hydra.sweeper.params or ()), *overrides])
     choices = {} if search else list_choices({key: overrides[key] for key in order})
@@ -79,10 +84,10 @@ def plan_sweep(arguments: Arguments) -> SweepPlan:
     return plan
 
 
-def with_preset(arguments: Arguments, loader: ConfigLoader) -> Arguments:
-    """The arguments, after those that the YAML files sweep over and that are not typed."""
+def add_preset(arguments: Arguments, loader: ConfigLoader) -> Arguments:
+    """The sweeps of a preset, except over keys that are typed, and then the arguments."""
     try:
-        params = compose_with_hydra(arguments.shared()).hydra.sweeper.params or {}
+        params = compose_with_hydra(arguments.drop_sweeps()).hydra.sweeper.params or {}
     except Exception:  # the check says what is wrong
         return arguments
     typed = {a.override.key_or_group for a in arguments.parsed}
@@ -94,14 +99,14 @@ def with_preset(arguments: Arguments, loader: ConfigLoader) -> Arguments:
 
 
 def compose_with_hydra(words: list[str]) -> DictConfig:
-    """The config, Hydra's part included, for ${hydra:...} in paths too."""
+    """The config with Hydra's part, which ${hydra:...} in a path can then refer to."""
     config = compose("config", words, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config
 
 
 def list_choices(overrides: Mapping[str, Override]) -> dict[str, list[str]]:
-    """An override of each value of each key, as Hydra's sweeper writes them."""
+    """Key → an override for each of its values, as Hydra's sweeper writes them."""
     choices = {}
     for key, override in overrides.items():
         if override.is_hydra_override():

@@ -1,6 +1,6 @@
-"""What every config value may be, and what is wrong with one that is something else.
+"""The values that each config key accepts.
 
-Only Hydra, omegaconf and the standard library are imported here: a bad value is answered before
+Only Hydra, omegaconf and the standard library are imported here: a bad value is reported before
 torch is imported.
 """
 
@@ -54,8 +54,8 @@ RULES = {
     "tracking.figures": flag,
 }
 
-# Keys that go to what a `_target_` names. Another class may mean something else by the name: there,
-# as for every other key, a value has to be of its YAML default's type.
+# Keys that are arguments of a `_target_`. Another class may use the same name for something else:
+# then, as for every other key, a value has to have the type of its YAML default.
 OPTION_RULES = {
     "data.root": text,
     "data.cache": text,
@@ -110,14 +110,14 @@ OPTION_RULES = {
 }
 
 
-# Keys whose value is a mapping, with whatever keys of its own.
+# Keys whose value is a mapping with arbitrary keys.
 MAPPINGS = {"optimizer.options"}
 
 
 def rule_for(key: str, default: Any) -> Rule:
-    """The key's own rule, or where it has none, one that asks for the default's type.
+    """The key's own rule; without one, a rule that asks for the type of the default.
 
-    default: the value in the YAML file that brings the key; ??? where it has to be given.
+    default: the value in the YAML file that has the key; ??? if a person has to give it.
     """
     if key in RULES:
         return RULES[key]
@@ -127,7 +127,7 @@ def rule_for(key: str, default: Any) -> Rule:
 
 
 def same_type(default: Any) -> Rule:
-    """Admits what is of the default's type; for a null or ???, which tell nothing, anything."""
+    """Admits values of the default's type; for null and ???, any value."""
     match default:
         case "???":
             return Rule("anything")
@@ -155,7 +155,7 @@ REMEDIES = {
 
 
 def check_secret(key: str, value: Any) -> str | None:
-    """What is wrong with a value that has a password in an address: runs save their configs."""
+    """What is wrong with an address that has a password in it: runs save their configs."""
     values = value if isinstance(value, list) else [value]
     if all(redact(text) == text for text in map(str, values)):
         return None
@@ -163,7 +163,7 @@ def check_secret(key: str, value: Any) -> str | None:
 
 
 def leaves(config: DictConfig, resolve: bool = True) -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its plain value; lists and MAPPINGS are values, too.
+    """Every dotted key with its plain value; lists and MAPPINGS count as values.
 
     Raises OmegaConfBaseException for a value that cannot be resolved.
     """

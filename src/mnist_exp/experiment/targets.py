@@ -1,8 +1,9 @@
 """What a config may name by `_target_`, and how the name becomes a class or a function.
 
-A `_target_` is only followed where it stands in a YAML file, at the same place: at the top of a
-group, or of a named entry of a group that takes several options. So a checkpoint or a config from
-elsewhere can choose among what the owner of this repository has written down, and nothing else.
+A `_target_` is only followed if a YAML file of this repository has it at the same place: at the top
+of a group, or of a named entry in a group that takes several options. So a checkpoint or a config
+from elsewhere can choose among what the owner of the repository wrote down, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mnist_exp.experiment.renamed import find_new_name, rename
 from mnist_exp.experiment.versions import VERSION_BASE
 from mnist_exp.paths import config_dirs
 
-SEVERAL = ("tracking",)  # groups of which a list of options can be chosen: each is a named entry
+SEVERAL = ("tracking",)  # groups that take a list of options, each of which is a named entry
 TARGET = "_target_"
 MOST_VALUES = 100_000  # in a saved config
 
@@ -31,16 +32,16 @@ Place = tuple[str, ...]  # the keys that lead to a value
 
 @contextmanager
 def initialize_hydra() -> Iterator[ConfigLoader]:
-    """Let `hydra.compose` read the YAML files; the plugin adds the folder of --config-dir."""
+    """Let `hydra.compose` read conf/; our search path plugin adds the folder of --config-dir."""
     with initialize_config_dir(str(config_dirs[0]), **VERSION_BASE):
         yield GlobalHydra.instance().config_loader()
 
 
 def find_target(name: str) -> Any:
-    """The class or function of this dotted name. Raises ImportError where it cannot be had."""
+    """The class or function with this dotted name. Raises ImportError."""
     try:
         return pkgutil.resolve_name(name)
-    except Exception as error:  # a module of somebody's own can raise anything
+    except Exception as error:  # a user's own module can raise anything
         text = f"{type(error).__name__}: {one_line(error)}"
         if new := find_new_name(name, error):
             text = f"{text}; it is now {new}"
@@ -48,32 +49,32 @@ def find_target(name: str) -> Any:
 
 
 def target_problems(config: Any) -> Iterator[tuple[str, str]]:
-    """The dotted key of each `_target_` that must not be followed, and why not.
+    """The dotted key of each `_target_` that must not be followed, and the reason.
 
-    config: plain containers. Hydra's other directives (`_args_`, `_partial_` and so on) are
-    problems everywhere.
+    config: plain containers. Hydra's other directives (`_args_`, `_partial_` and so on) are never
+    allowed.
     """
-    for place, value in directives(config):
+    for place, value in find_directives(config):
         key, group = ".".join(place), place[0]
         if place[-1] != TARGET:
             yield key, f"not supported; write {TARGET} and plain values"
         elif len(place) != (3 if group in SEVERAL else 2) or not group.isidentifier():
             yield key, f"a {TARGET} must be at the top of its group"
         elif not is_in_yaml_file(place, value):
-            places = f"{group}/ in {shown_config_dirs()}"
+            places = f"{group}/ in {list_config_dirs()}"
             yield key, f"{value!r} is in no YAML file of {places}; --config-dir adds a folder"
 
 
-def directives(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def find_directives(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
     """Every key that Hydra's `instantiate` would act on, such as `_target_`, and its value."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             if isinstance(key, str) and len(key) > 2 and key[0] == key[-1] == "_":
                 yield (*place, key), value
-            yield from directives(value, (*place, str(key)))
+            yield from find_directives(value, (*place, str(key)))
     elif isinstance(node, list | tuple):
         for number, value in enumerate(node):
-            yield from directives(value, (*place, str(number)))
+            yield from find_directives(value, (*place, str(number)))
 
 
 def is_in_yaml_file(place: Place, target: Any) -> bool:
@@ -82,21 +83,21 @@ def is_in_yaml_file(place: Place, target: Any) -> bool:
     for path in (path for folder in config_dirs for path in (folder / group).glob("*.yaml")):
         try:
             text = path.read_text("utf-8")
-            if str(target) in text:  # most are in one file, and reading YAML is slow
+            if str(target) in text:  # reading YAML is slow, and most targets are in one file
                 options = OmegaConf.to_container(OmegaConf.create(text))
-                if (place, target) in directives(options, (group,)):
+                if (place, target) in find_directives(options, (group,)):
                     return True
         except Exception:  # YAML has its own kinds
-            continue  # Hydra says what is wrong with the file where it is chosen
+            continue  # Hydra reports the file if an option chooses it
     return False
 
 
-def shown_config_dirs() -> str:
+def list_config_dirs() -> str:
     return " or ".join(f"{folder}/" for folder in ("conf", *map(str, config_dirs[1:])))
 
 
 def check_saved_config(saved: Any, source: object) -> DictConfig:
-    """A saved config, YAML or plain containers, once it is known to name nothing foreign.
+    """A saved config, from YAML or plain containers, if it names only targets of this repository.
 
     Raises BadInput, which names the source.
     """
@@ -107,8 +108,8 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
     except Exception as error:  # YAML has its own kinds
         raise BadInput(f"{source}: the saved config cannot be read ({one_line(error)})") from None
     if not isinstance(config, DictConfig) or not isinstance(plain, dict):
-        raise BadInput(f"{source}: the saved config is no mapping")
-    for value in strings(plain):
+        raise BadInput(f"{source}: the saved config is not a mapping")
+    for value in iterate_strings(plain):
         if "${" in value:
             raise BadInput(f"{source}: the saved config has {value!r}; runs save plain values")
     for key in ("defaults", "hydra"):
@@ -120,7 +121,7 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
 
 
 def check_size(saved: Any) -> None:
-    """Raises ValueError for lists in lists that a small file can make endless."""
+    """Raises ValueError for nested lists, which a small YAML file can make endless by aliases."""
     left, nodes = MOST_VALUES, [saved]
     while nodes:
         node = nodes.pop()
@@ -133,14 +134,14 @@ def check_size(saved: Any) -> None:
         nodes += inner
 
 
-def strings(node: Any) -> Iterator[str]:
+def iterate_strings(node: Any) -> Iterator[str]:
     """Every string in these containers, keys too."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, Mapping):
         for key, value in node.items():
-            yield from strings(key)
-            yield from strings(value)
+            yield from iterate_strings(key)
+            yield from iterate_strings(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from strings(value)
+            yield from iterate_strings(value)

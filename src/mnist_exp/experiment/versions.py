@@ -1,4 +1,4 @@
-"""Where Hydra 1.3, for Python up to 3.13, and Hydra 1.4, for Python 3.14, differ."""
+"""Differences between Hydra 1.3, for Python up to 3.13, and Hydra 1.4, for Python 3.14."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ HYDRA_1_3 = hydra.__version__.startswith("1.3.")
 
 # Arguments of `initialize_config_dir` and `hydra.main`.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_1_3 else {}
-# Arguments of `hydra.main`: 1.4 asks which classes the logging configuration may name.
+# Arguments of `hydra.main`: 1.4 wants a list of the classes that the logging config may name.
 MAIN: dict[str, Any] = (
     VERSION_BASE
     if HYDRA_1_3
