@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class CNN(nn.Module):
-    """For each of `channels` a 3×3 convolution, ReLU, 2×2 max pooling; then dense → classes.
+    """Per entry of `channels`: 3×3 convolution, ReLU, 2×2 max pooling; then two linear layers.
 
-    Each pooling halves the image, so that its sides must have 2 ** len(channels) pixels. Raises
-    ValueError where one has fewer.
+    Each pooling halves the image, so its sides need at least 2 ** len(channels) pixels. Raises
+    ValueError for a smaller image.
     """
 
     def __init__(

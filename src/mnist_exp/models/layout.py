@@ -1,4 +1,4 @@
-"""How a model and its images lie in memory."""
+"""The memory format of a model and its images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def memory_format(channels_last: bool | str, model: nn.Module) -> torch.memory_format:
-    """The format for this model's weights and images; "auto" is channels last for 2d convolutions.
+    """The format of the weights and images; "auto" is channels last for a model with Conv2d.
 
-    Their kernels read the channels of a pixel side by side: a quarter off a step of the CNN on a
-    CPU. The last bits of the results depend on it.
+    Channels last takes a quarter off a step of the CNN on a CPU, because the kernels read the
+    channels of a pixel together. The last bits of the results depend on the format.
     """
     if channels_last == "auto":
         channels_last = any(isinstance(layer, nn.Conv2d) for layer in model.modules())

@@ -1,4 +1,4 @@
-"""One matrix: multinomial logistic regression."""
+"""Multinomial logistic regression."""
 
 import math
 

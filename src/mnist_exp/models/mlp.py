@@ -18,9 +18,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(nn.Module):
-    """Pixels → each of `hidden_sizes`, with activation and dropout after it → classes.
+    """A linear layer, activation, and dropout per entry of `hidden_sizes`; then linear to classes.
 
-    activation: one of ACTIVATIONS. Raises ValueError for another.
+    activation: one of ACTIVATIONS. Raises ValueError for any other.
     """
 
     def __init__(

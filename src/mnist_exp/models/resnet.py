@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 
 class ResNet(nn.Module):
-    """A 3×3 convolution, then for each of `channels` so many blocks, then mean → classes.
+    """A 3×3 convolution, `blocks` blocks per entry of `channels`, mean over pixels, linear layer.
 
-    The layout for images of 32×32 of He et al. 2016 (Deep Residual Learning, section 4.2), with
-    pre-activation blocks (He et al. 2016, Identity Mappings). The image is halved before every
-    entry of `channels` but the first; without pooling it may be of any size.
+    The network for 32×32 images of He et al. 2016 (Deep Residual Learning, section 4.2), with
+    pre-activation blocks (He et al. 2016, Identity Mappings). Every entry of `channels` but the
+    first halves the image. Without pooling, the image may have any size.
 
-    pool: 2×2 max pooling after the first convolution. Twice as many channels then cost about the
-    same operations, and less time, since fewer pixels go through memory. Raises ValueError for no
-    channels.
+    pool: 2×2 max pooling after the first convolution. With twice as many channels, the number of
+    operations is about the same, and the time is less, because fewer pixels go through memory.
+    Raises ValueError for empty channels.
 
-    Convolutions start as in He et al. 2015 (Delving Deep into Rectifiers), and the last of each
-    block with zeros, so that a block starts as its shortcut (Zhang et al. 2019, Fixup).
+    Convolutions are initialized as in He et al. 2015 (Delving Deep into Rectifiers), and the last
+    one of each block with zeros, so a block starts as its shortcut (Zhang et al. 2019, Fixup).
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if not channels:
-            raise ValueError("channels=[]: a residual network has one stage at least")
+            raise ValueError("channels=[]: a residual network needs at least one stage")
         stem = convolution(input_shape[0], channels[0], 3)
         self.stem = nn.Sequential(stem, nn.MaxPool2d(2)) if pool else stem
         layers = [Block(channels[0], channels[0]) for _ in range(blocks)]
@@ -50,9 +50,9 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """The input plus what twice normalisation, ReLU and a 3×3 convolution make of it.
+    """The input plus its result after two times batch norm, ReLU, and 3×3 convolution.
 
-    Where shapes differ, a 1×1 convolution of the first ReLU stands for the input.
+    If their shapes differ, a 1×1 convolution of the first ReLU's output replaces the input.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """Without a bias, which the normalisation after it would take away again."""
+    """Without a bias, which the following batch norm would remove."""
     layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer

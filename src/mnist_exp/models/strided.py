@@ -1,4 +1,4 @@
-"""A convolutional network for training in a second."""
+"""A convolutional network that trains in a second."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from torch import Tensor, nn
 
 
 class StridedCNN(nn.Module):
-    """One strided convolution, pooled, normalised, ReLU; a dense layer likewise; dense → classes.
+    """Strided convolution, max pooling, batch norm, ReLU; linear layer, batch norm, ReLU; linear.
 
-    What costs time on a CPU are large activations rather than operations: the stride, and pooling
-    before all else, leave the first layer's at a fortieth of those of a 5×5 convolution of as many
-    channels. Batch normalisation (Ioffe and Szegedy, 2015) bears a learning rate that one epoch is
-    enough with.
+    On a CPU, large activations cost more time than operations. The stride and early pooling leave
+    a fortieth of the activations of a 5×5 convolution with as many channels. Batch norm (Ioffe and
+    Szegedy, 2015) allows a learning rate so high that one epoch is enough.
 
-    crop: pixels left away at each side. Raises ValueError where too few are left.
+    crop: pixels removed at each side. Raises ValueError for an image that is too small.
     """
 
     def __init__(
@@ -52,5 +51,5 @@ class StridedCNN(nn.Module):
         *_, height, width = images.shape
         crop = self.crop
         features = self.features(images[..., crop : height - crop, crop : width - crop])
-        # With the channels last, as they lie in memory: flattened without a copy.
+        # Channels last is the order in memory, so flattening makes no copy.
         return self.head(features.permute(0, 2, 3, 1).flatten(1))

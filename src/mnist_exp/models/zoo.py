@@ -1,4 +1,4 @@
-"""Models that torchvision has."""
+"""The classifiers of torchvision."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from difflib import get_close_matches
 
 from torch import nn
 
-# These two have second heads, for training alone, and would give more than logits.
+# These two have auxiliary heads for training, and would return more than logits.
 ONE_HEAD = {"aux_logits": False, "init_weights": True}
 OPTIONS = {"googlenet": ONE_HEAD, "inception_v3": ONE_HEAD}
 
 
 def torchvision_model(input_shape: tuple[int, int, int], classes: int, name: str) -> nn.Module:
-    """A classifier of torchvision.models by its name, with fresh weights.
+    """A classifier of torchvision.models by its name, with new weights.
 
-    Where the images have not three channels, the first convolution is made anew for as many as they
-    have, as torch starts one. Raises ValueError for an unknown name.
+    If the images do not have three channels, the first convolution is initialized again for their
+    number. Raises ValueError for an unknown name.
     """
     from torchvision import models  # a second to import
 
