@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import csv
 import functools
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,6 +158,122 @@ class Clone:
     def folders(self) -> list[Path]:
         """The output folders of runs, oldest first."""
         return sorted(path.parent for path in self.root.glob("outputs/*/*/config.yaml"))
+
+
+# --- servers ---
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def mlflow_server(folder: Path, uri: str) -> Iterator[None]:
+    """A real server with its database and artifacts in the folder, that has answered."""
+    *_, port = uri.rpartition(":")
+    options = [
+        "--port",
+        port,
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *options, *store],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        ends = time.monotonic() + 60
+        while not is_healthy(uri):
+            assert time.monotonic() < ends, "the server does not answer"
+            time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # with its workers
+        server.wait()
+
+
+def is_healthy(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+# --- sweeps ---
+
+
+def list_sweep_runs(clone: Clone) -> tuple[Run, list[Run]]:
+    """The only sweep's parent run, and its children by job number."""
+    client = clone.client
+    experiment = client.get_experiment_by_name("mnist_exp")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
+    return parent, sorted(children, key=lambda run: int(run.data.tags["job"]))
+
+
+def find_sweep(clone: Clone) -> Path:
+    """The folder of the newest sweep."""
+    return max(clone.root.glob("outputs/*/*/sweep.json"), key=lambda p: p.stat().st_mtime).parent
+
+
+def read_leaderboard(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "leaderboard.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_sweep_metrics(clone: Clone) -> list[dict[str, float]]:
+    _, children = list_sweep_runs(clone)
+    return [
+        {key: value for key, value in run.data.metrics.items() if key not in TIMES}
+        for run in children
+    ]
+
+
+def signal_after(process: subprocess.Popen[str], happened: Callable[[], bool], number: int) -> str:
+    """Send a signal once something has happened; return what the process printed."""
+    ends = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < ends, "it did not happen"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    return out
+
+
+def read_files(folder: Path) -> dict[Path, bytes]:
+    """Every file below the folder, but for locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
+
+
+def is_refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> bool:
+    """Whether the command ended with this exit code, and with one line that has these words."""
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stdout + done.stderr
+    return all(words in done.stderr for words in said)
+
+
+def find_table(printed: str) -> list[str]:
+    """The lines of the leaderboard."""
+    lines = printed.splitlines()
+    return lines[lines.index("Leaderboard") : lines.index("Leaderboard") + 6]
+
+
+# --- fixtures ---
 
 
 @pytest.fixture

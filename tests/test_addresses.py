@@ -13,9 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like
+from conftest import Clone, Like, closed_port, mlflow_server
 from omegaconf import OmegaConf
-from test_tracker_loss import closed_port, mlflow_server
 
 from mnist_exp.cli.check import problems
 from mnist_exp.errors import redact

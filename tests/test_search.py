@@ -9,7 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like
+from conftest import (
+    Clone,
+    Like,
+    find_sweep,
+    find_table,
+    is_refused,
+    list_sweep_runs,
+    read_files,
+    read_leaderboard,
+    signal_after,
+)
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import (
     BaseDistribution,
@@ -17,7 +27,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from test_sweeps import QUICK, after, contents, folder_of, is_refused, leaderboard, runs_of, table
+from test_sweeps import QUICK
 
 from mnist_exp.sweeps.records import Damaged, Outcome
 from mnist_exp.sweeps.search import (
@@ -132,7 +142,7 @@ def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other
     clone, printed = search
     assert printed.count("epoch 1/1") == 2
     assert "every combination" in printed
-    rows = leaderboard(folder_of(clone))
+    rows = read_leaderboard(find_sweep(clone))
     assert {(row["batch_size"], row["n"]) for row in rows} == {("16", "1"), ("64", "1")}
     assert "±" not in printed
 
@@ -141,18 +151,18 @@ def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other
 def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_path: Path) -> None:
     shutil.copytree(search[0].root, tmp_path / "clone")
     clone = Clone(tmp_path / "clone")
-    folder = folder_of(clone)
+    folder = find_sweep(clone)
     next(folder.glob("*/outcome.json")).write_text("{")
     done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert "outcome.json: damaged" in done.stdout
-    assert table(done.stdout) == table(search[1])
+    assert find_table(done.stdout) == find_table(search[1])
     journal = folder / "study.journal"
     journal.write_bytes(journal.read_bytes()[:-9])
-    before = contents(folder)
+    before = read_files(folder)
     done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
     assert is_refused(done, 1, f"{journal}: damaged", "cannot be resumed", "still there")
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 def test_a_search_over_seeds_is_refused(clone: Clone) -> None:
@@ -170,17 +180,17 @@ def test_a_search_prunes_and_resumes_after_an_interruption(clone: Clone) -> None
     search = ("-m", "hydra/sweeper=optuna", "data=digits", "trainer.epochs=6", *ranges)
     process = clone.start("train.py", *search)
     begun = "*/*/7/checkpoints/last.pt"
-    out = after(process, lambda: any((clone.root / "outputs").glob(begun)), signal.SIGINT)
+    out = signal_after(process, lambda: any((clone.root / "outputs").glob(begun)), signal.SIGINT)
     assert process.returncode == 130
     done = clone.run(*shlex.split(out.splitlines()[-1])[1:])
     assert (done.returncode, done.stderr) == (0, "")
-    parent, children = runs_of(clone)
+    parent, children = list_sweep_runs(clone)
     assert parent.info.status == "FINISHED"
     assert [run.data.tags["job"] for run in children] == [str(number) for number in range(20)]
-    ends = [row["status"] for row in leaderboard(folder_of(clone))]
+    ends = [row["status"] for row in read_leaderboard(find_sweep(clone))]
     assert ends.count("FINISHED") + ends.count("PRUNED") == 20
     assert ends.count("PRUNED") >= 3
-    assert {len(row["optimizer.lr"]) > 6 for row in leaderboard(folder_of(clone))} == {True}
+    assert {len(row["optimizer.lr"]) > 6 for row in read_leaderboard(find_sweep(clone))} == {True}
     for run in children:
         pruned = len(run.data.metrics) and run.info.status == "KILLED"
         epochs = clone.client.get_metric_history(run.info.run_id, "val/accuracy")

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Clone
-from test_sweeps import folder_of, leaderboard, metrics, runs_of
+from conftest import Clone, find_sweep, list_sweep_runs, read_leaderboard, read_sweep_metrics
 
 from mnist_exp.paths import REPOSITORY
 
@@ -54,14 +53,14 @@ def test_a_grid_on_slurm_survives_a_preemption(
     subprocess.run([*urgent, "--wrap=sleep 3"], check=True, capture_output=True)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
-    rows = leaderboard(folder_of(clone))
+    rows = read_leaderboard(find_sweep(clone))
     assert [row["status"] for row in rows] == ["FINISHED"] * 9
-    logs = [path.read_text() for path in folder_of(clone).glob("*/train.log")]
+    logs = [path.read_text() for path in find_sweep(clone).glob("*/train.log")]
     assert sum("interrupted in epoch" in log for log in logs) >= 1
     assert all(log.count("epoch 50/50") == 1 for log in logs)
-    _, children = runs_of(clone)
+    _, children = list_sweep_runs(clone)
     assert {run.info.status for run in children} == {"FINISHED"}
 
     in_turn = new_clone()
     assert in_turn.run("train.py", *work).returncode == 0
-    assert metrics(clone) == metrics(in_turn)
+    assert read_sweep_metrics(clone) == read_sweep_metrics(in_turn)

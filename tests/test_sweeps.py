@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TIMES, Clone, Like
-from mlflow.entities import Run
+from conftest import (
+    Clone,
+    Like,
+    find_sweep,
+    find_table,
+    is_refused,
+    list_sweep_runs,
+    read_files,
+    read_leaderboard,
+    read_sweep_metrics,
+    signal_after,
+)
 
 from mnist_exp.errors import BadInput
 from mnist_exp.files import alone
@@ -27,47 +35,6 @@ GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batc
 LONG = ("-m", "data=digits", "trainer.epochs=12", "batch_size=32", "seed=1,2,3")
 QUICK = ("-m", "data=digits", "model=linear", "trainer.epochs=1", "tracking=none")
 SMALL = (*QUICK, "batch_size=16,64", "seed=1,2")
-
-
-def runs_of(clone: Clone) -> tuple[Run, list[Run]]:
-    """The only sweep's parent run, and its children by job number."""
-    client = clone.client
-    experiment = client.get_experiment_by_name("mnist_exp")
-    runs = client.search_runs([experiment.experiment_id])
-    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    children = [run for run in runs if run is not parent]
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
-    return parent, sorted(children, key=lambda run: int(run.data.tags["job"]))
-
-
-def folder_of(clone: Clone) -> Path:
-    """The newest sweep's."""
-    return max(clone.root.glob("outputs/*/*/sweep.json"), key=lambda p: p.stat().st_mtime).parent
-
-
-def leaderboard(sweep: Path) -> list[dict[str, str]]:
-    with (sweep / "leaderboard.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def metrics(clone: Clone) -> list[dict[str, float]]:
-    _, children = runs_of(clone)
-    return [
-        {key: value for key, value in run.data.metrics.items() if key not in TIMES}
-        for run in children
-    ]
-
-
-def after(process: subprocess.Popen[str], happened: Callable[[], bool], number: int) -> str:
-    """Send a signal once something has happened; returns what the process had to say."""
-    ends = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < ends, "it did not happen"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +49,7 @@ def grid(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
 def test_jobs_are_nested_under_one_parent_and_named_by_their_overrides(
     grid: tuple[Clone, str],
 ) -> None:
-    parent, children = runs_of(grid[0])
+    parent, children = list_sweep_runs(grid[0])
     assert parent.info.run_name == "sweep of lr × batch_size"
     assert parent.data.params == {"optimizer.lr": "1e-3,1e-2", "batch_size": "32,64"}
     assert [run.info.run_name for run in children] == [
@@ -92,14 +59,14 @@ def test_jobs_are_nested_under_one_parent_and_named_by_their_overrides(
         "lr=0.01, batch_size=64",
     ]
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
-    assert {run.data.tags["sweep"] for run in (parent, *children)} == {folder_of(grid[0]).name}
+    assert {run.data.tags["sweep"] for run in (parent, *children)} == {find_sweep(grid[0]).name}
 
 
 def test_only_the_best_job_on_validation_is_tested_and_only_the_parent_logs_it(
     grid: tuple[Clone, str],
 ) -> None:
     clone, printed = grid
-    parent, children = runs_of(clone)
+    parent, children = list_sweep_runs(clone)
     assert [key for run in children for key in run.data.metrics if key.startswith("test/")] == []
     best = max(children, key=lambda run: run.data.metrics["val/accuracy"])
     alone = re.search(r"winner   python train.py (.*)", printed)
@@ -117,11 +84,11 @@ def test_the_leaderboard_is_ranked_by_validation_on_the_screen_and_in_the_artifa
     grid: tuple[Clone, str],
 ) -> None:
     clone, printed = grid
-    parent, children = runs_of(clone)
+    parent, children = list_sweep_runs(clone)
     client = clone.client
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert names == {"leaderboard.csv", "leaderboard.png", "sweep.log"}
-    rows = leaderboard(folder_of(clone))
+    rows = read_leaderboard(find_sweep(clone))
     assert list(rows[0]) == [
         *("rank", "optimizer.lr", "batch_size", "val_accuracy", "val_accuracy_sd", "val_loss"),
         *("best_epoch", "seconds", "n", "status", "code", "outputs"),
@@ -132,21 +99,21 @@ def test_the_leaderboard_is_ranked_by_validation_on_the_screen_and_in_the_artifa
     for run in children:
         assert by_job[run.data.tags["job"]] == run.data.metrics["val/accuracy"]
     assert re.search(r"^rank  lr +batch_size  val accuracy  val loss", printed, re.MULTILINE)
-    assert (folder_of(clone) / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
+    assert (find_sweep(clone) / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
     grid: tuple[Clone, str],
 ) -> None:
     clone, printed = grid
-    before = metrics(clone)
+    before = read_sweep_metrics(clone)
     done = clone.run("train.py", *GRID, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert "epoch 1/2" not in done.stdout
     assert (
         done.stdout[done.stdout.index("Leaderboard") :] == printed[printed.index("Leaderboard") :]
     )
-    assert metrics(clone) == before
+    assert read_sweep_metrics(clone) == before
     other = clone.run("train.py", "-m", "data=digits", "batch_size=8,16", "sweep.resume=latest")
     assert other.returncode == 2
     assert other.stderr == Like("…python train.py -m data=digits trainer.epochs=2…\n")
@@ -169,31 +136,19 @@ def small(small_clone: tuple[Clone, str], tmp_path: Path) -> tuple[Clone, Path, 
     """A copy of that clone for one test, the sweep's folder in it, and what the sweep printed."""
     shutil.copytree(small_clone[0].root, tmp_path / "clone")
     clone = Clone(tmp_path / "clone")
-    return clone, folder_of(clone), small_clone[1]
+    return clone, find_sweep(clone), small_clone[1]
 
 
 def resume(clone: Clone, *more: str) -> subprocess.CompletedProcess[str]:
     return clone.run("train.py", *SMALL, "sweep.resume=latest", *more)
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file below the folder, but for locks."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path: path.read_bytes() for path in files}
-
-
-def is_refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> bool:
-    """Whether the command ended with this exit code, and with one line that says all of this."""
-    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stdout + done.stderr
-    return all(words in done.stderr for words in said)
-
-
 def test_axes_in_another_order_are_refused(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
-    before = contents(folder)
+    before = read_files(folder)
     done = clone.run("train.py", *QUICK, "seed=1,2", "batch_size=16,64", "sweep.resume=latest")
     assert is_refused(done, 2, "another order", "batch_size=16,64 seed=1,2 sweep.resume=outputs/")
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 def test_a_folder_of_another_job_is_not_taken_for_this_one(small: tuple[Clone, Path, str]) -> None:
@@ -214,7 +169,7 @@ def test_a_checkpoint_of_other_values_is_not_resumed(small: tuple[Clone, Path, s
     shutil.copy(folder / "0" / "checkpoints" / "last.pt", folder / "3" / "checkpoints")
     done = resume(clone)
     assert done.returncode == 1
-    (row,) = (row for row in leaderboard(folder) if row["outputs"] == "2 3")
+    (row,) = (row for row in read_leaderboard(folder) if row["outputs"] == "2 3")
     assert (row["n"], row["status"]) == (
         "1",
         Like("FAILED: batch_size=64: …16… seed=2: …1…"),
@@ -223,11 +178,11 @@ def test_a_checkpoint_of_other_values_is_not_resumed(small: tuple[Clone, Path, s
 
 def test_a_new_sweep_does_not_take_an_old_folder(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
-    before = contents(folder)
+    before = read_files(folder)
     done = clone.run("train.py", *QUICK, "seed=7,8", f"hydra.sweep.dir={folder}")
     name = folder.relative_to(clone.root)
     assert is_refused(done, 2, f"hydra.sweep.dir={name}: ", f"sweep.resume={name}")
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 @pytest.mark.parametrize("left", [SWEEP, "0/outcome.json", "3/checkpoints/last.pt", str(LAST)])
@@ -257,7 +212,7 @@ def test_a_sweep_that_version_0_1_wrote_resumes(clone: Clone) -> None:
     done = clone.run("train.py", "-m", *typed, "sweep.resume=outputs/old")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((folder / "0" / "outcome.json").read_text()) == first
-    best, other = leaderboard(folder)
+    best, other = read_leaderboard(folder)
     assert (best["outputs"], best["status"], best["optimizer.lr"]) == ("1", "FINISHED", "0.01")
     assert (other["outputs"], other["val_accuracy"], other["code"]) == ("0", "0.125", first["code"])
     after = json.loads((folder / SWEEP).read_text())
@@ -267,10 +222,10 @@ def test_a_sweep_that_version_0_1_wrote_resumes(clone: Clone) -> None:
 
 def test_only_one_process_runs_a_sweep(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
-    before = contents(folder)
+    before = read_files(folder)
     with alone(folder):
         assert is_refused(resume(clone), 1, "another process")
-    assert contents(folder) == before
+    assert read_files(folder) == before
 
 
 def test_a_job_that_another_process_runs_is_left_alone(
@@ -304,7 +259,7 @@ def test_jobs_of_other_code_are_averaged_separately(small: tuple[Clone, Path, st
         file.write("# a comment\n")
     done = resume(clone)
     assert (done.returncode, done.stderr) == (0, "")
-    rows = {row["outputs"]: (row["n"], row["code"]) for row in leaderboard(folder)}
+    rows = {row["outputs"]: (row["n"], row["code"]) for row in read_leaderboard(folder)}
     assert rows.keys() == {"0", "1", "2", "3"}
     assert {n for n, _ in rows.values()} == {"1"}
     old_code, new_code = rows["0"][1], rows["1"][1]
@@ -322,16 +277,16 @@ def test_a_winner_that_cannot_be_loaded_is_one_line_and_ends_the_parent(
 ) -> None:
     shutil.copytree(grid[0].root, tmp_path / "clone")
     clone = Clone(tmp_path / "clone")
-    forget_the_test(folder_of(clone))
-    for last in folder_of(clone).glob(f"*/{LAST}"):
+    forget_the_test(find_sweep(clone))
+    for last in find_sweep(clone).glob(f"*/{LAST}"):
         last.write_bytes(b"damaged")
     done = clone.run("train.py", *GRID, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (1, "")
-    assert table(done.stdout) == table(grid[1])
+    assert find_table(done.stdout) == find_table(grid[1])
     said = r"^.*winner.*not.* tested.*last\.pt: .*checkpoint.*$"
     assert re.search(said, done.stdout, re.MULTILINE)
     assert "Traceback" not in done.stdout
-    assert runs_of(clone)[0].info.status == "FAILED"
+    assert list_sweep_runs(clone)[0].info.status == "FAILED"
 
 
 def test_a_winner_whose_checkpoint_has_other_weights_is_not_tested(
@@ -349,12 +304,6 @@ def test_a_winner_whose_checkpoint_has_other_weights_is_not_tested(
 # --- damaged files ---
 
 
-def table(printed: str) -> list[str]:
-    """The lines of the leaderboard."""
-    lines = printed.splitlines()
-    return lines[lines.index("Leaderboard") : lines.index("Leaderboard") + 6]
-
-
 def test_a_damaged_outcome_is_an_unfinished_job(small: tuple[Clone, Path, str]) -> None:
     clone, folder, printed = small
     first = (folder / "0" / "outcome.json").read_text()
@@ -370,14 +319,14 @@ def test_a_damaged_outcome_is_an_unfinished_job(small: tuple[Clone, Path, str]) 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("outcome.json: damaged") == 4
     assert "epoch 1/1" not in done.stdout  # the checkpoints know
-    assert table(done.stdout) == table(printed)
+    assert find_table(done.stdout) == find_table(printed)
 
 
 @pytest.mark.parametrize("damage", ["", '{"typed": [', "[]", '{"typed": []}', '{"typed": 3}'])
 def test_a_damaged_sweep_is_one_line_that_says_what_is_left(
     damage: str, tmp_path: Path, small_clone: tuple[Clone, str]
 ) -> None:
-    whole = json.loads((folder_of(small_clone[0]) / "sweep.json").read_text())
+    whole = json.loads((find_sweep(small_clone[0]) / "sweep.json").read_text())
     if damage == '{"typed": 3}':
         damage = json.dumps({**whole, "typed": 3})
     (tmp_path / "sweep.json").write_text(damage)
@@ -406,9 +355,9 @@ def test_a_seed_is_not_a_hyperparameter(clone: Clone) -> None:
     arguments = ("data=digits", "trainer.epochs=2", "model=linear,mlp", "seed=1,2,3")
     done = clone.run("train.py", "-m", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    rows = leaderboard(folder_of(clone))
+    rows = read_leaderboard(find_sweep(clone))
     assert [row["n"] for row in rows] == ["3", "3"]
-    _, children = runs_of(clone)
+    _, children = list_sweep_runs(clone)
     values = [run.data.metrics["val/accuracy"] for run in children if "mlp" in run.info.run_name]
     (mlp,) = (row for row in rows if row["model"] == "mlp")
     assert float(mlp["val_accuracy"]) == pytest.approx(sum(values) / 3)
@@ -417,7 +366,7 @@ def test_a_seed_is_not_a_hyperparameter(clone: Clone) -> None:
         (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
     )
     assert re.search(r"test     accuracy 0\.\d{4} ± 0\.\d{4} \(n=3\)", done.stdout)
-    parent, _ = runs_of(clone)
+    parent, _ = list_sweep_runs(clone)
     assert parent.data.metrics["test/accuracy_sd"] > 0
 
 
@@ -427,13 +376,13 @@ def test_a_job_that_fails_fails_alone(clone: Clone) -> None:
     (sweep / "1" / "config.yaml").mkdir(parents=True)  # where the second job has to write a file
     done = clone.run("train.py", *GRID, f"hydra.sweep.dir={sweep}")
     assert done.returncode == 1
-    rows = leaderboard(sweep)
+    rows = read_leaderboard(sweep)
     assert [row["status"] == "FINISHED" for row in rows] == [True, True, True, False]
     assert rows[-1]["outputs"] == "1"
     assert "Is a directory" in rows[-1]["status"]
     assert "Traceback" in (sweep / "1" / "train.log").read_text()
     assert "Traceback" not in done.stdout + done.stderr
-    parent, children = runs_of(clone)
+    parent, children = list_sweep_runs(clone)
     assert parent.info.status == "FAILED"
     assert sorted(run.info.status for run in children) == ["FAILED", *["FINISHED"] * 3]
     assert "test/accuracy" in parent.data.metrics
@@ -445,14 +394,14 @@ def test_a_killed_sweep_resumes_where_it_was(clone: Clone, new_clone: Callable[[
     assert whole.run("train.py", *LONG).returncode == 0
     process = clone.start("train.py", *LONG)
     second = "*/*/1/checkpoints/last.pt"
-    after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGKILL)
+    signal_after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGKILL)
     done = clone.run("train.py", *LONG, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("has already ended") == 1
-    assert metrics(clone) == metrics(whole)
+    assert read_sweep_metrics(clone) == read_sweep_metrics(whole)
     assert len(list(clone.root.glob("outputs/*/*/sweep.json"))) == 1
     columns = ("seed", "val_accuracy", "val_accuracy_sd", "n", "status", "outputs")
-    ours, theirs = leaderboard(folder_of(clone)), leaderboard(folder_of(whole))
+    ours, theirs = read_leaderboard(find_sweep(clone)), read_leaderboard(find_sweep(whole))
     assert [[row.get(c) for c in columns] for row in ours] == [
         [row.get(c) for c in columns] for row in theirs
     ]
@@ -462,10 +411,10 @@ def test_a_killed_sweep_resumes_where_it_was(clone: Clone, new_clone: Callable[[
 def test_ctrl_c_leaves_a_leaderboard_and_the_command_that_resumes(clone: Clone) -> None:
     process = clone.start("train.py", *LONG)
     second = "*/*/1/checkpoints/last.pt"
-    out = after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGINT)
+    out = signal_after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGINT)
     assert process.returncode == 130
     assert "Leaderboard" in out
-    parent, children = runs_of(clone)
+    parent, children = list_sweep_runs(clone)
     assert parent.info.status == "KILLED"
     assert [run.info.status for run in children] == ["FINISHED", "KILLED"]
     assert "test/accuracy" not in parent.data.metrics
@@ -473,7 +422,7 @@ def test_ctrl_c_leaves_a_leaderboard_and_the_command_that_resumes(clone: Clone) 
     assert command[:2] == ["python", "train.py"]
     done = clone.run(*command[1:])
     assert (done.returncode, done.stderr) == (0, "")
-    parent, children = runs_of(clone)
+    parent, children = list_sweep_runs(clone)
     assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 4
     assert "test/accuracy" in parent.data.metrics
 
@@ -491,7 +440,7 @@ def test_a_typed_value_overrides_a_swept_preset(clone: Clone) -> None:
     arguments = ("data=digits", "trainer=debug", "sweep=lr_batch", "batch_size=32")
     done = clone.run("train.py", "-m", *arguments, "tracking=none")
     assert (done.returncode, done.stderr) == (0, "")
-    rows = leaderboard(folder_of(clone))
+    rows = read_leaderboard(find_sweep(clone))
     assert {row["optimizer.lr"] for row in rows} == {"0.0001", "0.001", "0.01"}
     assert "3 jobs" in done.stdout
 
@@ -552,8 +501,8 @@ def test_parallel_jobs_find_the_same_as_serial_jobs(
     done = clone.run("train.py", *GRID, *parallel)
     assert (done.returncode, done.stderr) == (0, "")
     assert "on cpu, 1 thread," in done.stdout
-    assert metrics(clone) == metrics(in_turn)
-    parent, _ = runs_of(clone)
-    other, _ = runs_of(in_turn)
+    assert read_sweep_metrics(clone) == read_sweep_metrics(in_turn)
+    parent, _ = list_sweep_runs(clone)
+    other, _ = list_sweep_runs(in_turn)
     for key in ("test/loss", "test/accuracy", "val/accuracy"):
         assert parent.data.metrics[key] == other.data.metrics[key]

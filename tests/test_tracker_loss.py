@@ -12,13 +12,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like, only_run
+from conftest import Clone, Like, closed_port, mlflow_server, only_run
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
@@ -173,13 +172,6 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@contextmanager
-def closed_port() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-
-
 @pytest.mark.parametrize(
     "server", [closed_port, pytest.param(silent_server, marks=pytest.mark.slow)]
 )
@@ -244,47 +236,6 @@ def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> N
         assert clone.run(*command.split()[1:]).returncode == 0
     assert steps(client, run_id) == list(range(1, 21))
     assert client.get_run(run_id).info.status == "FINISHED"
-
-
-@contextmanager
-def mlflow_server(folder: Path, uri: str) -> Iterator[None]:
-    """A real server with its database and artifacts in the folder, that has answered."""
-    *_, port = uri.rpartition(":")
-    options = [
-        "--port",
-        port,
-        "--workers",
-        "1",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options, *store],
-        cwd=folder,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        ends = time.monotonic() + 60
-        while not is_healthy(uri):
-            assert time.monotonic() < ends, "the server does not answer"
-            time.sleep(0.1)
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)  # with its workers
-        server.wait()
-
-
-def is_healthy(uri: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def check_complete(client: MlflowClient, run_id: str, clone: Clone) -> None:
