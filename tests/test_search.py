@@ -29,6 +29,7 @@ from optuna.distributions import (
 )
 from test_sweeps import QUICK
 
+from mnist_exp.cli import check
 from mnist_exp.sweeps.records import Damaged, Outcome
 from mnist_exp.sweeps.search import (
     STUDY,
@@ -163,6 +164,22 @@ def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_p
     done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
     assert is_refused(done, 1, f"{journal}: damaged", "cannot be resumed", "still there")
     assert read_files(folder) == before
+
+
+def test_cfg_job_shows_what_a_search_chooses_from(clone: Clone) -> None:
+    search = ("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,1)", "hydra.sweeper.n_trials=7")
+    done = clone.run("train.py", "-m", "--cfg", "job", *search)
+    first, *space = done.stdout.splitlines()
+    assert (done.returncode, space) == (0, ["optimizer.lr=interval(0.1,1)"])
+    assert "7 jobs" in first
+    assert list((clone.root / "outputs").iterdir()) == []
+
+
+def test_a_search_without_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    assert check.problems(["hydra/sweeper=optuna"], multirun=True) == [
+        Like("hydra/sweeper=optuna: …not installed…pip install -e '.[sweep]'")
+    ]
 
 
 def test_a_search_over_seeds_is_refused(clone: Clone) -> None:

@@ -459,15 +459,6 @@ def test_cfg_job_lists_the_jobs_that_the_sweep_then_runs(clone: Clone) -> None:
         assert [o for o in overrides.split() if not o.startswith("sweep")] == outcome.overrides
 
 
-def test_cfg_job_shows_what_a_search_chooses_from(clone: Clone) -> None:
-    search = ("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,1)", "hydra.sweeper.n_trials=7")
-    done = clone.run("train.py", "-m", "--cfg", "job", *search)
-    first, *space = done.stdout.splitlines()
-    assert (done.returncode, space) == (0, ["optimizer.lr=interval(0.1,1)"])
-    assert "7 jobs" in first
-    assert list((clone.root / "outputs").iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
