@@ -27,7 +27,7 @@ import numpy as np
 from measure import Bar, Column, Section, measure_section, name_processor, run
 
 from mnist_exp.data.idx import idx_encode
-from mnist_exp.files import replacing
+from mnist_exp.files import replace_file
 from mnist_exp.paths import CONF, REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
@@ -202,7 +202,7 @@ def main() -> None:
             parts.append(measure_section(SECTIONS[name], options.rounds, data))
             print(f"\n{parts[-1]}")
     if out:
-        with replacing(out) as temporary:
+        with replace_file(out) as temporary:
             temporary.write_text("\n".join(parts))
 
 

@@ -38,7 +38,7 @@ from mnist_exp.errors import Failure, first_line
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import load_model
 from mnist_exp.experiment.targets import initialize_hydra
-from mnist_exp.files import replacing
+from mnist_exp.files import replace_file
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.sweeps.records import Outcome, read_outcomes
 from mnist_exp.training.loop import predict
@@ -239,7 +239,7 @@ def write(rows: dict[str, Row]) -> None:
     rows = {name: rows[name] for name in PRESETS if name in rows}
     text = json.dumps({name: asdict(row) for name, row in rows.items()}, indent=1)
     for path, written in ((ROWS, text + "\n"), (PAGE, render_page(rows))):
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_text(written, "utf-8")
 
 

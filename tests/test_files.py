@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_exp.files import Occupied, alone, replacing
+from mnist_exp.files import Occupied, lock_folder, replace_file
 
 
 def names(folder: Path) -> list[str]:
@@ -17,14 +17,14 @@ def names(folder: Path) -> list[str]:
 
 
 def write_half_and_raise(path: Path, raised: type[BaseException]) -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(b"half")
         raise raised
 
 
 def test_writes_the_new_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "weights"
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(b"new")
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == ["weights"]
@@ -33,7 +33,7 @@ def test_writes_the_new_file_and_leaves_nothing_else(tmp_path: Path) -> None:
 def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"old")
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(b"ne")
         assert path.read_bytes() == b"old"
         with temporary.open("ab") as file:
@@ -47,7 +47,7 @@ def test_an_open_reader_keeps_the_old_file(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     with path.open("rb") as reader:
         first = reader.read(1)
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_bytes(b"new")
         assert first + reader.read() == b"old"
 
@@ -73,7 +73,7 @@ def test_a_first_write_that_raises_leaves_no_file(tmp_path: Path) -> None:
 def test_the_old_file_stays_when_nothing_was_written(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"old")
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(FileNotFoundError), replace_file(path):
         pass
     assert path.read_bytes() == b"old"
 
@@ -83,25 +83,25 @@ def test_two_processes_write_to_different_temporaries(tmp_path: Path) -> None:
     child = "; ".join(
         [
             "import pathlib, sys",
-            "from mnist_exp.files import Occupied, alone, replacing",
-            "r = replacing(pathlib.Path(sys.argv[1]))",
+            "from mnist_exp.files import Occupied, lock_folder, replace_file",
+            "r = replace_file(pathlib.Path(sys.argv[1]))",
             "print(r.__enter__())",
         ]
     )
     theirs = subprocess.run(
         [sys.executable, "-c", child, path], capture_output=True, text=True, check=True
     ).stdout.strip()
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(b"ours")
         assert str(temporary) != theirs
 
 
 WRITER = """
 import pathlib, sys
-from mnist_exp.files import Occupied, alone, replacing
+from mnist_exp.files import Occupied, lock_folder, replace_file
 while True:
     for letter in b"ab":
-        with replacing(pathlib.Path(sys.argv[1])) as temporary, temporary.open("wb") as file:
+        with replace_file(pathlib.Path(sys.argv[1])) as temporary, temporary.open("wb") as file:
             for _ in range(64):
                 file.write(bytes([letter]) * 4096)
                 file.flush()
@@ -127,18 +127,18 @@ def test_a_reader_in_another_process_never_sees_half_a_file(tmp_path: Path) -> N
 
 def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from mnist_exp.files import alone\n"
-        "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from mnist_exp.files import lock_folder\n"
+        "with lock_folder(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(Occupied, match="another process"), alone(tmp_path):
+        with pytest.raises(Occupied, match="another process"), lock_folder(tmp_path):
             pass
         other.kill()
-    with alone(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -147,5 +147,5 @@ def test_what_a_killed_process_has_left_half_written_is_removed(tmp_path: Path) 
     half, whole = (tmp_path / "checkpoints" / name for name in (".last.pt.new.123", "last.pt"))
     half.write_text("half")
     whole.write_text("whole")
-    with alone(tmp_path):
+    with lock_folder(tmp_path):
         assert names(tmp_path / "checkpoints") == ["last.pt"]

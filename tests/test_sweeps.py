@@ -26,7 +26,7 @@ from conftest import (
 )
 
 from mnist_exp.errors import BadInput
-from mnist_exp.files import alone
+from mnist_exp.files import lock_folder
 from mnist_exp.paths import LAST
 from mnist_exp.sweeps.records import SWEEP, Damaged, read_outcome, read_sweep
 from mnist_exp.sweeps.resume import check_new
@@ -223,7 +223,7 @@ def test_a_sweep_that_version_0_1_wrote_resumes(clone: Clone) -> None:
 def test_only_one_process_runs_a_sweep(small: tuple[Clone, Path, str]) -> None:
     clone, folder, _ = small
     before = read_files(folder)
-    with alone(folder):
+    with lock_folder(folder):
         assert is_refused(resume(clone), 1, "another process")
     assert read_files(folder) == before
 
@@ -238,7 +238,7 @@ def test_a_job_that_another_process_runs_is_left_alone(
     (folder / "0" / LAST).unlink()
     half_written = folder / "0" / "checkpoints" / ".last.pt.new.1"
     half_written.touch()
-    with alone(folder / "0", "nothing"):
+    with lock_folder(folder / "0", "nothing"):
         done = resume(clone)
     assert done.returncode == 1
     assert "job 0: " in done.stdout

@@ -58,7 +58,7 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what it says: torch goes on with advice."""
+    """The first line of an error message: torch adds advice."""
     return sanitize((str(error).strip() or type(error).__name__).splitlines()[0])
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, files that end, and folders that one process works in."""
+"""Replace files atomically, lock folders, and refuse paths that are not files."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ KINDS = {
 
 
 class Occupied(Failure):
-    """Another process works there."""
+    """Another process works in the folder."""
 
 
 class NotAFile(OSError):
-    """Something else has the path, and reading it may never end."""
+    """The path is a folder, a pipe, a socket or a device, which may never end."""
 
 
 def check_file(path: Path) -> None:
-    """Raise NotAFile for a folder, a pipe, a socket or a device; other OSErrors as `stat` does."""
+    """Raise NotAFile for a folder, a pipe, a socket or a device, and OSError as `stat` does."""
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
         raise NotAFile(f"{KINDS.get(kind, 'something else')}, not a file")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; on leaving it is flushed to disk and renamed to `path`.
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, then flush it to disk and rename it to `path`.
 
-    A reader sees the old file or the new one, never half of one. When the block raises, the old
-    file stays and the temporary one is removed.
+    A reader sees the old file or the new one, never a part. If the block raises, the old file stays
+    and the temporary one is removed.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     try:
@@ -55,11 +55,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path, half_written: str = f"**/.*{TEMPORARY}*") -> Iterator[None]:
+def lock_folder(folder: Path, half_written: str = f"**/.*{TEMPORARY}*") -> Iterator[None]:
     """Keep other processes out of the folder, and remove what a killed one left half written.
 
-    half_written: the pattern of those files. Raises Occupied at once where another process is in
-    the folder.
+    half_written: the pattern of those files. Raises Occupied at once if another process is in the
+    folder.
     """
     try:
         with FileLock(folder / ".lock", timeout=0):

@@ -24,7 +24,7 @@ from torch import Tensor
 from mnist_exp.data.idx import idx_header
 from mnist_exp.data.rows import ArrayFile, Rows, select_all
 from mnist_exp.errors import Failure
-from mnist_exp.files import check_file, replacing
+from mnist_exp.files import check_file, replace_file
 
 RECORD = "record.json"
 OWN_SUM = "sha256"  # in a record: of everything else in it
@@ -126,7 +126,7 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
     def fill_and_record() -> None:
         (folder / RECORD).unlink(missing_ok=True)
         record = {"key": key, **fill()}
-        with replacing(folder / RECORD) as temporary:
+        with replace_file(folder / RECORD) as temporary:
             temporary.write_text(json.dumps({**record, OWN_SUM: hash_record(record)}), "utf-8")
 
     _run_once(folder, lambda: read_current() is not None, fill_and_record)
@@ -196,7 +196,7 @@ def _run_once(folder: Path, done: Callable[[], bool], make: Callable[[], object]
 @contextmanager
 def replace_array(folder: Path, name: str) -> Iterator[Path]:
     """A temporary path to write an array to; on leaving it replaces the cached one."""
-    with replacing(array_path(folder, name)) as temporary:
+    with replace_file(array_path(folder, name)) as temporary:
         yield temporary
     (folder / name).unlink(missing_ok=True)  # versions before 0.2 kept the array there, as IDX
 

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp import __version__
 from mnist_exp.errors import Failure, first_line, one_line
-from mnist_exp.files import check_file, replacing
+from mnist_exp.files import check_file, replace_file
 from mnist_exp.paths import BEST, LAST
 
 MOST_LETTERS = 300  # of an error of torch's
@@ -44,7 +44,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     size = buffer.tell() / 1e6
     try:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as temporary, buffer.getbuffer() as written:
+        with replace_file(path) as temporary, buffer.getbuffer() as written:
             temporary.write_bytes(written)
     except OSError as error:
         raise CheckpointError(
@@ -59,7 +59,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises CheckpointError for a file that is absent, damaged, foreign, of a newer format, or that
     contains anything but numbers, strings and tensors.
     """
-    records = read_checked(path)
+    records = read_and_check(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about what it then refuses
@@ -89,7 +89,7 @@ def upgrade(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return content
 
 
-def read_checked(path: Path) -> io.BytesIO:
+def read_and_check(path: Path) -> io.BytesIO:
     """The archive that torch.save wrote, after a check of the CRC-32 of each record.
 
     Raises CheckpointError for a file that is absent, damaged, or not such an archive.
@@ -105,7 +105,7 @@ def read_checked(path: Path) -> io.BytesIO:
         if file.read(4) != b"PK\3\4":
             raise foreign(path)
         try:
-            copy = copy_checked(file)
+            copy = copy_and_check(file)
         except Exception as error:  # a damaged archive can make zipfile raise anything
             raise CheckpointError(
                 f"{path}: the checkpoint is damaged ({one_line(error)}); restore it from a copy, "
@@ -116,7 +116,7 @@ def read_checked(path: Path) -> io.BytesIO:
     return copy
 
 
-def copy_checked(file: BinaryIO) -> io.BytesIO | None:
+def copy_and_check(file: BinaryIO) -> io.BytesIO | None:
     """A copy of the archive in `file`, in memory; None where torch.save did not write it.
 
     torch checks no CRC-32, and can read other bytes than zipfile checked: one flipped bit marks a
@@ -194,7 +194,7 @@ MISFITS = (
 
 
 @contextmanager
-def fitting(source: object) -> Iterator[None]:
+def raise_misfits(source: object) -> Iterator[None]:
     """Raise CheckpointError, which names the source, for a state or a config that does not fit."""
     try:
         yield

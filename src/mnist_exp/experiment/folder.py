@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mnist_exp.experiment import checkpoint
-from mnist_exp.files import alone, replacing
+from mnist_exp.files import lock_folder, replace_file
 from mnist_exp.paths import BEST, FIGURES, LAST, METRICS, SERVED
 
 CONFIG, VERSIONS, MODEL = "config.yaml", "requirements.txt", "model.txt"
@@ -29,19 +29,19 @@ class RunFolder:
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes out. Raises Occupied at once if another one is in the folder."""
-        return alone(self.path)
+        return lock_folder(self.path)
 
     def save_checkpoint(self, content: dict[str, Any], is_best: bool = False) -> None:
         """Write last.pt, and best.pt if it is the best so far. Raises CheckpointError."""
         checkpoint.save(self.path / LAST, content)
         if is_best:
-            with replacing(self.path / BEST) as temporary:
+            with replace_file(self.path / BEST) as temporary:
                 shutil.copyfile(self.path / LAST, temporary)
 
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Write mnist_model.pth: the weights as a plain state_dict on the CPU."""
         state_dict = {name: tensor.cpu() for name, tensor in weights.items()}
-        with replacing(self.path / WEIGHTS) as temporary:
+        with replace_file(self.path / WEIGHTS) as temporary:
             torch.save(state_dict, temporary)
 
     def save_description(self, config: DictConfig, versions: str, model: str) -> None:
@@ -51,8 +51,8 @@ class RunFolder:
         (self.path / MODEL).write_text(model, "utf-8")
 
     def save_metrics(self, lines: Iterable[str]) -> None:
-        """Write metrics.jsonl anew."""
-        with replacing(self.path / METRICS) as temporary:
+        """Replace metrics.jsonl."""
+        with replace_file(self.path / METRICS) as temporary:
             temporary.write_text("".join(lines))
 
     def append_metrics(self, line: str) -> None:

@@ -69,7 +69,7 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
     CheckpointError, BadInput.
     """
     saved = checkpoint.load(path)
-    with checkpoint.fitting(path):
+    with checkpoint.raise_misfits(path):
         state, kind = saved["state"], Kind(**saved["data"])
         refuse_initial_weights(path, state)
         config = check_saved_config(saved["config"], path)

@@ -65,7 +65,7 @@ def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
     for path in (REPOSITORY / "outputs").rglob(str(LAST)):
         if str(path.parent.parent) not in known:
             try:
-                with checkpoint.fitting(path):
+                with checkpoint.raise_misfits(path):
                     runs += find_untracked_run(path, experiment, known)
             except checkpoint.CheckpointError:
                 continue  # not a run of this code

@@ -48,7 +48,7 @@ def reproduce(
         raise BadInput(f"{source}: the run has no metrics to compare with")
     config = check_saved_config(first.config, source)
     check_params(config, first, source)
-    with checkpoint.fitting(source):
+    with checkpoint.raise_misfits(source):
         config = apply_overrides(config, composed, overrides, further=False)
         same_set = composed.data._target_ == config.data._target_
         for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:

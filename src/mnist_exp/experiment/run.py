@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 EMPTY: Mapping[str, str] = {}
 
 
-def nothing(*arguments: object) -> None:
+def do_nothing(*arguments: object) -> None:
     """A hook that does nothing."""
 
 
@@ -68,9 +68,9 @@ class Hooks:
     """What happens after training besides metrics and weights; `inference.hooks` has ours."""
 
     # Draw what a test found: into a folder, from the logits of each batch and the raw images.
-    draw_test: Callable[[Path, Sequence[Tensor], Split, Kind], None] = nothing
+    draw_test: Callable[[Path, Sequence[Tensor], Split, Kind], None] = do_nothing
     # Draw what was learned: into a folder, from the model and the epochs.
-    draw_training: Callable[[Path, nn.Module, Kind, Sequence[Epoch], Result], None] = nothing
+    draw_training: Callable[[Path, nn.Module, Kind, Sequence[Epoch], Result], None] = do_nothing
     # Write the model to a file that needs no code of this package. Raises Failure.
     export: Callable[[Path, nn.Module, Kind], None] | None = None
 
@@ -120,7 +120,7 @@ def load_run(
     for overrides that would change the training, and CheckpointError.
     """
     saved = checkpoint.load(folder / LAST)
-    with checkpoint.fitting(folder / LAST):
+    with checkpoint.raise_misfits(folder / LAST):
         config = check_saved_config(saved["config"], folder / LAST)
         config = apply_overrides(config, composed, overrides)
         name, tags = str(saved["name"]), dict(saved["tags"])
@@ -162,7 +162,7 @@ class Run:
         self.key = uuid4().hex  # by which the tracker finds the run again
         self.loaded = False  # from a checkpoint
         self.ended = False
-        self.on_epoch: Callable[[Epoch], None] = nothing  # may raise Stopped
+        self.on_epoch: Callable[[Epoch], None] = do_nothing  # may raise Stopped
 
     # --- the run, top to bottom ---
 

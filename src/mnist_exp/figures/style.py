@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from mnist_exp.files import replacing
+from mnist_exp.files import replace_file
 
 COLORMAP = "viridis"  # perceptually uniform, also in gray
 BLUE, RED, PALE = "#0072B2", "#D55E00", "0.45"  # distinct for everyone (Okabe and Ito, 2008)
@@ -17,7 +17,7 @@ use_style = matplotlib.rc_context({"text.parse_math": False})
 
 
 def save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         kind = path.suffix.removeprefix(".")
         options = {"compress_level": 3} if kind == "png" else {}  # a tenth larger, half the time
         figure.savefig(temporary, format=kind, dpi=160, pil_kwargs=options)

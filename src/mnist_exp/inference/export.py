@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mnist_exp.data import Kind, Split
 from mnist_exp.errors import Failure, first_line
-from mnist_exp.files import replacing
+from mnist_exp.files import replace_file
 from mnist_exp.training.loop import evaluation_batches
 
 TOLERANCE = 1e-5  # of the largest logit; measured: 3e-7 to 2e-6, by model and runtime
@@ -85,7 +85,7 @@ def export(
     if not preprocessing:
         module, example = model, kind.normalize(example, CPU)
     about = {"input": str(example.dtype), "kind": json.dumps(asdict(kind))}
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         with convert_errors(format_name), torch.no_grad():
             temporary.write_bytes(chosen.write(module, example, about))
         if test is None:

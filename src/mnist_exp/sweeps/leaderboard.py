@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from mnist_exp.files import replacing
+from mnist_exp.files import replace_file
 from mnist_exp.sweeps.records import Outcome
 
 SEED = "seed"  # not a hyperparameter: jobs that differ only in it share a row
@@ -88,7 +88,7 @@ def rank(outcomes: Iterable[Outcome]) -> list[Row]:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     lines = [row.cells(number) for number, row in enumerate(rows, start=1)]
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from mnist_exp.errors import Failure, one_line
 from mnist_exp.experiment.shell import quote_path
-from mnist_exp.files import replacing
+from mnist_exp.files import replace_file
 
 Record = TypeVar("Record")
 
@@ -104,7 +104,7 @@ def read_outcomes(sweep: Path, swept: Sequence[str] = ()) -> list[Outcome]:
 
 
 def write_record(path: Path, values: Mapping[str, object]) -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 

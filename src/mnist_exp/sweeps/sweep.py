@@ -21,7 +21,7 @@ from mnist_exp.experiment.load import TrainedModel, load_model
 from mnist_exp.experiment.run import Run, Stopped, load_run
 from mnist_exp.experiment.shell import quote_path, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted
-from mnist_exp.files import TEMPORARY, Occupied, alone
+from mnist_exp.files import TEMPORARY, Occupied, lock_folder
 from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.paths import LAST
 from mnist_exp.sweeps import leaderboard
@@ -59,7 +59,9 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
     """
     sweep, folder = open_sweep(plan), plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, f".*{TEMPORARY}*"):  # a job in a queue may still write to its own folder
+    with lock_folder(
+        folder, f".*{TEMPORARY}*"
+    ):  # a job in a queue may still write to its own folder
         tracker = start_parent(sweep, plan)
         status: Status = "FAILED"
         try:
