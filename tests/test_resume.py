@@ -437,10 +437,10 @@ def new_desk(tmp_path: Path, digits_cache: Path) -> Callable[[], Desk]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     """What MLflow holds of runs in this process."""
     folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = f"sqlite:///{shutil.copy(empty_store, folder)}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mnist_exp.tracking.store.REPOSITORY", folder)
         patch.setattr("mnist_exp.tracking.store.LOCAL_URI", uri)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -367,8 +368,8 @@ def test_a_sweep_whose_run_is_deleted_meanwhile_fails(clone: Clone) -> None:
     assert "sweep.resume=" in out.splitlines()[-1]
 
 
-def test_a_deletion_is_explained_by_what_was_deleted(tmp_path: Path) -> None:
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_deletion_is_explained_by_what_was_deleted(empty_store: Path, tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{shutil.copy(empty_store, tmp_path)}")
     experiment = client.create_experiment("mine")
     run_id = client.create_run(experiment).info.run_id
     assert explain_deletion(client, run_id) is None

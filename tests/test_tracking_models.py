@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,9 +35,10 @@ from mnist_exp.tracking.models import log_model, register
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     """Of a store with the experiment "models"."""
-    client = MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    database = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
+    client = MlflowClient(f"sqlite:///{database}")
     client.create_experiment("models", tmp_path_factory.mktemp("artifacts").as_uri())
     return client
 
