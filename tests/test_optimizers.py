@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Clone, Like
-from test_experiment import TORCHS
+from test_run import TORCHS
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 

@@ -25,7 +25,7 @@ from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
-from test_exporting import colour
+from test_export import colour
 
 from mnist_exp.experiment.load import load_model
 from mnist_exp.inference.export import export
