@@ -1,9 +1,8 @@
-"""The process that a script runs in: how it imports, and how it ends."""
+"""How the process of a script ends."""
 
 from __future__ import annotations
 
 import atexit
-import gc
 import logging
 import os
 import sys
@@ -13,10 +12,6 @@ from typing import Any, NoReturn
 
 from mnist_exp.errors import Failure, Formatter, sanitize_lines
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
-
-# Python looks for garbage after every 700 new objects. Importing torch and MLflow creates a million
-# objects, none of which is garbage: the search takes a quarter of that time.
-gc.set_threshold(100_000)
 
 
 def print_traceback(*error: Any) -> None:
