@@ -1,4 +1,4 @@
-"""What the tests share: a clone of the repository to run commands in, and quick experiments."""
+"""What the tests share: a clone of the repository to run commands in, helpers, fixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A password in an address: taken from the environment, shown and saved nowhere."""
+"""A password in an address is read from the environment, and neither shown nor saved."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ MIDDLE = [0.5] * 5 + [0.9] + [0.5] * 2  # no shift, angle, scale or shear; no fl
 
 
 def uniform(**changes: float) -> Tensor:
-    """The numbers of one image, in the middle but for some."""
+    """The random numbers of one image: no change but those given."""
     names = ("right", "down", "angle", "size", "slant", "flip", "row", "column")
     return torch.tensor([[changes.get(n, m) for n, m in zip(names, MIDDLE, strict=True)]])
 

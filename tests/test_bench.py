@@ -1,4 +1,4 @@
-"""The benchmark: its commands are right, and its tables say what was measured."""
+"""The benchmark's commands and tables."""
 
 from __future__ import annotations
 

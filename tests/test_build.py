@@ -1,4 +1,4 @@
-"""From the config to objects: what a model has to do before anything is trained."""
+"""The objects that a config names, and the checks of a model before training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Mine(nn.Module):
-    """What somebody might write: right for images of 8×8 of one channel in ten classes."""
+    """A user's model: for images of 8×8 of one channel in ten classes."""
 
     def __init__(self, input_shape: object, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Bad input: all of it answered at once, in under a second, before anything is made."""
+"""All problems of a command line are reported in a second, before anything is created."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ NOT_LINEAR = f"model.dropout=0.1: {NO_DROPOUT}"
 # command line: the whole answer
 SWEEPS = {
     "-m batch_size=32,0,abc model=mlp,mlpp": [
-        f"model=mlpp: must be {MODELS}; did you mean mlp?",
+        f"model=mlpp: …{MODELS}; did you mean mlp?",
         f"batch_size=0: {POSITIVE}",
         f"batch_size=abc: {POSITIVE}",
     ],
@@ -324,7 +324,7 @@ OTHER_OPTIONS = {
         "nesterov, fused; …optimizer=adam | adamw | muon"
     ],
     # Which keys an unknown option has is not known.
-    "model=vit model.width=3": [f"model=vit: must be {MODELS}"],
+    "model=vit model.width=3": [f"model=vit: …{MODELS}"],
     # A value is wrong even where a later one of the same key would count.
     "batch_size=0 batch_size=32": [f"batch_size=0: {POSITIVE}"],
     # What is referred to may be wrong for what refers to it.
@@ -514,7 +514,7 @@ def test_an_option_without_a_default_must_be_typed(write: Write) -> None:
 
 
 def list_files(clone: Clone) -> list[Path]:
-    """All that is in the clone, but for what Python makes of its sources."""
+    """All files of the clone but compiled modules."""
     return sorted(path for path in clone.root.rglob("*") if "__pycache__" not in path.parts)
 
 
@@ -612,7 +612,7 @@ def test_help_is_answered_without_hydra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], help_text: str
 ) -> None:
     def compose() -> None:
-        raise AssertionError("what --help says takes no config")
+        raise AssertionError("--help composes no config")
 
     monkeypatch.setattr(cli, "initialize_hydra", compose)
     monkeypatch.setattr("sys.argv", ["train.py", "--help", "hydra/help=default"])

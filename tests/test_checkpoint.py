@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and never a way to run somebody's code."""
+"""A checkpoint is complete or absent, and loading one never runs code from it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def to_plain(value: object) -> object:
 
 
 def loaded_otherwise(path: Path, bits: Iterator[int] | range) -> tuple[int, list[int]]:
-    """How many of these bits, flipped one at a time, are refused; and which change the state."""
+    """Flip these bits one at a time; return how many are refused, and which change the state."""
     content, whole = path.read_bytes(), to_plain(checkpoint.load(path))
     refused, changed = 0, []
     for bit in bits:

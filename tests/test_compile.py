@@ -1,4 +1,4 @@
-"""torch.compile: the same metrics, files and continuation, and failures of one line."""
+"""torch.compile: the same metrics and files, resuming, and one-line errors."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Server:
-    """Serves `pages` by path and notes what was asked for; `before` runs ahead of each answer."""
+    """Serves `pages` by path and records the requests; `before` runs before each answer."""
 
     pages: dict[str, bytes]
     url: str = ""
@@ -176,7 +176,7 @@ def pip_settings(index: str) -> dict[str, str]:
 
 @pytest.fixture
 def pip_index(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Has pip use one index and nothing else that this machine is set up with."""
+    """Makes pip use one index and no settings of this machine."""
 
     def use(url: str) -> None:
         for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -972,7 +972,7 @@ def tar_of(batches: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """What lies in the tiny archive, and the archive itself, which `cifar10` now expects."""
+    """The files of the tiny archive, and the archive itself, which `cifar10` now expects."""
     files = {name: batch_pickle(name) for name in CIFAR10.sums}
     assert CIFAR10.archive
     packed = tar_of(files)

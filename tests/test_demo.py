@@ -1,4 +1,4 @@
-"""The page to draw on: what it answers over HTTP, and a digit drawn in a browser."""
+"""The demo page: its answers over HTTP, and a digit drawn in a browser."""
 
 from __future__ import annotations
 

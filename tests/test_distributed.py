@@ -1,4 +1,4 @@
-"""Several processes by torchrun: one training, one run, one folder."""
+"""Several processes under torchrun are one training with one run and one folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def close_to(found: list[dict[str, float]], relative: float) -> list[object]:
 
 
 def pid_of(torchrun: subprocess.Popen[str], rank: int) -> int:
-    """Of the process that has this rank."""
+    """The process with this rank."""
     for pid in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
         if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
             return int(pid)
@@ -33,7 +33,7 @@ def pid_of(torchrun: subprocess.Popen[str], rank: int) -> int:
 
 
 def wait_for_epochs(clone: Clone, count: int) -> Path:
-    """Until a run has so many; returns its folder."""
+    """Wait until a run has so many epochs; return its folder."""
     ends = time.monotonic() + 100
     while time.monotonic() < ends:
         for path in clone.root.glob("outputs/*/*/metrics.jsonl"):
@@ -122,7 +122,7 @@ def whole(new_clone: Callable[[], Clone]) -> list[dict[str, float]]:
 
 
 def goes_on_alone(clone: Clone, whole: list[dict[str, float]]) -> None:
-    """The only run of the clone is gone on with in one process, and finds what `whole` found."""
+    """Resume the only run of the clone in one process; its metrics are those of `whole`."""
     done = clone.run("train.py", "resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert only_run(clone.client).info.status == "FINISHED"

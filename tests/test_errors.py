@@ -1,4 +1,4 @@
-"""Names of files and classes on their way to a terminal."""
+"""What is printed or logged is escaped and has no passwords."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluating what was trained: the metrics of the training to the last bit, tables, refusals."""
+"""An evaluation has the metrics of the training to the last bit; tables and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports: a file answers as PyTorch does, without this package, or is not written."""
+"""An exported file gives PyTorch's labels without this package, or is not written."""
 
 from __future__ import annotations
 

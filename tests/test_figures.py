@@ -1,4 +1,4 @@
-"""Pictures: that each is drawn, of the size that its numbers ask for, and replaced at once."""
+"""Each picture is drawn in the right size and replaced atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a word stands for."""
+"""Which checkpoint `--run` stands for."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validat
     MlflowClient(store).delete_run(deleted)
     client = MlflowClient(store)
     sweep = client.create_run(client.get_experiment_by_name("mixed").experiment_id)
-    client.log_metric(sweep.info.run_id, "val/accuracy", 0.98)  # its winner's, told again
+    client.log_metric(sweep.info.run_id, "val/accuracy", 0.98)  # its winner's, logged again
     client.set_terminated(sweep.info.run_id)
     assert find_checkpoint("best", store, "mixed") == best
     ranked = [

@@ -1,4 +1,4 @@
-"""Anybody's images, in a folder for each class."""
+"""A user's own images, with a folder for each class."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_set(root: Path, cache: Path, **options: Any) -> Dataset:
 
 
 def get_refusal(root: Path, **options: Any) -> str:
-    """What is said of a folder that is no set, without its beginning."""
+    """Why a folder is not a data set, without the beginning of the message."""
     with pytest.raises(BadInput) as raised:
         open_set(root, root.parent / "cache", **options)
     start = f"data.root={root}: "
@@ -240,7 +240,7 @@ def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
     assert caplog.messages == [Like(f"data.root={tmp_path / 'pets'}: …20 images")]
 
 
-# --- what is no set ---
+# --- folders that are not a data set ---
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_images_of_different_sizes(tmp_path: Path) -> None:
 
 
 def spoil(root: Path) -> None:
-    """Make five files of `make` no whole images, each in another way."""
+    """Damage five files of `make`, each in another way."""
     (root / "cat" / "00.png").write_bytes(b"")
     (root / "cat" / "01.png").write_text("no image")
     whole = (root / "dog" / "02.png").read_bytes()

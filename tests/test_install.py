@@ -55,7 +55,7 @@ def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_make(root: Path, *arguments: str) -> list[str]:
-    """What `make` runs with the Python in .venv; it has to end well."""
+    """What `make` runs with the Python in .venv; it must succeed."""
     done = make(root, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()

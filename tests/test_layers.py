@@ -1,4 +1,4 @@
-"""The packages stand in layers: each may import those after it, none before it."""
+"""The packages are layers: each may import those after it, none before it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__
 
 
 def name_of(module: Path) -> str:
-    """Its dotted name below the package."""
+    """The module's dotted name below the package."""
     return ".".join(module.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard: groups, ranks, names, and what a row says of jobs that did not finish."""
+"""The leaderboard: groups, ranks, names, and rows of jobs that did not finish."""
 
 from __future__ import annotations
 

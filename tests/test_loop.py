@@ -1,4 +1,4 @@
-"""The loop: exact metrics, exact repetition, exact continuation."""
+"""The loop: exact metrics, and bit-for-bit repetition and resuming."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_the_best_weights_are_kept_the_earliest_of_equals() -> None:
         weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     accuracies = [epoch.val.accuracy for epoch in progress.epochs]
     best = accuracies.index(max(accuracies))
-    assert best not in (0, 7), "the case is to be told from the first and the last epoch"
+    assert best not in (0, 7), "the best epoch is neither the first nor the last"
     assert progress.best is progress.epochs[best]
     assert all(torch.equal(progress.kept[name], weights[best][name]) for name in progress.kept)
 
@@ -390,7 +390,7 @@ def test_patience_ends_a_training_that_gets_no_better() -> None:
     best = accuracies.index(max(accuracies))
     assert len(accuracies) == best + 1 + 3 < 40
     assert progress.best is progress.epochs[best]
-    assert list(train(state, epochs=40, patience=3)) == [], "gone on with, it is still over"
+    assert list(train(state, epochs=40, patience=3)) == [], "a resumed training is still over"
 
 
 def test_without_images_to_validate_with_the_last_weights_are_kept() -> None:

@@ -1,4 +1,4 @@
-"""Models: the shapes they take and give, and what their arguments change."""
+"""Models: shapes of inputs and outputs, and what each argument changes."""
 
 from __future__ import annotations
 

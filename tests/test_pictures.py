@@ -44,7 +44,7 @@ def kind_of(channels: int, classes: tuple[str, ...] = NAMES) -> Kind:
 
 
 def few(channels: int = 1) -> tuple[Predictions, Split]:
-    """Four images, of which the second and the fourth are taken for what they are not."""
+    """Four images, of which the second and the fourth are misclassified."""
     labels = torch.tensor([0, 0, 1, 2])
     probabilities = torch.tensor([[0.9, 0.1, 0], [0, 0.8, 0.2], [0.1, 0.9, 0], [0.95, 0, 0.05]])
     images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, channels, 6, 4)

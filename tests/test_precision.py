@@ -1,4 +1,4 @@
-"""Formats of numbers: what a step computes in, how near the metrics are, what a device lacks."""
+"""Precisions: types in a step, accuracy of the metrics, what a device does not support."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_float16_run_resumes_with_its_scale_bit_for_bit(
     second = load_run(config, first.folder.path)
     saved = first.state.scaler.state_dict()
     assert second.state.scaler.state_dict() == saved
-    assert saved["_growth_tracker"] > 0, "the case is to be told from a new scaler"
+    assert saved["_growth_tracker"] > 0, "a new scaler would have 0"
     second.log.start(second.record(), [])
     second.fit(lambda *agree: None)
 

@@ -1,4 +1,4 @@
-"""`python predict.py`: digits as people have them, and what is told of everything else."""
+"""`python predict.py`: photographed and drawn digits, and its error messages."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_no_command_loads_a_run_without_a_finished_epoch(
 
 
 class Harmful:
-    """Makes a file where it is read by pickle."""
+    """Unpickled, it creates a file."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Anybody's picture to what a model was trained on, and what is no picture of a digit."""
+"""From an image file to what a model was trained on, and unreadable files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def prepare_drawing(image: Image.Image, file: str = "PNG", **options: object) ->
 
 
 def on_paper(image: Image.Image) -> Image.Image:
-    """Photographed: a light from the left, vignetted, with the grain of a cheap camera."""
+    """A photograph: light from the left, vignetting, and the noise of a cheap camera."""
     y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j]
     light = (1 - 0.2 * x - 0.1 * (x * x + y * y))[..., None]
     grain = np.random.default_rng(0).normal(0, 10, (image.height, image.width, 3))
@@ -169,7 +169,7 @@ def test_a_blank_canvas_has_no_digit(blank: Callable[[], Image.Image]) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, and ends where its pixels would begin."""
+    """A PNG with a size, cut off before its pixels."""
     said = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     crc = struct.pack(">I", zlib.crc32(said))
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + said + crc + b"\0\0\0\x09IDAT"

@@ -1,4 +1,4 @@
-"""A run again from its id: equal, or the first metric that is not."""
+"""Reproducing a run from its id: equal, or the first metric that differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the presets reach: rows read from what runs left, the page told from rows, the recipe."""
+"""Results of the presets: rows from what runs left, the page from rows, the recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that ends too early, at any instant, goes on as if nothing had happened."""
+"""A run that was killed or interrupted at any instant resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def weights(folder: Path) -> Any:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of all files but the log."""
+    """The SHA-256 of all files but the log."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def check_same(clone: Clone, whole: Clone) -> None:
-    """Nothing tells the only run of one clone from the other's, but its times."""
+    """The only runs of the two clones are equal but for times."""
     (folder,), (expected,) = clone.folders(), whole.folders()
     found = history(clone.client)
     assert found == history(whole.client)
@@ -100,7 +100,7 @@ def check_same(clone: Clone, whole: Clone) -> None:
 
 
 class Victim:
-    """Trains in a clone, is killed at chosen moments, and goes on."""
+    """A training in a clone that is killed at given moments and resumed."""
 
     def __init__(self, clone: Clone, settings: Sequence[str], rng: random.Random) -> None:
         self.clone, self.rng = clone, rng
@@ -142,7 +142,7 @@ class Victim:
             wait(lambda: self.changed("metrics.jsonl") != told)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it has ended before the kill"
+        assert process.returncode == -signal.SIGKILL, "it ended before the kill"
         self.half_written += bool(self.being_written() - before)
         if self.changed(str(LAST)):  # else it has left nothing to go on with
             self.command = ("train.py", "resume=latest")
@@ -183,7 +183,7 @@ def test_a_run_killed_twenty_times_ends_as_one_that_was_not(
 
 @contextmanager
 def lock_database(clone: Clone) -> Iterator[None]:
-    """Nobody else can write to the clone's database, nor read it."""
+    """No other process can read or write the clone's database."""
     database = sqlite3.connect(clone.root / "mlflow.db", isolation_level=None, timeout=30)
     database.execute("BEGIN EXCLUSIVE")
     try:
@@ -194,7 +194,7 @@ def lock_database(clone: Clone) -> Iterator[None]:
 
 
 def wait_for_file(clone: Clone, name: str) -> None:
-    """Until a run of the clone has written this file."""
+    """Wait until a run of the clone has written this file."""
     ends = time.monotonic() + 60
     while not any(path.stat().st_size for path in clone.root.glob(f"outputs/*/*/{name}")):
         assert time.monotonic() < ends, f"no {name}"
@@ -235,14 +235,14 @@ def test_a_signal_ends_after_the_step_and_the_printed_command_resumes(
 
 
 def wait_for_metric(clone: Clone) -> None:
-    """Until MLflow has a figure of a run of the clone."""
+    """Wait until MLflow has a metric of a run of the clone."""
     uri, ends = f"file:{clone.root}/mlflow.db?mode=ro", time.monotonic() + 60
     while time.monotonic() < ends:
         with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as database:
             if database.execute("SELECT * FROM metrics").fetchone():
                 return
         time.sleep(0.02)
-    raise AssertionError("MLflow has no figure")
+    raise AssertionError("MLflow has no metric")
 
 
 def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
@@ -519,7 +519,7 @@ def test_a_checkpoint_that_names_the_former_empty_tracker_resumes(
 
 
 class Kill(BaseException):
-    """What a process that is killed there would not get past."""
+    """The process is killed here."""
 
 
 def kill(*arguments: object) -> None:
@@ -681,7 +681,7 @@ def test_unchanged_values_and_machine_settings_are_accepted() -> None:
 
 
 class Bomb:
-    """Pickled, it is a command that makes the folder `harm`."""
+    """Unpickled, it creates the folder `harm`."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("harm",)
@@ -692,14 +692,14 @@ HARMFUL = {"_target_": "os.mkdir", "_args_": ["harm"]}
 
 
 def remove(state: State, *keys: str) -> State:
-    """The state, but for the entry that these keys lead to."""
+    """The state without the entry at these keys."""
     first, *more = keys
     rest = {key: value for key, value in state.items() if key != first}
     return {**rest, first: remove(state[first], *more)} if more else rest
 
 
 def replace(state: State, value: object, *keys: Any) -> State:
-    """The state with this value where these keys lead to."""
+    """The state with this value at these keys."""
     first, *more = keys
     return {**state, first: replace(state[first], value, *more) if more else value}
 
@@ -766,7 +766,7 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
 
 
 def craft(change: Callable[[State], object], last: Path) -> None:
-    """Put what `change` makes of the good checkpoint in its place."""
+    """Replace the good checkpoint by a changed one."""
     made = change(checkpoint.load(last))
     if isinstance(made, bytes):
         last.write_bytes(made)

@@ -1,4 +1,4 @@
-"""One experiment, without a command line: its name, its order, what it opens when."""
+"""One run without a command line: its name, and the order of what it does."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def state_of(experiment: Run) -> object:
 
 
 def bits(node: object) -> object:
-    """The same with plain bytes for tensors."""
+    """The state with bytes for tensors."""
     if isinstance(node, torch.Tensor):
         return node.shape, node.detach().contiguous().numpy().tobytes()
     if isinstance(node, dict):
@@ -257,7 +257,7 @@ def test_every_model_resumes_on_every_data_set_bit_for_bit(
 
 
 class PartlyUsed(MLP):
-    """With a frozen layer, and one that no image comes to."""
+    """A model with a frozen layer and an unused one."""
 
     def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__(input_shape, classes)

@@ -18,7 +18,7 @@ from mnist_exp.training import schedules
 
 
 def learning_rates(schedule: Callable[..., LRScheduler], **options: object) -> list[float]:
-    """Of the eight steps of two epochs, for an optimizer at 1."""
+    """The learning rates of the eight steps of two epochs, from 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     scheduler = schedule(optimizer, epochs=2, epoch_steps=4, **options)
     found = []

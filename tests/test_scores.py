@@ -1,4 +1,4 @@
-"""What predictions are worth, beside what scikit-learn, SciPy and pencil and paper say."""
+"""Scores of predictions, compared with scikit-learn, SciPy and paper and pencil."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mnist_exp.inference.scores import Bin, Predictions, wilson_interval
 
 
 def random_predictions() -> Predictions:
-    """500 of five classes, of which the last has neither image nor prediction."""
+    """500 predictions of five classes; the last class has neither image nor prediction."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(4, (500,), generator=generator)
     logits = torch.randn(500, 5, generator=generator)

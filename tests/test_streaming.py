@@ -1,4 +1,4 @@
-"""A set that is larger than the memory it may take: read as it is needed, with the same results."""
+"""A data set above its memory limit is read in parts, with the same results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def readers() -> list[str]:
 
 
 def order_of(count: int) -> list[torch.Tensor | slice]:
-    """All at random in batches, a part of one, every third, and some of them again."""
+    """Selections: shuffled batches, a part of one, every third row, and some rows twice."""
     return [*shuffle(count, seed=1, epoch=1).split(7), slice(3, 5), slice(0, None, 3)]
 
 

@@ -1,4 +1,4 @@
-"""What a config may name: only what stands in a YAML file, whoever wrote the config."""
+"""A config may name only targets that are in a YAML file, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def places(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def put(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
-    """The config with a `_target_` that stands in no YAML file there."""
+    """The config with a `_target_` that no YAML file has at that place."""
     config, call = copy.deepcopy(config), {"_target_": draw.choice(NAMES)}
     place = draw.choice([place for place in places(config) if place != ("model",)])
     above: Any = config
@@ -179,7 +179,7 @@ def test_of_500_configs_with_a_target_put_somewhere_none_is_followed(
 
 
 class Harmful:
-    """Makes a folder where it is unpickled."""
+    """Unpickled, it creates a folder."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         import os

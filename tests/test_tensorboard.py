@@ -1,4 +1,4 @@
-"""What TensorBoard has of a run, read back from its files."""
+"""What TensorBoard's files have of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY, OTHER = "a" * 32, "b" * 32
 
 
 def events(folder: Path) -> Iterator[Event]:
-    """Of the one file in the folder."""
+    """The events of the only file in the folder."""
     (file,) = folder.glob("events.out.tfevents.*")
     for content in RawEventFileLoader(str(file)).Load():
         yield Event.FromString(content)

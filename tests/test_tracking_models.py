@@ -36,7 +36,7 @@ from mnist_exp.tracking.models import log_model, register
 
 @pytest.fixture(scope="module")
 def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    """Of a store with the experiment "models"."""
+    """A client of a store with the experiment "models"."""
     database = shutil.copy(empty_store, tmp_path_factory.mktemp("store"))
     client = MlflowClient(f"sqlite:///{database}")
     client.create_experiment("models", tmp_path_factory.mktemp("artifacts").as_uri())
@@ -45,7 +45,7 @@ def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Mlflo
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
-    """Of an untrained model of colour images, of its second epoch."""
+    """The record of an untrained model of colour images, in its second epoch."""
     kind, file = colour(), tmp_path_factory.mktemp("exported") / "model.pt"
     model = MLP(kind.image_shape, 4, hidden_sizes=[8])
     export(model, kind, "torchscript", file, preprocessing=True, test=None)
@@ -149,7 +149,7 @@ def test_the_champion_is_the_best_in_validation_of_one_data_set(
 
 @pytest.fixture(scope="module")
 def served_clone(new_clone: object) -> Clone:
-    """With a finished run of the digits, the champion of the name digits."""
+    """A clone with a finished run on the digits, the champion of the name digits."""
     clone = new_clone()  # type: ignore[operator]
     done = clone.run("train.py", "data=digits", "trainer.epochs=2", "tracking.register=digits")
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""`python train.py` as a person uses it: what it shows, what it leaves, what MLflow then holds."""
+"""`python train.py`: what it prints, what it leaves, what MLflow then has."""
 
 from __future__ import annotations
 

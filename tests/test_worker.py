@@ -1,4 +1,4 @@
-"""A tracker that is not there, or goes away: training does not die of it, and nothing is lost."""
+"""A tracker that is unreachable stops no training, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mnist_exp.tracking.worker import RetryQueue, Trackers, get_worker
 
 
 class Flaky:
-    """Remembers what it recorded; raises while it is away."""
+    """A tracker that records in memory, and raises while it is away."""
 
     def __init__(self) -> None:
         self.away = False
@@ -205,8 +205,8 @@ def steps(client: MlflowClient, run_id: str) -> list[int]:
 LONG = ("data=digits", "batch_size=1", "trainer.epochs=20")  # a quarter of a minute
 
 
-def wait_for_figure(uri: str) -> None:
-    """Until MLflow has a metric of a run: the worker opens the run during training."""
+def wait_for_metric(uri: str) -> None:
+    """Wait until MLflow has a metric of a run: the worker opens it during training."""
     client, ends = MlflowClient(uri), time.monotonic() + 60
     while time.monotonic() < ends:
         experiment = client.get_experiment_by_name("mnist_exp")
@@ -215,14 +215,14 @@ def wait_for_figure(uri: str) -> None:
         ):
             return
         time.sleep(0.05)
-    raise AssertionError("MLflow has no figure")
+    raise AssertionError("MLflow has no metric")
 
 
 @pytest.mark.slow
 def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> None:
     clone.run("train.py", "data=digits", "trainer=debug", "tracking.experiment=first")  # the store
     process = clone.start("train.py", *LONG)
-    wait_for_figure(f"sqlite:///{clone.root}/mlflow.db")
+    wait_for_metric(f"sqlite:///{clone.root}/mlflow.db")
     with sqlite3.connect(clone.root / "mlflow.db", isolation_level=None) as database:
         database.execute("BEGIN EXCLUSIVE")
         time.sleep(8)
@@ -267,10 +267,10 @@ def test_a_server_killed_and_started_again_during_training_misses_nothing(
         pass
     with mlflow_server(tmp_path, uri):
         process = clone.start("train.py", *LONGER, env={"MLFLOW_TRACKING_URI": uri})
-        wait_for_figure(uri)
+        wait_for_metric(uri)
     time.sleep(1)
     with mlflow_server(tmp_path, uri):
-        assert process.poll() is None, "it has ended before the server was back"
+        assert process.poll() is None, "it ended before the server was back"
         out, err = process.communicate(timeout=200)
         assert (process.returncode, err) == (0, "")
         assert out.count("tracker") == 1
@@ -290,7 +290,7 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
     env = {"MLFLOW_TRACKING_URI": uri}
     with mlflow_server(tmp_path, uri):
         process = clone.start("train.py", *LONG, env=env)
-        wait_for_figure(uri)
+        wait_for_metric(uri)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
     assert out.count("tracker") == 2
