@@ -36,7 +36,7 @@ def test_a_confusion_writes_every_count_and_colours_only_the_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(figures.run, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     labels = [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
     predictions = [0, 0, 0, 1, 1, 1, 1, 1, 2, 0]
     figures.confusion(tmp_path / "errors.png", ["cat", "dog", "eel"], labels, predictions)
@@ -69,4 +69,4 @@ def test_a_confusion_without_an_error_is_drawn_and_fits_a_page(tmp_path: Path) -
 def test_an_axis_over_orders_of_magnitude_is_logarithmic(
     values: list[float], expected: str
 ) -> None:
-    assert figures.sweep.choose_scale(values) == expected
+    assert figures.choose_scale(values) == expected

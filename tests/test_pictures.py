@@ -34,7 +34,7 @@ NAMES = ("$cat$", "dog_with_a_long_name", "e")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """Each figure by its file's name, saved nowhere."""
     found: dict[str, Figure] = {}
-    monkeypatch.setattr(figures.run, "save", lambda figure, path: found.update({path.name: figure}))
+    monkeypatch.setattr(figures, "save", lambda figure, path: found.update({path.name: figure}))
     return found
 
 

@@ -1,23 +1,28 @@
-"""The training curves, errors, calibration and filters of one run."""
+"""Pictures from plain numbers, in one style that is readable in gray and by the color-blind."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from mnist_exp.figures.style import BLUE, COLORMAP, PALE, RED, save, use_style
+from mnist_exp.files import replace_file
 
 Images = NDArray[np.uint8] | NDArray[np.float32]  # [n, height, width, 1 or 3]; floats: 0..1
 
+COLORMAP = "viridis"  # perceptually uniform, also in gray
+BLUE, RED, PALE = "#0072B2", "#D55E00", "0.45"  # distinct for everyone (Okabe and Ito, 2008)
 STYLES = {  # of each split's line
     "train": {"color": RED, "linestyle": "--", "marker": ".", "markersize": 4},
     "val": {"color": BLUE, "marker": "o", "markersize": 4},
@@ -27,6 +32,22 @@ MAX_NAMED = 25  # with more classes, no names and counts are written
 MAX_LETTERS = 12  # of a class's name below an image
 COLUMNS = 6  # images in a row
 TEXT_HEIGHT = 0.4  # of two lines below an image, in widths of an image
+BARS = 10  # of the most probable classes beside an image
+LOG_FROM = 4.0  # from this ratio of the largest to the smallest, an axis is logarithmic
+MAX_TICKS = 8  # on a swept axis with more values, not each has a tick
+
+# Decorates functions that draw: names of classes are text, never formulas.
+use_style = matplotlib.rc_context({"text.parse_math": False})
+
+
+def save(figure: Figure, path: Path) -> None:
+    with replace_file(path) as temporary:
+        kind = path.suffix.removeprefix(".")
+        options = {"compress_level": 3} if kind == "png" else {}  # a tenth larger, half the time
+        figure.savefig(temporary, format=kind, dpi=160, pil_kwargs=options)
+
+
+# --- a run ---
 
 
 @use_style
@@ -181,3 +202,124 @@ def tile(axes: Axes, images: Images, columns: int, below: float = 0.0) -> tuple[
 
 def shorten(name: str) -> str:
     return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
+
+
+# --- single images ---
+
+
+@use_style
+def predictions(
+    path: Path,
+    names: Sequence[str],
+    images: Sequence[tuple[str, Sequence[Sequence[Sequence[int]]], Sequence[float]]],
+) -> None:
+    """Each image as the model gets it, next to the probabilities of the most probable classes.
+
+    names: of the classes; images: name, pixels 0..255 [height][width][1 or 3] and probabilities by
+    class of each image.
+    """
+    count = min(len(names), BARS)
+    figure = Figure((5.2, (0.5 + 0.17 * count) * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 1.6))
+    for (left, right), (name, pixels, probabilities) in zip(grid, images, strict=True):
+        left.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        left.set_title(name, fontsize="small")
+        left.set_axis_off()
+        ranked = sorted(range(len(names)), key=lambda label: -probabilities[label])
+        labels = sorted(ranked[:count])
+        values = [probabilities[label] for label in labels]
+        colors = [BLUE if label == ranked[0] else "0.75" for label in labels]
+        bars = right.barh(range(count), values, color=colors)
+        right.bar_label(bars, [f"{v:.1%}" for v in values], padding=3, fontsize="x-small")
+        right.set_yticks(range(count), [names[label] for label in labels], fontsize="small")
+        right.invert_yaxis()
+        right.set_xlim(0, 1.2)  # with space for the label of a full bar
+        right.set_xticks([])
+        right.spines[["top", "right", "bottom"]].set_visible(False)
+    save(figure, path)
+
+
+# --- a sweep ---
+
+
+@use_style
+def heat_map(
+    path: Path,
+    names: Sequence[str],
+    points: Sequence[Sequence[float]],
+    accuracies: Sequence[float],
+) -> None:
+    """Validation accuracy over two numbers: the first upwards, the second to the right.
+
+    points: (first, second) of each accuracy 0..1; missing pairs stay empty.
+    """
+    rows, columns = (sorted({point[axis] for point in points}) for axis in (0, 1))
+    grid = [[float("nan")] * len(columns) for _ in rows]
+    for (row, column), accuracy in zip(points, accuracies, strict=True):
+        grid[rows.index(row)][columns.index(column)] = accuracy
+    figure = Figure((1.8 + 1.1 * len(columns), 1.2 + 0.7 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(grid, cmap=COLORMAP, origin="lower", aspect="auto")
+    middle = (min(accuracies) + max(accuracies)) / 2
+    for y, x in itertools.product(range(len(rows)), range(len(columns))):
+        if not math.isnan(grid[y][x]):
+            color = "white" if grid[y][x] < middle else "black"
+            axes.text(x, y, f"{grid[y][x]:.4f}", ha="center", va="center", color=color)
+    axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
+    axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
+    name_and_save(figure, names, image, path)
+
+
+@use_style
+def scatter(
+    path: Path,
+    names: Sequence[str],
+    points: Sequence[Sequence[float]],
+    accuracies: Sequence[float],
+) -> None:
+    """Validation accuracy at points that are not a grid; arguments as for `heat_map`."""
+    ys, xs = zip(*points, strict=True)
+    figure = Figure((5.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    dots = axes.scatter(xs, ys, c=accuracies, cmap=COLORMAP, edgecolors="grey")
+    for values, set_scale in ((xs, axes.set_xscale), (ys, axes.set_yscale)):
+        set_scale(choose_scale(values))
+    name_and_save(figure, names, dots, path)
+
+
+@use_style
+def curve(
+    path: Path,
+    name: str,
+    xs: Sequence[float],
+    accuracies: Sequence[float],
+    spreads: Sequence[float],
+) -> None:
+    """Validation accuracy 0..1 over one number, with standard deviations unless all are 0."""
+    xs, accuracies, spreads = zip(*sorted(zip(xs, accuracies, spreads, strict=True)), strict=True)
+    figure = Figure((5.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.errorbar(xs, accuracies, spreads if any(spreads) else None, marker="o", capsize=3)
+    axes.set_xscale(choose_scale(xs))
+    if len(xs) <= MAX_TICKS:
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel(name)
+    axes.set_ylabel("validation accuracy")
+    save(figure, path)
+
+
+def name_and_save(
+    figure: Figure, names: Sequence[str], colored: ScalarMappable, path: Path
+) -> None:
+    """Name the axes, the first number upwards, and add the color bar."""
+    (axes,) = figure.axes
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
+    figure.colorbar(colored, label="validation accuracy")
+    save(figure, path)
+
+
+def choose_scale(values: Sequence[float]) -> str:
+    return "log" if 0 < min(values) * LOG_FROM <= max(values) else "linear"
