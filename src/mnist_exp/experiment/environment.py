@@ -53,24 +53,20 @@ def choose_device(name: str, group: ProcessGroup = SINGLE) -> torch.device:
     return torch.device(name)
 
 
-def set_deterministic(wanted: bool) -> None:
-    """Let torch use only algorithms that give the same bits each time.
+def set_arithmetic(deterministic: bool) -> None:
+    """Let torch compute float32 in full, and, if wanted, only by algorithms that give equal bits.
 
-    Free on a CPU. On CUDA some operations get slower, and those without such an algorithm raise an
-    error; if not wanted, two equal runs may differ in the last bits.
+    Deterministic algorithms are free on a CPU. On CUDA some operations get slower with them, and
+    those that have none raise an error; without them, two equal runs may differ in the last bits.
+
+    TF32 would round the factors of float32 products to 10 bits. It is off by default for matrix
+    products, but not for convolutions. That costs speed on a GPU's tensor cores, which
+    trainer.precision=bfloat16 brings back.
     """
-    if wanted:
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def set_full_float32() -> None:
-    """Compute float32 in float32, not in TF32, which rounds factors to 10 bits.
-
-    This is torch's default for matrix products, but not for convolutions. It costs speed on a GPU's
-    tensor cores; use trainer.precision=bfloat16 for speed.
-    """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint, environment, screen
 from mnist_exp.experiment.renamed import new_target
-from mnist_exp.experiment.resume import FREE, apply_overrides
+from mnist_exp.experiment.resume import FREE, OF_DATA_SET, PLACES, apply_overrides
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import NO_HOOKS, Hooks, Run
 from mnist_exp.experiment.targets import check_saved_config
@@ -24,10 +24,6 @@ History = dict[str, dict[int, float]]  # by name and epoch
 EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
 TEST_METRICS = ("test/loss", "test/accuracy")
 
-# Where this machine keeps things, which is not the first run's to say.
-LOCAL = ("tracking", "data.cache")
-LOCAL_OF_A_SET = ("data.root", "data.mirrors")  # of another set they tell nothing
-
 
 class NotReproduced(Failure):
     """The same config gave other metrics."""
@@ -39,8 +35,8 @@ def reproduce(
     """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
     composed: the defaults with `overrides`, of which only what was typed counts. Raises
-    NotReproduced when a metric differs in any bit, BadInput when there is none, when the config is
-    not to be trusted or is to change, and what a run raises.
+    NotReproduced if a metric differs in any bit, BadInput if the run has no metrics, or a config
+    that is not trusted or would change, and what a run raises.
     """
     first = read_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
     source = f"reproduce={composed.reproduce}"
@@ -51,31 +47,30 @@ def reproduce(
     with checkpoint.raise_misfits(source):
         config = apply_overrides(config, composed, overrides, further=False)
         same_set = composed.data._target_ == config.data._target_
-        for key in (*LOCAL, *LOCAL_OF_A_SET) if same_set else LOCAL:
-            if (
-                OmegaConf.select(composed, key) is not None
-                and OmegaConf.select(config, key) is not None
-            ):
-                OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False)
+        for key in PLACES:
+            place = OmegaConf.select(composed, key)
+            known = place is not None and OmegaConf.select(config, key) is not None
+            if known and (same_set or key not in OF_DATA_SET):
+                OmegaConf.update(config, key, place, merge=False)
         tags = {"reproduces": composed.reproduce}
         run = Run(config, folder, first.name, tags, hooks=hooks)
-    for line in differences(first, run):
+    for line in list_differences(first, run):
         log.info("differs  %s", line)
     run.train()
 
     again: History = {}
-    for entry in run.all_entries():
+    for entry in run.entries():
         for key, value in entry.metrics.items():
             again.setdefault(key, {})[entry.epoch] = value
-    if differing := compare(of_last_test(first.metrics), again):
+    if differing := compare(keep_last_test(first.metrics), again):
         raise NotReproduced(f"not reproduced; the first that differs is {differing[0]}")
     log.info("reproduced: every metric is the same, bit for bit")
 
 
 def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
-    """Raise Failure where the run's config.yaml has other values than its params in MLflow.
+    """Raise Failure if the run's config.yaml has other values than its params in MLflow.
 
-    Those keep their first value where `resume` may change it.
+    Params keep the first value of a key that `resume` may change.
     """
     for key, value in leaves(config):
         logged = new_target(first.params.get(key, str(value)))  # MLflow cuts a long one
@@ -86,8 +81,8 @@ def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
             )
 
 
-def differences(first: RecordedRun, run: Run) -> Iterator[str]:
-    """What is not as it was: commit, dirty state, device and threads, versions; a line each."""
+def list_differences(first: RecordedRun, run: Run) -> Iterator[str]:
+    """A line for each difference in commit, dirty state, device, threads and versions."""
     now = environment.tags(run.device)
     for key in ("mlflow.source.git.commit", "mlflow.source.git.dirty", "python", "device"):
         if first.tags.get(key) != now[key]:
@@ -101,8 +96,8 @@ def differences(first: RecordedRun, run: Run) -> Iterator[str]:
         yield f"{old} was installed, {new} is"
 
 
-def of_last_test(metrics: History) -> History:
-    """Without the tests of weights that a run trained further has found better ones than."""
+def keep_last_test(metrics: History) -> History:
+    """The metrics without all tests but the last: a run that was trained further has several."""
     return {
         key: {max(found): found[max(found)]} if key in TEST_METRICS else found
         for key, found in metrics.items()
@@ -110,7 +105,7 @@ def of_last_test(metrics: History) -> History:
 
 
 def compare(first: History, again: History) -> list[str]:
-    """Show both side by side, as far as the first went; returns what is not equal, in order."""
+    """Show both side by side, to the last epoch of the first; return the differences in order."""
     rows, differing = [], []
     for shown, keys in (("val/loss", EPOCH_METRICS), ("test/loss", TEST_METRICS)):
         for epoch in sorted({e for key in keys for e in first.get(key, {})}):

@@ -146,8 +146,7 @@ class Run:
         self.options = trainer_options(config)
         self.group = get_process_group()
         self.device = environment.choose_device(self.options.device, self.group)
-        environment.set_deterministic(self.options.deterministic)
-        environment.set_full_float32()
+        environment.set_arithmetic(self.options.deterministic)
         self.dataset = load_checked_dataset(config, self.device)
         self.parts = build_model(config, self.dataset.kind, self.device)
         self.summary = dry_run(config, self.parts, min(self.smallest_micro_batch, 2))
@@ -341,12 +340,9 @@ class Run:
         return Result(best, self.tested.metrics if self.tested else None, seconds)
 
     def entries(self) -> list[Entry]:
-        """The metrics of all epochs so far."""
-        return [epoch_entry(epoch) for epoch in self.state.progress.epochs]
-
-    def all_entries(self) -> list[Entry]:
-        """The metrics of all epochs and of the test."""
-        return [*self.entries(), *([test_entry(self.tested)] if self.tested else [])]
+        """The metrics of all epochs so far, and of the test if the run has ended."""
+        test = [test_entry(self.tested)] if self.tested and self.ended else []
+        return [*map(epoch_entry, self.state.progress.epochs), *test]
 
     def kept_model(self) -> nn.Module:
         """A copy of the model with the kept weights."""
