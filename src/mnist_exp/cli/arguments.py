@@ -93,7 +93,7 @@ def parse(words: Iterable[str], loader: ConfigLoader) -> Arguments:
         except Exception as error:  # Hydra's functions raise what Python raises: range(1,9,0)
             what = str(error).partition("\n")[0].partition(" expecting ")[0]
             advice = "write key=value, or 'key=\"value\"' for special characters"
-            arguments.errors.append(f"{word}: not understood ({what}); {advice}")
+            arguments.errors.append(sanitize(f"{word}: not understood ({what}); {advice}"))
     return arguments
 
 
