@@ -587,12 +587,12 @@ def test_bad_input_is_reported_in_under_a_second(clone: Clone, command: str) -> 
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    seconds = []
-    for _ in range(3):
+    def answer() -> float:
         before = processor_seconds()
         assert clone.run("train.py", *command.split(), fork=False).returncode == 2
-        seconds.append(processor_seconds() - before)
-    assert min(seconds) < 1
+        return processor_seconds() - before
+
+    assert any(answer() < 1 for _ in range(3))  # the first may be slowed by other work
 
 
 # --- what --help says ---

@@ -162,7 +162,7 @@ def test_of_500_configs_with_a_target_put_somewhere_none_is_followed(
             "data=digits",
             *(f"{group}={draw.choice(OPTIONS[group])}" for group in OPTIONS if group != "data"),
         )
-        for _ in range(20)
+        for _ in range(5)
     ]
     for number in range(500):
         config = put(draw.choice(valid), draw)
