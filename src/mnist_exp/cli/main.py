@@ -33,7 +33,7 @@ from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.experiment.versions import MAIN
 from mnist_exp.paths import CONF, add_config_dir
-from mnist_exp.sweeps.plan import SweepPlan
+from mnist_exp.sweeps.records import SweepPlan
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, rank
 

@@ -17,7 +17,7 @@ from mnist_exp.cli.arguments import Arguments, parse
 from mnist_exp.errors import BadInput, print_line, sanitize
 from mnist_exp.experiment.find import check_new, find_run
 from mnist_exp.experiment.shell import quote, show_path
-from mnist_exp.sweeps.plan import SweepPlan
+from mnist_exp.sweeps.records import SweepPlan, find_sweep
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.training.torchrun import restarts
 
@@ -71,8 +71,6 @@ def plan_sweep(arguments: Arguments) -> SweepPlan:
             raise BadInput(f"{key}={axes[key]}: an interval, which needs hydra/sweeper=optuna")
     folder = Path(config.hydra.sweep.dir)
     if config.sweep.resume is not None:
-        from mnist_exp.sweeps.resume import find_sweep
-
         folder = find_sweep(config.sweep.resume)
     for_hydra = [*arguments.words, f"hydra.sweep.dir={quote(str(folder))}", "hydra.mode=MULTIRUN"]
     order = dict.fromkeys([*(config.hydra.sweeper.params or ()), *overrides])

@@ -1,18 +1,23 @@
-"""What a sweep records: the sweep itself, in its folder, and the outcome of each job."""
+"""A sweep: its plan, its records on disk, and how it is opened: new, or to resume it."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import NoReturn, TypeVar
 from uuid import uuid4
 
-from mnist_exp.errors import Failure, one_line
-from mnist_exp.experiment.shell import quote_path
+from omegaconf import DictConfig
+
+from mnist_exp.errors import BadInput, Failure, one_line
+from mnist_exp.experiment.shell import quote_path, train_command
 from mnist_exp.files import replace_file
+from mnist_exp.paths import LAST, REPOSITORY
 
 Record = TypeVar("Record")
 
@@ -21,10 +26,35 @@ OUTCOME = "outcome.json"  # in each job's folder
 UNKNOWN = "unknown"  # the code of an outcome from before it was recorded
 DAMAGED = f"{OUTCOME} is damaged"
 ENDED = ("FINISHED", "PRUNED")
+NOT_THE_JOBS = ("hydra.", "hydra/launcher=", "sweep.", "tracking")
 
 
 class Damaged(Failure):
     """A file that a sweep wrote has changed since, or is incomplete."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep, as its command line and its preset describe it."""
+
+    config: DictConfig  # what all jobs share
+    folder: Path  # of the sweep to resume, or of a new one
+    typed: list[str]
+    overrides: list[str]  # for Hydra: what was typed, and the folder
+    axes: dict[str, str]  # swept key → its values, as typed
+    choices: dict[str, list[str]]  # key → an override for each of its values; empty for a search
+    search: bool  # by Optuna
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs there are; for a search, the most."""
+        if self.search:
+            return int(self.config.hydra.sweeper.n_trials)
+        return math.prod(map(len, self.choices.values()))
+
+    def jobs(self) -> Iterator[list[str]]:
+        """The overrides of each job, in the order in which Hydra numbers them."""
+        return map(list, product(*self.choices.values()))
 
 
 @dataclass(frozen=True)
@@ -126,3 +156,61 @@ def read_record(kind: type[Record], path: Path, **more: object) -> Record:
 def refuse_constant(name: str) -> NoReturn:
     """Raises ValueError for NaN and Infinity, which cannot be ranked."""
     raise ValueError(f"contains {name}")
+
+
+def open_sweep(plan: SweepPlan) -> Sweep:
+    """The sweep in the plan's folder if it is to be resumed, or a new one.
+
+    Raises BadInput and Damaged.
+    """
+    config, folder = plan.config.sweep, plan.folder
+    typed = [argument for argument in plan.typed if not argument.startswith("sweep.resume=")]
+    if config.resume is None:
+        check_new(folder)
+        return Sweep(typed, list(plan.axes), config.test, plan.search)
+    sweep = read_sweep(folder)
+    if select_job_arguments(sweep.typed) != select_job_arguments(typed):
+        right = train_command("-m", *sweep.typed, f"sweep.resume={quote_path(folder)}")
+        reason = "that sweep has other arguments, or has them in another order"
+        raise BadInput(f"sweep.resume={config.resume}: {reason}; type {right}")
+    if list(sweep.swept) != list(plan.axes):
+        raise Damaged(f"{folder / SWEEP}: damaged (swept); start the sweep again")
+    if sweep.search:
+        from mnist_exp.sweeps.search import check_study  # imports optuna
+
+        check_study(folder, read_outcomes(folder))
+    return sweep
+
+
+def check_new(folder: Path) -> None:
+    """Raises BadInput if the folder contains files of a sweep or a run."""
+    if (folder / LAST).exists():
+        raise BadInput(
+            f"hydra.sweep.dir={quote_path(folder)}: contains a run already; choose another folder"
+        )
+    files = (SWEEP, f"*/{OUTCOME}", f"*/{LAST}")
+    if any(any(folder.glob(file)) for file in files):
+        advice = f"sweep.resume={quote_path(folder)} resumes it, or choose another folder"
+        raise BadInput(f"hydra.sweep.dir={quote_path(folder)}: contains a sweep already; {advice}")
+
+
+def select_job_arguments(typed: Sequence[str]) -> list[str]:
+    """The arguments that define the jobs, rather than where and how they run.
+
+    Their order determines the numbers of the jobs.
+    """
+    return [argument for argument in typed if not argument.startswith(NOT_THE_JOBS)]
+
+
+def find_sweep(word: str) -> Path:
+    """The sweep's folder that "latest" or a path means. Raises BadInput."""
+    if word == "latest":
+        sweeps = (REPOSITORY / "outputs").glob(f"*/*/{SWEEP}")
+        latest = max(sweeps, key=lambda path: path.stat().st_mtime, default=None)
+        if latest is None:
+            raise BadInput("sweep.resume=latest: there is no sweep in outputs/")
+        return latest.parent
+    for folder in (Path(word).absolute(), REPOSITORY / word):
+        if (folder / SWEEP).is_file():
+            return folder
+    raise BadInput(f"sweep.resume={word}: neither a sweep's folder nor latest")

@@ -26,7 +26,6 @@ from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.paths import LAST
 from mnist_exp.sweeps import leaderboard
 from mnist_exp.sweeps.leaderboard import Row
-from mnist_exp.sweeps.plan import SweepPlan
 from mnist_exp.sweeps.records import (
     ENDED,
     OUTCOME,
@@ -34,11 +33,12 @@ from mnist_exp.sweeps.records import (
     Damaged,
     Outcome,
     Sweep,
+    SweepPlan,
+    open_sweep,
     read_outcome,
     read_outcomes,
     read_sweep,
 )
-from mnist_exp.sweeps.resume import open_sweep
 from mnist_exp.tracking import RunRecord, Status
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.state import Epoch
