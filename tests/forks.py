@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +31,8 @@ def main() -> None:
     for module in IMPORTED:
         import_module(module)
     gc.freeze()
+    # From Python 3.12 on; the other threads are those of torch's and MLflow's libraries, at rest.
+    warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
