@@ -6,10 +6,10 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 from omegaconf import DictConfig
@@ -26,6 +26,7 @@ OUTCOME = "outcome.json"  # in each job's folder
 UNKNOWN = "unknown"  # the code of an outcome from before it was recorded
 DAMAGED = f"{OUTCOME} is damaged"
 ENDED = ("FINISHED", "PRUNED")
+FINITE = {"allow_inf_nan": False}  # for pydantic: NaN and Infinity cannot be ranked
 NOT_THE_JOBS = ("hydra.", "hydra/launcher=", "sweep.", "tracking")
 
 
@@ -61,6 +62,8 @@ class SweepPlan:
 class Sweep:
     """What a job and a resumed sweep need to know of the sweep."""
 
+    __pydantic_config__ = FINITE
+
     typed: Sequence[str]  # arguments
     swept: Sequence[str]  # keys, in the order typed
     test: str  # "winner" or "all"
@@ -77,10 +80,12 @@ class Sweep:
 class Outcome:
     """The result of a job, or the fact that it has started."""
 
+    __pydantic_config__ = FINITE
+
     job: int
     chosen: Mapping[str, str]  # swept key → this job's value
     overrides: Sequence[str]  # all that define this job
-    folder: Path
+    folder: Path = Path()  # not in its file: it can be moved
     code: str = UNKNOWN  # digest of the code that trained it; of several, joined by +
     status: str = "UNFINISHED"  # then FINISHED, PRUNED, FAILED or KILLED
     reason: str = ""  # of a failure, one line
@@ -95,7 +100,7 @@ class Outcome:
 
     def write(self) -> None:
         values = asdict(self)
-        del values["folder"]  # which can be moved
+        del values["folder"]
         write_record(self.folder / OUTCOME, values)
 
 
@@ -113,7 +118,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 def read_outcome(folder: Path) -> Outcome:
     """The outcome of the job in this folder. Raises Damaged."""
-    return read_record(Outcome, folder / OUTCOME, folder=folder)
+    return replace(read_record(Outcome, folder / OUTCOME), folder=folder)
 
 
 def read_outcomes(sweep: Path, swept: Sequence[str] = ()) -> list[Outcome]:
@@ -138,24 +143,18 @@ def write_record(path: Path, values: Mapping[str, object]) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def read_record(kind: type[Record], path: Path, **more: object) -> Record:
-    """A dataclass from the values in this JSON file and from `more`. Raises Damaged."""
+def read_record(kind: type[Record], path: Path) -> Record:
+    """A dataclass from the values in this JSON file. Raises Damaged."""
     from pydantic import TypeAdapter, ValidationError  # a tenth of a second to import
 
     try:
-        record = json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
-        return TypeAdapter(kind).validate_python({**record, **more})
+        return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (OSError, RecursionError, TypeError, ValueError) as error:
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+    except OSError as error:
         reason = one_line(error)
     raise Damaged(f"{path}: damaged ({reason})")
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """Raises ValueError for NaN and Infinity, which cannot be ranked."""
-    raise ValueError(f"contains {name}")
 
 
 def open_sweep(plan: SweepPlan) -> Sweep:
