@@ -6,18 +6,15 @@ trial that was killed finds its folder again.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import optuna
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution as Distribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -30,7 +27,10 @@ STATES = {
     "FAILED": TrialState.FAIL,
 }
 STUDY = "study.journal"  # in the sweep's folder
-NAME = "sweep"
+
+AnyTrial = Trial | FrozenTrial  # new, or of a study that is resumed
+
+log = logging.getLogger(__name__)
 
 
 def open_study(folder: Path, seed: int = 0) -> optuna.Study:
@@ -42,7 +42,7 @@ def open_study(folder: Path, seed: int = 0) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=NAME,
+        study_name="sweep",
         storage=JournalStorage(JournalFileBackend(str(folder / STUDY))),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
         direction="maximize",
@@ -73,7 +73,7 @@ def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
         raise Damaged(f"{path}: damaged ({one_line(error)}); {advice}") from error
 
 
-def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Trial | FrozenTrial]:
+def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[AnyTrial]:
     """The trials of a resumed study that have no result, or whose job's outcome is damaged."""
     lost = {outcome.job for outcome in outcomes if outcome.reason == DAMAGED}
     return [
@@ -83,7 +83,44 @@ def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[Tr
     ]
 
 
-def find_same_trial(study: optuna.Study, trial: Trial | FrozenTrial) -> FrozenTrial | None:
+def next_batch(
+    study: optuna.Study,
+    space: dict[str, Distribution],
+    waiting: list[AnyTrial],
+    n_trials: int,
+    n_jobs: int,
+) -> list[AnyTrial]:
+    """The next trials to train, at most `n_jobs`, with consecutive numbers; none at the end.
+
+    A trial with the values of an earlier one gets the result of that one instead. waiting: trials
+    without a result; those returned are removed. n_trials: at most so many are in the study.
+    """
+    batch: list[AnyTrial] = []
+    while len(batch) < n_jobs:
+        if not waiting:
+            if len(study.get_trials(deepcopy=False)) >= n_trials:
+                break
+            if is_exhausted(study, space):
+                log.info("every combination has been tried; the search ends")
+                break
+            waiting.append(study.ask(space))
+        trial = waiting[0]
+        twin = any(trial.params == other.params for other in batch)
+        if batch and (twin or trial.number != batch[-1].number + 1):
+            break  # leave it to the next batch, after the results of this one
+        del waiting[0]
+        if trial.params.keys() != space.keys():  # the search was killed while it asked
+            study.tell(trial.number, state=TrialState.FAIL)
+        elif same := find_same_trial(study, trial):
+            log.info("trial %d repeats %d, whose result it gets", trial.number, same.number)
+            value = same.value if same.state is TrialState.COMPLETE else None
+            study.tell(trial.number, value, same.state, skip_if_finished=True)
+        else:
+            batch.append(trial)
+    return batch
+
+
+def find_same_trial(study: optuna.Study, trial: AnyTrial) -> FrozenTrial | None:
     """The first earlier trial with the same values that has ended, or None."""
     before = (other for other in list_ended(study) if other.number < trial.number)
     return next((other for other in before if other.params == trial.params), None)
@@ -93,14 +130,14 @@ def list_ended(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=tuple(STATES.values()))
 
 
-def is_exhausted(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> bool:
+def is_exhausted(study: optuna.Study, space: Mapping[str, Distribution]) -> bool:
     """Whether each combination of values has been tried."""
     complete = (trial.params for trial in list_ended(study) if trial.params.keys() == space.keys())
     combinations = {tuple(params[key] for key in space) for params in complete}
     return len(combinations) >= math.prod(map(count, space.values()))
 
 
-def count(values: BaseDistribution) -> float:
+def count(values: Distribution) -> float:
     """The number of values; infinite for an interval of floats."""
     if isinstance(values, CategoricalDistribution):
         return len(values.choices)
@@ -109,12 +146,12 @@ def count(values: BaseDistribution) -> float:
     return 1 if values.single() else math.inf
 
 
-def format_params(trial: Trial | FrozenTrial) -> dict[str, str]:
+def format_params(trial: AnyTrial) -> dict[str, str]:
     """The trial's values as its job's overrides have them."""
     return {key: str(value) for key, value in trial.params.items()}
 
 
-def to_distribution(override: Override) -> BaseDistribution:
+def to_distribution(override: Override) -> Distribution:
     """Optuna's distribution for a sweep in Hydra's syntax; tag(log, ...) makes it logarithmic.
 
     Both ends of interval(a,b) are included, the end of range(a,b) is not. int(interval(a,b)) and a
@@ -135,12 +172,7 @@ def to_distribution(override: Override) -> BaseDistribution:
             return IntDistribution(int(min(values)), int(max(values)), log=log, step=step)
         return CategoricalDistribution(values)
     assert isinstance(space, ChoiceSweep), "the command line has been checked"
-    return CategoricalDistribution([line.partition("=")[2] for line in list_overrides(override)])
-
-
-def list_overrides(override: Override) -> list[str]:
-    """An override for each value of a choice, as Hydra writes it."""
-    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
 def get_pruner(folder: Path, number: int) -> Callable[[int, float], bool]:
