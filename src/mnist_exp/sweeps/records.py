@@ -183,14 +183,11 @@ def open_sweep(plan: SweepPlan) -> Sweep:
 
 def check_new(folder: Path) -> None:
     """Raises BadInput if the folder contains files of a sweep or a run."""
-    if (folder / LAST).exists():
-        raise BadInput(
-            f"hydra.sweep.dir={quote_path(folder)}: contains a run already; choose another folder"
-        )
-    files = (SWEEP, f"*/{OUTCOME}", f"*/{LAST}")
+    files = (SWEEP, str(LAST), f"*/{OUTCOME}", f"*/{LAST}")
     if any(any(folder.glob(file)) for file in files):
-        advice = f"sweep.resume={quote_path(folder)} resumes it, or choose another folder"
-        raise BadInput(f"hydra.sweep.dir={quote_path(folder)}: contains a sweep already; {advice}")
+        value = quote_path(folder)
+        advice = f"sweep.resume={value} resumes a sweep, or choose another folder"
+        raise BadInput(f"hydra.sweep.dir={value}: contains a sweep or a run already; {advice}")
 
 
 def select_job_arguments(typed: Sequence[str]) -> list[str]:

@@ -24,21 +24,8 @@ from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.files import TEMPORARY, Occupied, lock_folder
 from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.paths import LAST
-from mnist_exp.sweeps import leaderboard
-from mnist_exp.sweeps.leaderboard import Row
-from mnist_exp.sweeps.records import (
-    ENDED,
-    OUTCOME,
-    UNKNOWN,
-    Damaged,
-    Outcome,
-    Sweep,
-    SweepPlan,
-    open_sweep,
-    read_outcome,
-    read_outcomes,
-    read_sweep,
-)
+from mnist_exp.sweeps import leaderboard, records
+from mnist_exp.sweeps.records import ENDED, Outcome, Sweep, SweepPlan
 from mnist_exp.tracking import RunRecord, Status
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.state import Epoch
@@ -57,11 +44,10 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
     Raises BadInput and Damaged before anything is created, Occupied if another process runs the
     sweep, TrackerError before a job starts, Interrupted, and what `launch` raises.
     """
-    sweep, folder = open_sweep(plan), plan.folder
+    sweep, folder = records.open_sweep(plan), plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(
-        folder, f".*{TEMPORARY}*"
-    ):  # a job in a queue may still write to its own folder
+    own_files = f".*{TEMPORARY}*"  # a job in a queue may still write to its own folder
+    with lock_folder(folder, own_files):
         tracker = start_parent(sweep, plan)
         status: Status = "FAILED"
         try:
@@ -102,7 +88,7 @@ def finish(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> int
 
     Raises Interrupted, after the parent's end.
     """
-    outcomes = read_outcomes(folder, sweep.swept)
+    outcomes = records.read_outcomes(folder, sweep.swept)
     if status == "FINISHED" and any(job.status not in ENDED for job in outcomes):
         status = "FAILED"
     try:
@@ -149,7 +135,7 @@ def warn_of_mixed_code(outcomes: Iterable[Outcome]) -> None:
         log.warning(text, groups)
 
 
-def test_winner(folder: Path, sweep: Sweep, winner: Row, tracker: Trackers) -> None:
+def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Trackers) -> None:
     """Open the test set for the winner, chosen on validation: once for each of its seeds."""
     tested = dict(sweep.tested)
     for job in winner.finished:
@@ -210,7 +196,7 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     A job that fails leaves the reason in its outcome and its log, and the other jobs run. Raises
     Interrupted, and Failure if the sweep or the folder is not the job's.
     """
-    sweep = read_sweep(folder.parent)
+    sweep = records.read_sweep(folder.parent)
     values = dict(override.split("=", 1) for override in overrides)
     chosen = {key: values[key] for key in sweep.swept}
     if previous := read_previous(folder, chosen):
@@ -236,11 +222,11 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
 
 def read_previous(folder: Path, chosen: Mapping[str, str]) -> Outcome | None:
     """The outcome of the job in this folder if it has ended. Raises Failure for another job's."""
-    if not (folder / OUTCOME).exists():
+    if not (folder / records.OUTCOME).exists():
         return None
     try:
-        outcome = read_outcome(folder)
-    except Damaged as error:
+        outcome = records.read_outcome(folder)
+    except records.Damaged as error:
         log.warning("%s; the job runs again, from its last checkpoint if it has one", error)
         return None
     if outcome.chosen != chosen:
@@ -281,7 +267,7 @@ def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
     config.trainer.test = sweep.test == "all"
     if (folder / LAST).exists():
         run = load_run(config, folder, list(config), HOOKS)
-        before = run.tags.get("code", UNKNOWN).split("+")
+        before = run.tags.get("code", records.UNKNOWN).split("+")
         codes = before if run.ended else dict.fromkeys([*before, outcome.code])
         run.tags = {**run.tags, "code": "+".join(codes)}
     else:
