@@ -21,12 +21,27 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+def reset_signals() -> None:
+    """Let the next signal end the process, even while C code waits for a database."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
-def _handle_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handle_by(receive: Callable[[int], object]) -> Iterator[None]:
+    """Call `receive` with the number of a signal; the second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals only reach the main thread
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:  # Slurm sends each one twice, to the job and to its step
+            signal.signal(each, signal.SIG_IGN)
+        time.sleep(ONE_SIGNAL)
+        reset_signals()
+        receive(number)
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
@@ -34,26 +49,11 @@ def _handle_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
             signal.signal(number, previous)
 
 
-def reset_signals() -> None:
-    """Let the next signal end the process, even while C code waits for a database."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _reset_after_this_signal() -> None:
-    """Do so once this signal is over: Slurm sends each one twice, to the job and to its step."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    time.sleep(ONE_SIGNAL)
-    reset_signals()
-
-
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
     """Raise Interrupted at a signal, wherever the code is; the second ends the process at once."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        _reset_after_this_signal()
+    def interrupt(number: int) -> None:
         raise Interrupted(number)
 
     with _handle_by(interrupt):
@@ -69,14 +69,10 @@ def defer_signals() -> Iterator[Callable[..., None]]:
     """
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        _reset_after_this_signal()
-        received.append(number)
-
     def check(agree: Callable[[int], int] = lambda number: number) -> None:
         if number := agree(received[0] if received else 0):
             raise Interrupted(number)
 
-    with _handle_by(note):
+    with _handle_by(received.append):
         yield check
     check()
