@@ -6,16 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mnist_exp.tracking import (
-    DIGEST_LETTERS,
-    DatasetRecord,
-    ModelRecord,
-    RunRecord,
-    Status,
-    TrackerError,
-    store,  # sets the environment variables that mlflow reads when it is imported
-)
+from mnist_exp.tracking import DIGEST_LETTERS, ModelRecord, RunRecord, Status, TrackerError, store
 
+# The store has set environment variables that mlflow reads when it is imported.
 # isort: split
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -44,7 +37,7 @@ class MLflowTracker:
         try:
             self.client = store.open_store(self.uri)
             experiment_id = store.get_or_create_experiment(self.client, self.experiment, self.uri)
-            run_id = store.find_key(self.client, experiment_id, record.key)
+            run_id = store.find_key(self.client, record.key, experiment_id)
             if run_id:
                 if deletion := store.explain_deletion(self.client, run_id):
                     raise TrackerError(f"{deletion}, or {store.ANOTHER_EXPERIMENT}")
@@ -68,22 +61,19 @@ class MLflowTracker:
             Param(key, str(value)) for key, value in record.params.items() if key not in known
         ]
         tags = [RunTag(key, value) for key, value in record.tags.items()]
-        if record.parent and (parent := store.find_key(self.client, experiment_id, record.parent)):
+        if record.parent and (parent := store.find_key(self.client, record.parent, experiment_id)):
             tags.append(RunTag("mlflow.parentRunId", parent))
         self.client.log_batch(self.run_id, params=params, tags=tags)
         if record.dataset:
-            self._describe_dataset(record.dataset)
-
-    def _describe_dataset(self, record: DatasetRecord) -> None:
-        dataset = Dataset(
-            name=record.name,
-            digest=record.digest[:DIGEST_LETTERS],
-            source_type="local",
-            source=json.dumps({"name": record.name}),
-            profile=json.dumps(dict(record.sizes)),
-        )
-        context = InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
+            dataset = Dataset(
+                name=record.dataset.name,
+                digest=record.dataset.digest[:DIGEST_LETTERS],
+                source_type="local",
+                source=json.dumps({"name": record.dataset.name}),
+                profile=json.dumps(dict(record.dataset.sizes)),
+            )
+            context = InputTag("mlflow.data.context", "training")
+            self.client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         # MLflow ignores a metric that it already has with the same value, step and time.

@@ -27,8 +27,12 @@ EPOCH, ACCURACY, DIGEST = "epoch", "val_accuracy", "data_digest"  # tags
 def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedModel:
     """The run's model of that epoch; logged unless it is there and complete."""
     experiment_id = client.get_run(run_id).info.experiment_id
-    model = find_model(client, experiment_id, run_id, record.epoch)
-    if model is None:
+    found = client.search_logged_models(
+        [experiment_id], f"source_run_id = '{run_id}' AND tags.{EPOCH} = '{record.epoch}'"
+    )
+    if found:
+        model = found[0]
+    else:
         tags = {EPOCH: str(record.epoch)}
         model = client.create_logged_model(
             experiment_id, NAME, run_id, tags, model_type="classifier"
@@ -42,15 +46,6 @@ def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedM
         client.log_batch(run_id, copy_metrics(client, run_id, model.model_id, record.epoch))
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model
-
-
-def find_model(
-    client: MlflowClient, experiment_id: str, run_id: str, epoch: int
-) -> LoggedModel | None:
-    found = client.search_logged_models(
-        [experiment_id], f"source_run_id = '{run_id}' AND tags.{EPOCH} = '{epoch}'"
-    )
-    return found[0] if found else None
 
 
 def write_model(folder: Path, record: ModelRecord, model: Model) -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,6 @@ for handler in mlflow_log.handlers:
 LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
 LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
 
-MAX_METRICS = 1000  # in one request; MLflow allows no more
 MAX_RUNS = 50_000  # in one answer; MLflow allows no more
 KEY = "key"  # the tag by which a run is found again: MLflow chooses the run's id
 ANOTHER_EXPERIMENT = "log to another experiment with tracking.experiment=NAME"
@@ -57,21 +57,17 @@ def open_store(uri: str) -> MlflowClient:
     if address is None:
         raise TrackerError(f"MLflow at {uri}: runs do not save its password; {REMEDY}")
     try:
-        if uri.startswith("http"):
-            return connect(address)
-        from mlflow.store.db import utils  # half a second to import
+        is_server = uri.startswith("http")
+        if not is_server:
+            from mlflow.store.db import utils  # half a second to import
 
-        utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
-        with FileLock(REPOSITORY / "mlflow.db.lock"):
-            return connect(address)
+            utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
+        with nullcontext() if is_server else FileLock(REPOSITORY / "mlflow.db.lock"):
+            client = MlflowClient(address)
+            client.search_experiments(max_results=1)
+            return client
     except Exception as error:  # a database or a network can raise anything
         raise explain_failure(uri, error) from error
-
-
-def connect(uri: str) -> MlflowClient:
-    client = MlflowClient(uri)
-    client.search_experiments(max_results=1)
-    return client
 
 
 def get_viewer(uri: str) -> str:
@@ -104,9 +100,9 @@ def get_or_create_experiment(client: MlflowClient, experiment: str, uri: str) ->
     return found.experiment_id
 
 
-def find_key(client: MlflowClient, experiment_id: str, key: str) -> str | None:
-    """The id of the run whose record has this key, even if it is deleted."""
-    found = client.search_runs([experiment_id], f"tags.{KEY} = '{key}'", ViewType.ALL, 1)
+def find_key(client: MlflowClient, key: str, *experiment_ids: str) -> str | None:
+    """The id of the newest run whose record has this key, even if it is deleted."""
+    found = client.search_runs([*experiment_ids], f"tags.{KEY} = '{key}'", ViewType.ALL, 1)
     return found[0].info.run_id if found else None
 
 
@@ -269,18 +265,15 @@ def log_to_run(
     """
     client = open_existing(uri, "--log")
     try:
-        for experiment in client.search_experiments():
-            if run_id := find_key(client, experiment.experiment_id, key):
-                break
-        else:
+        run_id = find_key(client, key, *(e.experiment_id for e in client.search_experiments()))
+        if run_id is None:
             raise BadInput(f"--log: MLflow at {uri or LOCAL_URI} does not have this run")
         if deletion := explain_deletion(client, run_id):
             raise BadInput(f"--log: {deletion}")
         batch = [
             Metric(clean_name(name), value, int(at * 1000), step) for name, value in metrics.items()
         ]
-        for start in range(0, len(batch), MAX_METRICS):
-            client.log_batch(run_id, batch[start : start + MAX_METRICS])
+        client.log_batch(run_id, batch)
         for folder, paths in files.items():
             for path in paths:
                 client.log_artifact(run_id, str(path), folder)
