@@ -125,7 +125,8 @@ def test_each_tracker_gets_its_options_and_records_while_another_is_away(
     placed = {"_target_": f"{__name__}.Placed"}
     config = {"first": placed, "place": "far", "second": FLAKY, "third": FLAKY}
     assert worker._start(config, RECORD) == ["far"]
-    assert worker._call("key", "log", {}, 1, 0.0) == "nobody there at all"
+    with pytest.raises(TrackerError, match="nobody there at all"):
+        worker._call("key", "log", {}, 1, 0.0)
     recorded = [queue.tracker.recorded for queue in worker._queues["key"]]
     assert recorded == [[], [1], [1]]
 

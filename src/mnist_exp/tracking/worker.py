@@ -70,7 +70,7 @@ class Trackers:
 
     def end(self, status: Status) -> bool:
         """Wait for every call; return whether each tracker has recorded everything."""
-        return _get_reason(self._call("end", status)) is None
+        return self._call("end", status).exception() is None
 
     def get_viewers(self) -> list[str]:
         """Each tracker's command or address to look at the run. Raises TrackerError."""
@@ -84,7 +84,7 @@ class Trackers:
         """The results of registering the model, once the run has ended."""
         return self._ask(_get_results)
 
-    def _call(self, method: str, *arguments: object) -> Future[str | None]:
+    def _call(self, method: str, *arguments: object) -> Future[None]:
         call = self._submit(_call, self.key, method, *arguments)
         call.add_done_callback(self._warn)
         return call
@@ -100,17 +100,11 @@ class Trackers:
         result.set_result(function(*arguments))  # for an empty list of trackers
         return result
 
-    def _warn(self, call: Future[str | None]) -> None:
-        reason = _get_reason(call)
-        if reason and not self.warned and self.started.exception() is None:
-            log.warning("the tracker does not answer (%s); the run continues", reason)
+    def _warn(self, call: Future[None]) -> None:
+        pending = call.exception()
+        if pending and not self.warned and self.started.exception() is None:
+            log.warning("the tracker does not answer (%s); the run continues", pending)
             self.warned = True
-
-
-def _get_reason(call: Future[str | None]) -> str | None:
-    """Why a call is still pending, or None."""
-    error = call.exception()
-    return str(error) if error else call.result()
 
 
 def start_worker(options: Mapping[str, Any]) -> Worker | None:
@@ -243,12 +237,13 @@ def _build(options: Mapping[str, Any]) -> list[Tracker]:
     return trackers
 
 
-def _call(key: str, method: str, *arguments: object) -> str | None:
-    """Why calls are pending, or None."""
+def _call(key: str, method: str, *arguments: object) -> None:
+    """Raises TrackerError if calls are pending, with the reason of the first tracker."""
     if key not in _queues:
-        return "the run could not be started"
+        raise TrackerError("the run could not be started")
     reasons = [queue.call(method, *arguments) for queue in _queues[key]]
-    return next(filter(None, reasons), None)
+    for reason in filter(None, reasons):
+        raise TrackerError(reason)
 
 
 def _explain_deletion(key: str) -> list[str]:
