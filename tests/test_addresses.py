@@ -287,7 +287,7 @@ def store_runs(clone: Clone, env: dict[str, str]) -> list[str]:
     """The ids of the finished runs, by a process that has the environment of a person."""
     code = (
         "import json; from mnist_exp.tracking.addresses import tracking_uri as uri;"
-        "from mnist_exp.experiment.ranking import rank_runs;"
+        "from mnist_exp.experiment.find import rank_runs;"
         "print(json.dumps([run.reference for run in rank_runs('mnist_exp', uri())]))"
     )
     done = clone.run("-c", code, env=env)

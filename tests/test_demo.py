@@ -322,7 +322,7 @@ def test_the_runs_on_the_data_set_of_the_chosen_one_are_listed_first(
 ) -> None:
     sets = ("kmnist", "digits", "cifar10", "digits")
     ranked = [FinishedRun(str(n), "mlp", name, "", 0.0, 0.9) for n, name in enumerate(sets)]
-    monkeypatch.setattr("mnist_exp.experiment.ranking.rank_runs", lambda *arguments: ranked)
+    monkeypatch.setattr("mnist_exp.experiment.find.rank_runs", lambda *arguments: ranked)
     assert [word for _, word in list_runs("mnist_exp", "digits")] == ["1", "3", "2", "0"]
 
 

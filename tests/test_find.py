@@ -14,10 +14,8 @@ from mlflow.entities import Dataset, DatasetInput
 from PIL import Image
 
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment import checkpoint, ranking
-from mnist_exp.experiment import find as find
-from mnist_exp.experiment.find import find_checkpoint
-from mnist_exp.experiment.ranking import rank_runs
+from mnist_exp.experiment import checkpoint, find
+from mnist_exp.experiment.find import find_checkpoint, rank_runs
 from mnist_exp.paths import LAST
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
@@ -36,8 +34,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder outputs/ of a repository in which nothing has been trained."""
-    for module in (ranking, find):
-        monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(find, "REPOSITORY", tmp_path)
     return tmp_path / "outputs"
 
 

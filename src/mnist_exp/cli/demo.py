@@ -74,7 +74,7 @@ def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
     Those on this data set come first, then the other data sets; the best run of each first. Empty
     where MLflow does not answer.
     """
-    from mnist_exp.experiment.ranking import rank_runs
+    from mnist_exp.experiment.find import rank_runs
 
     try:
         runs = rank_runs(experiment, tracking_uri())

@@ -1,17 +1,24 @@
 """Find runs and checkpoints by what a person types: a path, a run id, latest, or best.
 
-Torch and MLflow are imported only where they are needed.
+Torch and MLflow are imported only where they are needed. Finished runs are ranked by the validation
+accuracy of their kept weights.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from mnist_exp.errors import BadInput
-from mnist_exp.experiment.shell import quote_path
-from mnist_exp.paths import LAST, METRICS, REPOSITORY
-from mnist_exp.tracking import EXPERIMENT
+from mnist_exp.experiment.shell import quote_path, train_command
+from mnist_exp.paths import CONF, LAST, METRICS, REPOSITORY
+from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun
 from mnist_exp.training.rules import did_you_mean
 
 
@@ -44,15 +51,13 @@ def find_checkpoint(word: str, uri: str | None = None, experiment: str = EXPERIM
     """The checkpoint that a word stands for: "best", "best:NAME", "latest", a checkpoint's path, an
     output folder, or an MLflow run id.
 
-    "best" is explained at `ranking.find_best_run`; "latest" wrote a checkpoint last. uri: of
+    "best" is explained at `find_best_run`; "latest" wrote a checkpoint last. uri: of
     MLflow, None for the repository's own. Raises BadInput if there is no such checkpoint,
     TrackerError.
     """
     if Path(word).is_file():
         return Path(word)
     if re.fullmatch("best(:.+)?", word):
-        from mnist_exp.experiment.ranking import find_best_run  # imports torch
-
         word = find_best_run(word, experiment, uri).reference
     folder = find_folder(word)
     if is_run_id(word) and not folder:
@@ -80,3 +85,98 @@ def check_new(folder: Path) -> None:
     if any((folder / name).exists() for name in (LAST, METRICS)):
         advice = f"resume={quote_path(folder)} resumes it, another folder takes a new run"
         raise BadInput(f"hydra.run.dir={quote_path(folder)}: holds a run already; {advice}")
+
+
+def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
+    """The best run of a data set: "best" means the one in conf/config.yaml, "best:NAME" NAME.
+
+    Only runs on the same images as the last run of that name are compared: the images in a folder
+    may change, and two folders may have the same name. Raises BadInput if there is no run, and what
+    `rank_runs` raises.
+    """
+    data = word.partition(":")[2] or find_default_data()
+    validated = [run for run in rank_runs(experiment, uri) if run.accuracy is not None]
+    candidates = [run for run in validated if run.data == data]
+    if candidates:
+        last = max(candidates, key=lambda run: run.start_time)
+        return next(run for run in candidates if run.digest == last.digest)
+    names = sorted({run.data for run in validated})
+    if names:
+        words = [f"best:{name}" for name in names]
+        near = did_you_mean(word, words) if ":" in word else ""
+        advice = f"there are runs of {', '.join(names)}: --run {shlex.quote(words[0])}{near}"
+    else:
+        advice = f"train one: {train_command()}"
+    raise BadInput(
+        f"--run {word}: {experiment} has no finished run of {data} with validation and without "
+        f"trainer.max_batches; {advice}"
+    )
+
+
+def find_default_data() -> str:
+    """The data set in conf/config.yaml."""
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
+    return next(str(group.data) for group in defaults if "data" in group)
+
+
+def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
+    """All finished runs except those with trainer.max_batches, the best on validation first.
+
+    Of equal ones the earliest is first; runs without validation are last. The runs are those of the
+    MLflow experiment and those in outputs/ that MLflow does not have. Without a server or a
+    database, MLflow is not imported. uri: of MLflow, None for the repository's. Raises BadInput for
+    an unknown experiment, TrackerError.
+    """
+    runs: list[FinishedRun] = []
+    known: Collection[str] = ()
+    if uri or (REPOSITORY / "mlflow.db").exists():
+        from mnist_exp.tracking.store import find_finished_runs  # two seconds to import
+
+        runs, known = find_finished_runs(experiment, uri)
+    runs += find_untracked_runs(experiment, known)
+    return sorted(
+        runs, key=lambda run: (run.accuracy is None, -(run.accuracy or 0), run.start_time)
+    )
+
+
+def find_untracked_runs(experiment: str, known: Collection[str]) -> list[FinishedRun]:
+    """The runs in outputs/ that have ended, belong to the experiment and are not in MLflow.
+
+    A run without an experiment belongs to the default one. known: keys and output folders of the
+    runs in MLflow.
+    """
+    from mnist_exp.experiment import checkpoint  # imports torch
+
+    runs = []
+    for path in (REPOSITORY / "outputs").rglob(str(LAST)):
+        folder = path.parent.parent
+        if str(folder) in known:
+            continue
+        with suppress(checkpoint.CheckpointError), checkpoint.raise_misfits(path):
+            saved = checkpoint.peek(path)
+            trainer, tracking = saved["config"]["trainer"], saved["config"]["tracking"]
+            if (
+                saved["ended"]
+                and saved["key"] not in known
+                and trainer.get("max_batches") is None
+                and tracking.get("experiment", EXPERIMENT) == experiment
+            ):
+                runs.append(describe_run(folder, saved))
+    return runs
+
+
+def describe_run(folder: Path, saved: Mapping[str, Any]) -> FinishedRun:
+    """The run of a checkpoint. Raises LookupError, TypeError and others for a foreign file."""
+    data, progress = saved["data"], saved["state"]["progress"]
+    epochs = progress["epochs"]
+    if not all(isinstance(text, str) for text in (saved["name"], data["name"], data["digest"])):
+        raise TypeError("a name that is not text")
+    val = epochs[progress["best"] - 1]["val"]
+    return FinishedRun(
+        reference=str(folder),
+        name=saved["name"],
+        data=data["name"],
+        digest=data["digest"][:DIGEST_LETTERS],
+        start_time=float(epochs[0]["ended"] - epochs[0]["seconds"]),
+        accuracy=float(val["accuracy"]) if val else None,
+    )
