@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import Precision
 from mnist_exp.training.state import TrainState, random_states, set_random_states
 
+# What a model that does not fit its images can raise.
+MODEL_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
 
 
@@ -74,8 +77,10 @@ def build_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
 
 
 def trainer_options(config: DictConfig) -> TrainerOptions:
-    """Raises TypeError for an option that there is not."""
+    """The group `trainer`. Raises BadInput for an option without a field in TrainerOptions."""
     options: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    if unknown := options.keys() - {field.name for field in fields(TrainerOptions)}:
+        raise BadInput(f"trainer.{min(unknown)}: no such field of TrainerOptions")
     return TrainerOptions(**options)
 
 
@@ -109,7 +114,14 @@ def dry_run(config: DictConfig, parts: Parts, images: int) -> Summary:
             logits = copied.train()(blank.to(memory_format=layout))
             check_logits(getattr(logits, "shape", wanted[:0])[1:], wanted)
         logits.sum().backward()
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason, nondeterministic, _ = first_line(error).partition(", but you set ")
         if nondeterministic:
             remedy = "trainer.deterministic=false allows it"

@@ -26,6 +26,7 @@ AVAILABLE_THREADS = min(
 # Floating-point operations per step. Measured by benchmarks/threads.py on two quiet cores: up to
 # 4e7 a second thread gains nothing, from 1e8 on a step is mostly 1.3 to 1.9 times as fast.
 THREADED_FROM = 1e8
+TRAINING_FLOPS = 3  # times those of the forward pass: the backward pass takes twice as many
 
 
 def list_devices() -> list[str]:
@@ -98,15 +99,15 @@ def check_support(key: str, value: object, device: torch.device) -> str | None:
     return None
 
 
-def set_threads(wanted: str | int, step_flops: float) -> None:
+def set_threads(wanted: str | int, forward_flops: float) -> None:
     """Set the threads of torch on a CPU; "auto" is one for a small step, else all available.
 
     A small step is over before a second thread wakes up, and on a busy core the threads wait for
     each other at every layer. This depends on the work alone, not on a timing, because the last
-    bits of the results depend on it.
+    bits of the results depend on it. forward_flops: of the forward pass of a step.
     """
     if wanted == "auto":
-        wanted = 1 if step_flops < THREADED_FROM else AVAILABLE_THREADS
+        wanted = 1 if TRAINING_FLOPS * forward_flops < THREADED_FROM else AVAILABLE_THREADS
     torch.set_num_threads(int(wanted))
 
 

@@ -84,7 +84,7 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
         of_kept = tested.metrics if tested and best and tested.epoch == best.number else None
         with parts.precision.autocast:
             flops = summarize(parts.model, kind.image_shape).flops
-        environment.set_threads(config.trainer.threads, 3 * flops * config.batch_size)
+        environment.set_threads(config.trainer.threads, flops * config.batch_size)
         key = str(saved["key"])
     return TrainedModel(
         path, config, kind, parts.precision, parts.model, parts.form, progress, of_kept, key

@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 
 History = dict[str, dict[int, float]]  # by name and epoch
 
-EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
-TEST_METRICS = ("test/loss", "test/accuracy")
+TIMES = ("epoch_seconds", "images_per_second")  # differ between two equal runs
 
 
 class NotReproduced(Failure):
@@ -99,23 +98,29 @@ def list_differences(first: RecordedRun, run: Run) -> Iterator[str]:
 def keep_last_test(metrics: History) -> History:
     """The metrics without all tests but the last: a run that was trained further has several."""
     return {
-        key: {max(found): found[max(found)]} if key in TEST_METRICS else found
+        key: {max(found): found[max(found)]} if key.startswith("test/") else found
         for key, found in metrics.items()
     }
 
 
 def compare(first: History, again: History) -> list[str]:
-    """Show both side by side, to the last epoch of the first; return the differences in order."""
+    """Show both side by side, to the last epoch of the first; return the differences in order.
+
+    All metrics that both runs have are compared, but for times.
+    """
     rows, differing = [], []
-    for shown, keys in (("val/loss", EPOCH_METRICS), ("test/loss", TEST_METRICS)):
-        for epoch in sorted({e for key in keys for e in first.get(key, {})}):
-            was, now = ({key: f.get(key, {}).get(epoch) for key in keys} for f in (first, again))
+    common = [key for key in again if key in first and key not in TIMES]
+    of_test = [key for key in common if key.startswith("test/")]
+    of_epochs = [key for key in common if key not in of_test]
+    for shown, keys in (("val/loss", of_epochs), ("test/loss", of_test)):
+        for epoch in sorted({e for key in keys for e in first[key]}):
+            was, now = ({key: f[key].get(epoch) for key in keys} for f in (first, again))
             unequal = [key for key in keys if was[key] != now[key]]
             differing += [
                 f"{key} of epoch {epoch}: was {was[key]}, is {now[key]}" for key in unequal
             ]
             verdict = ", ".join(unequal) or "equal"
-            rows.append((f"{epoch}", shown, f"{was[shown]}", f"{now[shown]}", verdict))
+            rows.append((f"{epoch}", shown, f"{was.get(shown)}", f"{now.get(shown)}", verdict))
     header = ("epoch", "metric", "first", "again", "what differs")
     screen.show_table("Reproduction", header, rows)
     return differing

@@ -65,7 +65,7 @@ def do_nothing(*arguments: object) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What happens after training besides metrics and weights; `inference.hooks` has ours."""
+    """What happens after training besides metrics and weights: see inference/hooks.py."""
 
     # Draw what a test found: into a folder, from the logits of each batch and the raw images.
     draw_test: Callable[[Path, Sequence[Tensor], Split, Kind], None] = do_nothing
@@ -151,7 +151,7 @@ class Run:
         self.parts = build_model(config, self.dataset.kind, self.device)
         self.summary = dry_run(config, self.parts, min(self.smallest_micro_batch, 2))
         local_batch = config.batch_size / self.group.world_size
-        environment.set_threads(self.options.threads, 3 * self.summary.flops * local_batch)
+        environment.set_threads(self.options.threads, self.summary.flops * local_batch)
         compile_in_place(self.parts.model, self.options.compile)
         self.state = build_state(config, self.parts, self.epoch_steps)
         self.augment: Augmentation = build(config, "augment")
@@ -177,7 +177,7 @@ class Run:
         with self.folder.lock(), defer_signals() as check_signals:
             if not self.loaded and self.parent is None:
                 check_new(self.folder.path)  # again: another process may have trained there since
-            self.save_epoch()  # with the key, before the tracker has a run to lose
+            self.save_epoch()  # first, so that each run in the tracker has a checkpoint
             self.log.start(self.record(), self.entries())
             try:
                 self.describe()
@@ -325,12 +325,13 @@ class Run:
         left = len(self.dataset.train) - (self.epoch_steps - 1) * size
         rank, world_size = self.group.rank, self.group.world_size
         shards = [len(range(rank, n, world_size)) for n in {size, min(left, size)}]
+        # Tensor.chunk gives micro-batches of equal size, but for the last, which has what is left.
         return min((shard - 1) % math.ceil(shard / parts) + 1 for shard in shards if shard)
 
     def splits(self) -> tuple[Split, Split]:
         """Training and validation images on the device."""
         batches = self.options.max_batches
-        limit = batches and batches * self.config.batch_size
+        limit = None if batches is None else batches * self.config.batch_size
         return prepare_splits(self.dataset, limit, self.parts.form)
 
     def result(self) -> Result:
@@ -406,7 +407,7 @@ class Run:
         self.key, self.loaded = saved["key"], True
         self.tested = load_test_result(saved["tested"])
         done = self.state.progress.is_done(self.options.epochs, self.options.patience)
-        self.ended = saved["ended"] and done
+        self.ended = saved["ended"] and done  # not if epochs were added
 
 
 def name_run(config: DictConfig, overrides: Sequence[str]) -> str:

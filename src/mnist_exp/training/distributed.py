@@ -63,9 +63,9 @@ class ProcessGroup:
         """The model with rank 0's state; its backward pass averages the gradients of all ranks."""
         return model if self.world_size == 1 else DistributedDataParallel(model)
 
-    def no_sync(self, ddp_model: nn.Module, unless: bool) -> AbstractContextManager[None]:
-        """Keeps a backward pass from summing over the ranks, unless it is the last of a step."""
-        if unless or not isinstance(ddp_model, DistributedDataParallel):
+    def sync_gradients(self, ddp_model: nn.Module, sync: bool) -> AbstractContextManager[None]:
+        """For a backward pass: whether it averages the gradients, as the last of a step has to."""
+        if sync or not isinstance(ddp_model, DistributedDataParallel):
             return nullcontext()
         return ddp_model.no_sync()
 

@@ -44,14 +44,14 @@ def fit(
     """Train from where `state` stands to the end; yield each epoch when it ends.
 
     train, val: images [n, channels, height, width] and int64 labels [n], on the model's device and
-    in its dtype. batch_size: images per optimizer step. seed: of the order of the images and of
-    their augmentation. on_step may raise to stop the training, which can be resumed from `state`.
+    in its dtype. batch_size: images per optimizer step. seed: determines the order and the
+    augmentation of the images. on_step may raise to stop; the training can resume from `state`.
 
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
     model, progress = group.wrap(state.model), state.progress
     while not progress.is_done(options.epochs, options.patience):
-        if not progress.losses:
+        if not progress.losses:  # else the epoch is resumed
             progress.begin_epoch(lr=state.optimizer.param_groups[0]["lr"])
         state.model.train()
         for shard, size in batches(train, progress, batch_size, seed, augment, group):
@@ -59,10 +59,11 @@ def fit(
             progress.add_batch(*group.sum(loss, correct))
             on_step(progress)
         progress.end_training(images=len(train))
-        found = mean_per_sample(progress.losses, progress.correct, len(train))
-        evaluated = state.evaluated_model
-        validated = evaluate(evaluated, val, state.precision, group) if len(val) else None
-        yield progress.end_epoch(found, validated, evaluated, options.keep)
+        train_metrics = mean_per_sample(progress.losses, progress.correct, len(train))
+        val_metrics = None
+        if len(val):
+            val_metrics = evaluate(state.averaged_model, val, state.precision, group)
+        yield progress.end_epoch(train_metrics, val_metrics, state.averaged_model, options.keep)
 
 
 def train_step(
@@ -75,14 +76,14 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Take one optimizer step; return the sum of the losses and the number of correct predictions.
 
-    Both are scalars on the device, without gradients. model: `state.model`, wrapped by the group.
-    batch: this process's shard of a batch that has batch_size images in all processes together.
+    Both are scalars on the device, without gradients. model: `state.model`, wrapped in DDP if there
+    are several processes. batch: this process's shard of a batch of batch_size images.
     """
     state.optimizer.zero_grad()
     losses, correct = [], []
     micro_batches = batch.chunk(options.accumulate)
     for micro_batch in micro_batches:
-        with group.no_sync(model, unless=micro_batch is micro_batches[-1]):
+        with group.sync_gradients(model, micro_batch is micro_batches[-1]):
             with state.precision.autocast:
                 logits = model(micro_batch.images)
                 loss = F.cross_entropy(
@@ -91,18 +92,19 @@ def train_step(
                     reduction="sum",
                     label_smoothing=options.label_smoothing,
                 )
-            # By the mean size of a shard, because DDP averages gradients over the processes.
+            # Divide by the mean shard size: DDP averages the gradients over the processes.
             state.scaler.scale(loss / (batch_size / group.world_size)).backward()
         losses.append(loss.detach())
         correct.append((logits.argmax(1) == micro_batch.labels).sum())
+    state.scaler.unscale_(state.optimizer)  # does nothing but for float16
     if options.clip_norm is not None:
-        state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.scheduler.step()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
+    # Added one by one: torch's own sum may round in another order.
     return sum(losses[1:], losses[0]), sum(correct[1:], correct[0])
 
 
@@ -118,11 +120,13 @@ def batches(
 
     Order and augmentation are functions of the seed and the epoch alone.
     """
-    done, epoch = len(progress.losses), (len(train), seed, progress.number)
-    order = shuffle(*epoch).to(train.labels.device).split(batch_size)[done:]
-    draws = draw_uniform(*epoch).to(train.images.device).split(batch_size)[done:]
-    shards = train.batches([group.shard(index) for index in order])
-    for index, uniform, shard in zip(order, draws, shards, strict=True):
+    done, epoch = len(progress.losses), progress.number
+    order = shuffle(len(train), seed, epoch).to(train.labels.device)
+    uniform = draw_uniform(len(train), seed, epoch).to(train.images.device)
+    indices = order.split(batch_size)[done:]
+    uniforms = uniform.split(batch_size)[done:]
+    shards = train.batches([group.shard(index) for index in indices])
+    for index, uniform, shard in zip(indices, uniforms, shards, strict=True):
         yield Split(augment(shard.images, group.shard(uniform)), shard.labels), len(index)
 
 
@@ -163,8 +167,8 @@ def predict(model: nn.Module, split: Split, precision: Precision = FLOAT32) -> T
 
 def evaluation_batches(split: Split, group: ProcessGroup = SINGLE) -> Iterator[Split]:
     """Yield this process's shard of each batch of an evaluation, in order."""
-    fitting = max(1, EVALUATION_VALUES // math.prod(split.images.shape[1:]))
-    size = min(EVALUATION_BATCH, fitting)
+    values_per_image = math.prod(split.images.shape[1:])
+    size = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // values_per_image))
     starts = range(0, len(split), size)
     return split.batches(slice(n + group.rank, n + size, group.world_size) for n in starts)
 

@@ -70,7 +70,7 @@ class TrainState:
         return self.precision.scaler
 
     @property
-    def evaluated_model(self) -> nn.Module:
+    def averaged_model(self) -> nn.Module:
         """The model, or its average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
