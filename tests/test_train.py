@@ -207,7 +207,7 @@ def test_without_tracking_there_is_no_mlflow_no_worker_and_no_store(clone: Clone
     code = (
         "import os, sys; from mnist_exp.cli import main as cli, process; "
         "from mnist_exp.tracking.worker import get_worker; "
-        "process.leave = lambda *a, **k: print('mlflow' in sys.modules, "
+        "process.exit_now = lambda *a, **k: print('mlflow' in sys.modules, "
         "'torchvision' in sys.modules, get_worker.cache_info().currsize); "
         "sys.argv = ['train.py', 'data=digits', 'tracking=none', 'trainer=debug']; cli.train()"
     )

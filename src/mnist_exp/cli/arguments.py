@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
 
-from mnist_exp.cli.process import leave
+from mnist_exp.cli.process import exit_now
 from mnist_exp.errors import BadInput, sanitize
 from mnist_exp.paths import add_config_dir
 
@@ -64,12 +64,12 @@ def parse_flags() -> Namespace:
     for flag, instead in UNSUPPORTED.items():
         if getattr(flags, flag) is not None:
             name = flag.replace("_", "-")
-            leave(f"error: --{name} is not supported; {instead}", BadInput.exit_code)
+            exit_now(f"error: --{name} is not supported; {instead}", BadInput.exit_code)
     if flags.config_dir is not None:
         try:
             add_config_dir(flags.config_dir)
         except BadInput as error:
-            leave(f"error: {error}", error.exit_code)
+            exit_now(f"error: {error}", error.exit_code)
     return flags
 
 
@@ -78,7 +78,7 @@ def refuse(message: str) -> NoReturn:
     advice = "--help shows the options"
     if message.startswith("unrecognized arguments") and ": -" not in message:
         advice = "write flags such as -m before the first key=value"
-    leave(sanitize(f"error: {message}; {advice}"), BadInput.exit_code)
+    exit_now(sanitize(f"error: {message}; {advice}"), BadInput.exit_code)
 
 
 def parse(words: Iterable[str], loader: ConfigLoader) -> Arguments:

@@ -1,8 +1,13 @@
-"""From the command line to an experiment.
+"""From the command line to a run.
 
-`train` parses the command line, checks all of it before anything is created, plans a run or a
-sweep, and hands the plan to Hydra. Only hydra, omegaconf and the standard library are imported
-here, so that --help and a typo are answered at once; torch comes with the experiment.
+    train                   parse the flags, execute, and end the process with an exit code
+      execute               check everything before anything is created, then plan a run or a sweep
+        launch              hand the plan to Hydra, which makes the folder and composes the config
+          run_with_hydra    what Hydra calls: a job of a sweep, or
+            run_alone       a run that is new, resumed or reproduced
+
+Only hydra, omegaconf and the standard library are imported here, so that --help and a typo are
+answered at once; torch is imported with the run.
 """
 
 from __future__ import annotations
@@ -26,12 +31,12 @@ from mnist_exp.cli.arguments import parse, parse_flags
 from mnist_exp.cli.check import check
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.plan import RunPlan, add_preset, plan_run, plan_sweep, show_jobs
-from mnist_exp.cli.process import exit_code, leave, run_and_exit
+from mnist_exp.cli.process import exit_code, exit_now, run_and_exit
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.targets import initialize_hydra
-from mnist_exp.experiment.versions import MAIN
+from mnist_exp.experiment.versions import HYDRA_MAIN
 from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.sweeps.records import SweepPlan
 from mnist_exp.tracking.worker import start_worker
@@ -65,9 +70,9 @@ def execute(flags: Namespace) -> int:
     if flags.hydra_help or flags.shell_completion:
         show(flags)
         return 0
-    shows = bool(flags.cfg or flags.info)
+    only_show = bool(flags.cfg or flags.info)
     if rank() > 0:  # rank 0 checks, shows and plans
-        if not (shows or flags.multirun):
+        if not (only_show or flags.multirun):
             with initialize_hydra():
                 launch_together(flags.overrides)
         return 0
@@ -77,16 +82,17 @@ def execute(flags: Namespace) -> int:
         if flags.multirun:
             arguments = add_preset(arguments, loader)
         if found := [*arguments.errors, *check(arguments.parsed, flags.multirun, loader)]:
-            leave("\n".join(found), BadInput.exit_code)
+            exit_now("\n".join(found), BadInput.exit_code)
         if flags.multirun:
             return execute_sweep(plan_sweep(arguments), bool(flags.cfg), loader)
-        plan = plan_run(arguments, needs_new_folder=not shows)
-        if is_distributed() and not shows:
-            launch_together(arguments.words, plan.folder)
-        elif not shows:
-            launch(plan)
-    if shows:
-        show(flags)
+        plan = plan_run(arguments, needs_new_folder=not only_show)
+        if not only_show:
+            if is_distributed():
+                launch_together(arguments.words, plan.folder)
+            else:
+                launch(plan)
+            return 0
+    show(flags)
     return 0
 
 
@@ -94,16 +100,16 @@ def check_flags(flags: Namespace) -> None:
     """Raises BadInput for flags that do not go together."""
     if flags.multirun and is_distributed():
         raise BadInput("-m starts its jobs itself; leave out torchrun")
-    of_one_run = flags.run or flags.info or flags.package or flags.resolve
-    if flags.multirun and (of_one_run or flags.cfg in ("hydra", "all")):
+    about_one_run = flags.run or flags.info or flags.package or flags.resolve
+    if flags.multirun and (about_one_run or flags.cfg in ("hydra", "all")):
         raise BadInput("-m --cfg job lists the jobs of a sweep; other flags are about one run")
     if flags.resolve and not flags.cfg:
         raise BadInput("--resolve is for --cfg")
 
 
-def execute_sweep(plan: SweepPlan, shows: bool, loader: ConfigLoader) -> int:
+def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int:
     """List the jobs of a sweep or run them; returns the exit code."""
-    if shows:
+    if only_list:
         show_jobs(plan, loader)
         return 0
     start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
@@ -139,7 +145,7 @@ def launch_together(words: list[str], folder: Path | None = None) -> None:
         launch(RunPlan(folder, overrides))
 
 
-@hydra.main(**MAIN)  # its context; it passes the plan through
+@hydra.main(**HYDRA_MAIN)  # only for what Hydra 1.4 sets around a call; the plan passes through
 def launch(plan: RunPlan | SweepPlan) -> None:
     """Hand the overrides to Hydra, which composes the config of each job and calls `run_job`."""
     app = GlobalHydra.instance().hydra
@@ -148,7 +154,7 @@ def launch(plan: RunPlan | SweepPlan) -> None:
     start("config", run_with_hydra, plan.overrides)
 
 
-@hydra.main(**MAIN)
+@hydra.main(**HYDRA_MAIN)
 def show(flags: Namespace) -> None:
     """What Hydra's own flags print, such as --cfg, --info and --hydra-help."""
     _run_hydra(flags, get_args_parser(), run_with_hydra, str(CONF), "config")
@@ -159,19 +165,19 @@ def run_with_hydra(config: DictConfig) -> object:
 
     Returns a job's outcome, for the sweeper.
     """
-    hydras = HydraConfig.get()
-    for source in hydras.runtime.config_sources:  # a job can be in a process of its own
+    hydra_config = HydraConfig.get()
+    for source in hydra_config.runtime.config_sources:  # a job can be in a process of its own
         if source.provider == "--config-dir":
             add_config_dir(source.path)
-    folder, overrides = Path(hydras.runtime.output_dir), list(hydras.overrides.task)
+    folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     with open_dict(config):
-        del config["sweep"]  # how a run came about is no part of it
+        del config["sweep"]  # a run does not depend on the sweep that started it
     if rank() == 0:
         start_worker(config.tracking)  # imports MLflow while this process imports torch
-    if hydras.mode is RunMode.MULTIRUN:
+    if hydra_config.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps.sweep import run_job
 
-        return run_job(config, folder, hydras.job.num, overrides)
+        return run_job(config, folder, hydra_config.job.num, overrides)
     run_alone(config, folder, overrides)
     return None
 
@@ -188,7 +194,8 @@ def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
             return
         from mnist_exp.experiment.run import resume, train
 
-        (resume if config.resume else train)(config, folder, overrides, HOOKS)
+        start = resume if config.resume else train
+        start(config, folder, overrides, HOOKS)
     except (Failure, OSError) as error:
         log.error("error: %s", error)  # so that it reaches the run's log file
-        leave("", exit_code(error))
+        exit_now("", exit_code(error))

@@ -34,20 +34,20 @@ def run_and_exit(command: Callable[[], int]) -> NoReturn:
             code = command()
             sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
-        leave("", getattr(interrupt, "exit_code", 130))
+        exit_now("", getattr(interrupt, "exit_code", 130))
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        leave("", 1)
+        exit_now("", 1)
     except (Failure, OSError) as error:
-        leave(f"error: {error}", exit_code(error))
-    leave("", code)
+        exit_now(f"error: {error}", exit_code(error))
+    exit_now("", code)
 
 
 def exit_code(error: Exception) -> int:
     return error.exit_code if isinstance(error, Failure) else 1
 
 
-def leave(message: str, code: int) -> NoReturn:
+def exit_now(message: str, code: int) -> NoReturn:
     """End the process without tearing the interpreter down.
 
     With torch and MLflow loaded that takes one to four seconds and only frees memory.
