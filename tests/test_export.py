@@ -23,7 +23,7 @@ from mnist_exp.experiment.load import load_model
 from mnist_exp.inference import export as exporting
 from mnist_exp.inference.export import FORMATS, Comparison, ExportError, compare, export
 from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
-from mnist_exp.models.layout import memory_format
+from mnist_exp.models.summary import memory_format
 from mnist_exp.training.precision import Precision
 
 CPU = torch.device("cpu")

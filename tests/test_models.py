@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
-from mnist_exp.models.layout import memory_format
-from mnist_exp.models.mlp import ACTIVATIONS
-from mnist_exp.models.resnet import Block
-from mnist_exp.models.summary import Row, Summary, summarize
+from mnist_exp.models.networks import ACTIVATIONS, Block
+from mnist_exp.models.summary import Row, Summary, memory_format, summarize
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])

@@ -36,7 +36,7 @@ TRACKER = {"_target_": "mnist_exp.tracking.mlflow.MLflowTracker"}
         "mnist_exp.tracking.worker._serve",
         "mnist_exp.tracking.worker._import",
         "mnist_exp.tracking.store.open_store",
-        "mnist_exp.models.mlp.MLP",  # the same class by another name
+        "mnist_exp.models.networks.MLP",  # the same class by another name
         "mnist_exp.models.MLP ",
         "mnist_exp.models:MLP",
         "torch.optim.Adam",  # in a YAML file, but of another group

@@ -17,8 +17,7 @@ from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput, first_line
 from mnist_exp.experiment import environment
 from mnist_exp.experiment.targets import TARGET, find_target
-from mnist_exp.models.layout import memory_format
-from mnist_exp.models.summary import Summary, summarize
+from mnist_exp.models.summary import Summary, memory_format, summarize
 from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import Precision
 from mnist_exp.training.state import TrainState, random_states, set_random_states

@@ -1,4 +1,4 @@
-"""A model's layers, with their parameters and floating-point operations (FLOP)."""
+"""A model's layers, parameters, floating-point operations (FLOP), and memory format."""
 
 from __future__ import annotations
 
@@ -98,3 +98,14 @@ def summarize(model: nn.Module, image_shape: tuple[int, ...]) -> Summary:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     kind, output = type(model).__name__, outputs.get(model)
     return Summary(rows, Row("total", kind, output, parameters, sum(flops.values())))
+
+
+def memory_format(channels_last: bool | str, model: nn.Module) -> torch.memory_format:
+    """The format of the weights and images; "auto" is channels last for a model with Conv2d.
+
+    Channels last takes a quarter off a step of the CNN on a CPU, because the kernels read the
+    channels of a pixel together. The last bits of the results depend on the format.
+    """
+    if channels_last == "auto":
+        channels_last = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
+    return torch.channels_last if channels_last else torch.contiguous_format
