@@ -70,7 +70,7 @@ def main(rounds: int) -> None:
                 statistics.median(column) * 1e6 for column in zip(*times, strict=True)
             )
             ratio = statistics.median(slow / fast for slow, fast in times)
-            flops = 3 * batch * summarize(model, SHAPE).flops
+            flops = 3 * batch * summarize(model, SHAPE).total.flops
             print(
                 f"{name:<16} {batch:>5} {flops:>9.1e} {one:>9.0f} µs {all_threads:>9.0f} µs "
                 f"{ratio:>6.2f}"

@@ -208,21 +208,21 @@ def test_own_parameters_have_a_row_and_every_call_counts() -> None:
         ("layers.1", "ReLU", (4,), 0),
         ("unused", "Linear", None, 10),
     ]
-    assert (summary.parameters, summary.flops) == (34, 2 * 2 * 16)
+    assert (summary.total.parameters, summary.total.flops) == (34, 2 * 2 * 16)
 
 
 def test_the_rows_of_a_deep_model_add_up_to_its_totals() -> None:
     summary = summarize(ResNet((1, 8, 8), 10), (1, 8, 8))
     assert [row.name for row in summary.rows[:3]] == ["stem", "blocks.0.norm1", "blocks.0.conv1"]
-    assert sum(row.parameters for row in summary.rows) == summary.parameters
-    assert sum(row.flops for row in summary.rows) == summary.flops
+    assert sum(row.parameters for row in summary.rows) == summary.total.parameters
+    assert sum(row.flops for row in summary.rows) == summary.total.flops
 
 
 def test_flops_are_those_that_torch_counts() -> None:
     model = ResNet((1, 8, 8), 10)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 1, 8, 8))
-    assert summarize(model, (1, 8, 8)).flops == counter.get_total_flops()
+    assert summarize(model, (1, 8, 8)).total.flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -83,7 +83,7 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
         best, tested = progress.best, load_test_result(saved["tested"])
         of_kept = tested.metrics if tested and best and tested.epoch == best.number else None
         with parts.precision.autocast:
-            flops = summarize(parts.model, kind.image_shape).flops
+            flops = summarize(parts.model, kind.image_shape).total.flops
         environment.set_threads(config.trainer.threads, flops * config.batch_size)
         key = str(saved["key"])
     return TrainedModel(

@@ -151,7 +151,7 @@ class Run:
         self.parts = build_model(config, self.dataset.kind, self.device)
         self.summary = dry_run(config, self.parts, min(self.smallest_micro_batch, 2))
         local_batch = config.batch_size / self.group.world_size
-        environment.set_threads(self.options.threads, self.summary.flops * local_batch)
+        environment.set_threads(self.options.threads, self.summary.total.flops * local_batch)
         compile_in_place(self.parts.model, self.options.compile)
         self.state = build_state(config, self.parts, self.epoch_steps)
         self.augment: Augmentation = build(config, "augment")
@@ -360,9 +360,9 @@ class Run:
     def record(self) -> RunRecord:
         """What the tracker gets. Databases take sanitized text, not every byte of a path."""
         params = {k: sanitize(v) if isinstance(v, str) else v for k, v in leaves(self.config)}
-        size = {"parameters": self.summary.parameters, "flops_per_image": self.summary.flops}
+        kind, total = self.dataset.kind, self.summary.total
+        size = {"parameters": total.parameters, "flops_per_image": total.flops}
         output_folder = {"output_folder": str(self.folder.path)}
-        kind = self.dataset.kind
         return RunRecord(
             key=self.key,
             name=sanitize(self.name),

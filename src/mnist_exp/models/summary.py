@@ -21,10 +21,6 @@ class Row(NamedTuple):
     parameters: int
     flops: int
 
-    def cells(self) -> tuple[str, ...]:
-        output = "" if self.output is None else "×".join(map(str, self.output))
-        return self.name, self.kind, output, f"{self.parameters:,}", f"{self.flops:,}"
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -33,27 +29,21 @@ class Summary:
     rows: list[Row]
     total: Row
 
-    @property
-    def flops(self) -> int:
-        return self.total.flops
-
-    @property
-    def parameters(self) -> int:
-        return self.total.parameters
-
     def __str__(self) -> str:
         """For example: 109,386 parameters, 0.2 MFLOP an image."""
-        flops = f"{self.flops:,} FLOP"
-        if self.flops >= 1e8:
-            flops = f"{self.flops / 1e9:,.1f} GFLOP"
-        elif self.flops >= 1e5:
-            flops = f"{self.flops / 1e6:,.1f} MFLOP"
-        return f"{self.parameters:,} parameters, {flops} an image"
+        flops = f"{self.total.flops:,} FLOP"
+        if self.total.flops >= 1e8:
+            flops = f"{self.total.flops / 1e9:,.1f} GFLOP"
+        elif self.total.flops >= 1e5:
+            flops = f"{self.total.flops / 1e6:,.1f} MFLOP"
+        return f"{self.total.parameters:,} parameters, {flops} an image"
 
     def table(self) -> str:
         """One line per row, in columns."""
-        head = ("layer", "kind", "output", "parameters", "FLOP an image")
-        lines = [head, *(row.cells() for row in [*self.rows, self.total])]
+        lines = [("layer", "kind", "output", "parameters", "FLOP an image")]
+        for name, kind, output, parameters, flops in [*self.rows, self.total]:
+            shape = "×".join(map(str, output or ()))
+            lines.append((name, kind, shape, f"{parameters:,}", f"{flops:,}"))
         a, b, c, d, e = (max(map(len, column)) for column in zip(*lines, strict=True))
         form = f"{{:{a}}}  {{:{b}}}  {{:{c}}}  {{:>{d}}}  {{:>{e}}}\n"
         return "".join(form.format(*line) for line in lines)
