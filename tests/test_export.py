@@ -21,7 +21,14 @@ from mnist_exp.errors import BadInput
 from mnist_exp.experiment import load
 from mnist_exp.experiment.load import load_model
 from mnist_exp.inference import export as exporting
-from mnist_exp.inference.export import FORMATS, Comparison, ExportError, compare, export
+from mnist_exp.inference.export import (
+    FORMATS,
+    Comparison,
+    ExportError,
+    compare,
+    export,
+    read_torchscript,
+)
 from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
 from mnist_exp.models.summary import memory_format
 from mnist_exp.training.precision import Precision
@@ -77,7 +84,8 @@ def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
     assert found.correct == int((expected.argmax(1) == test.labels).sum())
     assert (found.ties, found.largest) == (0, pytest.approx(expected.abs().max().item(), 1e-4))
     assert found.difference <= 1e-5 * found.largest
-    predict = FORMATS[format_name].read(path)
+    _, read = FORMATS[format_name]
+    predict = read(path)
     for count in (1, 2, 7):
         images = test.images[:count]
         given = images if preprocessing else kind.normalize(images, CPU)
@@ -107,7 +115,7 @@ def test_a_file_computes_in_float32_whatever_the_model_does(tmp_path: Path) -> N
     test = images_of(kind)
     found = export(model, kind, "torchscript", tmp_path / "model", False, test)
     assert found.difference <= 1e-6 * found.largest
-    answered = FORMATS["torchscript"].read(tmp_path / "model")(kind.normalize(test.images, CPU))
+    answered = read_torchscript(tmp_path / "model")(kind.normalize(test.images, CPU))
     assert answered.dtype == torch.float32
     expected = model(kind.normalize(test.images, CPU, torch.float64))
     torch.testing.assert_close(answered.double(), expected, rtol=0, atol=1e-5)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +23,11 @@ TOLERANCE = 1e-5  # of the largest logit; measured: 3e-7 to 2e-6, by model and r
 
 CPU = torch.device("cpu")
 Predictor = Callable[[Tensor], Tensor]  # images to logits
+Writer = Callable[[nn.Module, Tensor, Mapping[str, str]], bytes]
 
 
 class ExportError(Failure):
     """The model cannot be written in this format, or its file gives other answers."""
-
-
-class Format(NamedTuple):
-    """How to write a model, and to read it again without code of this package.
-
-    write: takes the module, an example of its input, and metadata; returns the file's bytes.
-    """
-
-    write: Callable[[nn.Module, Tensor, Mapping[str, str]], bytes]
-    read: Callable[[Path], Predictor]
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,9 @@ def export(
 
     Raises ExportError; OSError if the file cannot be written.
     """
-    chosen, model = FORMATS[format_name], copy_to_float32(trained)
+    write, read = FORMATS[format_name]
+    model = copy.deepcopy(trained).to(CPU, torch.float32).eval()
+    model.to(memory_format=torch.contiguous_format)  # which other runtimes expect
     example = torch.zeros(2, *kind.image_shape, dtype=torch.uint8)
     module: nn.Module = Preprocessed(model, kind).eval()
     if not preprocessing:
@@ -87,11 +79,11 @@ def export(
     about = {"input": str(example.dtype), "kind": json.dumps(asdict(kind))}
     with replace_file(path) as temporary:
         with convert_errors(format_name), torch.no_grad():
-            temporary.write_bytes(chosen.write(module, example, about))
+            temporary.write_bytes(write(module, example, about))
         if test is None:
             return None
         with convert_errors(format_name):
-            found = compare(model, kind, chosen.read(temporary), preprocessing, test)
+            found = compare(model, kind, read(temporary), preprocessing, test)
         if not found.difference <= found.tolerance:  # nan is not, either
             raise ExportError(f"{format_name}: not written, its answers differ: {found}")
     return found
@@ -103,22 +95,16 @@ def compare(
 ) -> Comparison:
     """Compare a file with its model. model: float32 on the CPU; test: raw uint8 images."""
     correct, ties, difference, largest = 0, 0, torch.zeros(()), torch.zeros(())
-    for share in evaluation_batches(test):
-        images = share.images
+    for batch in evaluation_batches(test):
+        images = batch.images
         expected = model(kind.normalize(images, CPU))
         found = predict(images if preprocessing else kind.normalize(images, CPU))
         labels = found.argmax(1)
-        correct += int((labels == share.labels).sum())
+        correct += int((labels == batch.labels).sum())
         ties += int((labels != expected.argmax(1)).sum())
         difference = torch.maximum(difference, (found - expected).abs().max())
         largest = torch.maximum(largest, expected.abs().max())
     return Comparison(len(test), correct, ties, difference.item(), largest.item())
-
-
-def copy_to_float32(model: nn.Module) -> nn.Module:
-    """A copy for evaluation on the CPU, in the memory format that other runtimes expect."""
-    copied = copy.deepcopy(model).to(CPU, torch.float32)
-    return copied.to(memory_format=torch.contiguous_format).eval()
 
 
 class Preprocessed(nn.Module):
@@ -196,10 +182,12 @@ def read_pt2(path: Path) -> Predictor:
     return torch.export.load(io.BytesIO(path.read_bytes())).module()
 
 
-FORMATS = {
-    "onnx": Format(write_onnx, read_onnx),
-    "torchscript": Format(write_torchscript, read_torchscript),
-    "pt2": Format(write_pt2, read_pt2),
+# How to write a module, an example of its input and metadata to a file's bytes, and how to read
+# the file without code of this package.
+FORMATS: dict[str, tuple[Writer, Callable[[Path], Predictor]]] = {
+    "onnx": (write_onnx, read_onnx),
+    "torchscript": (write_torchscript, read_torchscript),
+    "pt2": (write_pt2, read_pt2),
 }
 
 
