@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from mnist_exp.data import Kind, digits
-from mnist_exp.inference.images import UnreadableImage
-from mnist_exp.inference.preprocess import preprocess
+from mnist_exp.inference.preprocess import UnreadableImage, preprocess
 
 
 def kind(name: str, *shape: int) -> Kind:

@@ -51,8 +51,7 @@ def predict() -> None:
 def classify_files(options: Namespace) -> int:
     """Print the class of each image, and draw them for --show; returns the exit code."""
     from mnist_exp.experiment.load import load_model
-    from mnist_exp.inference.images import UnreadableImage
-    from mnist_exp.inference.preprocess import preprocess
+    from mnist_exp.inference.preprocess import UnreadableImage, preprocess
 
     trained = load_model(choose_checkpoint(options), options.device)
     names, code = trained.kind.class_names, 0

@@ -29,8 +29,7 @@ from starlette.requests import ClientDisconnect
 
 from mnist_exp.errors import BadInput, one_line, print_line
 from mnist_exp.experiment.load import TrainedModel
-from mnist_exp.inference.images import UnreadableImage
-from mnist_exp.inference.preprocess import preprocess
+from mnist_exp.inference.preprocess import UnreadableImage, preprocess
 
 PAGE = Path(__file__).with_suffix(".html").read_text("utf-8")
 MOST_BYTES = 10_000_000  # of a picture
