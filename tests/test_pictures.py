@@ -15,9 +15,9 @@ from mnist_exp import figures
 from mnist_exp.data import Kind, Split
 from mnist_exp.experiment import run as experiment
 from mnist_exp.experiment.run import resume, train
-from mnist_exp.inference import pictures
-from mnist_exp.inference.hooks import HOOKS
-from mnist_exp.inference.pictures import (
+from mnist_exp.inference import hooks
+from mnist_exp.inference.hooks import (
+    HOOKS,
     draw_curves,
     draw_filters,
     draw_predictions,
@@ -118,7 +118,7 @@ def test_the_filters_are_the_weights_that_see_the_image(
 def test_of_many_filters_the_largest_are_drawn_each_on_its_own_scale(
     drawn: dict[str, Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "FILTERS", 2)
+    monkeypatch.setattr(hooks, "FILTERS", 2)
     model = MLP((1, 6, 4), 3, hidden_sizes=[3])
     layer = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():

@@ -21,7 +21,7 @@ from mnist_exp.experiment.metrics import name_metrics
 from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.experiment.targets import initialize_hydra
-from mnist_exp.inference.pictures import draw_curves, draw_filters, draw_predictions
+from mnist_exp.inference.hooks import draw_curves, draw_filters, draw_predictions
 from mnist_exp.inference.scores import Predictions, wilson_interval
 from mnist_exp.paths import FIGURES
 from mnist_exp.training.loop import evaluate

@@ -1,19 +1,108 @@
-"""What happens after a training: the pictures, and the model that the tracker serves."""
+"""What happens after training: the pictures of a run, and the model that the tracker serves.
+
+All pictures together take a second, a third of it for importing matplotlib.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from mnist_exp.data import Kind, Split
 from mnist_exp.experiment.metrics import Result
 from mnist_exp.experiment.run import Hooks
 from mnist_exp.inference.export import export
-from mnist_exp.inference.pictures import draw_curves, draw_filters, draw_predictions
 from mnist_exp.inference.scores import Predictions
-from mnist_exp.training.state import Epoch
+from mnist_exp.training.state import Epoch, Metrics
+
+WORST = 18  # errors
+FILTERS = 48  # of the first layer
+
+
+def draw_curves(folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metrics | None) -> None:
+    """Loss and accuracy of all epochs."""
+    from mnist_exp import figures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {
+        "train": {epoch.number: epoch.train for epoch in epochs},
+        "val": {epoch.number: epoch.val for epoch in epochs if epoch.val},
+        "test": {kept.number: tested} if tested else {},
+    }
+    plain = {
+        split: {number: (found.loss, found.accuracy) for number, found in line.items()}
+        for split, line in lines.items()
+        if line
+    }
+    figures.curves(folder / "curves.png", plain, kept.number)
+
+
+def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
+    """The weights of the first layer, if they are images; otherwise draw nothing."""
+    from mnist_exp import figures
+
+    weights = find_first_weights(model, kind.image_shape)
+    if weights is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    largest = weights.flatten(1).norm(dim=1).sort(descending=True, stable=True).indices[:FILTERS]
+    chosen = weights[largest]
+    bound = chosen.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(chosen.dtype).tiny)
+    images = (chosen / bound + 1) / 2  # each on its own scale, nothing in the middle
+    few = f"the {len(chosen)} largest of " if len(chosen) < len(weights) else ""
+    heading = f"{few}{len(weights)} filters of the first layer"
+    figures.filters(folder / "filters.png", images.permute(0, 2, 3, 1).numpy(), heading)
+
+
+def find_first_weights(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor | None:
+    """The weights of the layer that sees the image, [n, 1 or 3, height, width], on the CPU."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    layer, (channels, height, width) = next(layers, None), image_shape
+    if layer is None or channels not in (1, 3):
+        return None
+    weights = layer.weight.detach().float().cpu()
+    if isinstance(layer, nn.Conv2d):
+        return weights if weights.shape[1] == channels and weights[0, 0].numel() > 1 else None
+    fits = layer.in_features == channels * height * width
+    return weights.view(-1, *image_shape) if fits else None
+
+
+def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind: Kind) -> None:
+    """Confusion, reliability, and the most confident errors, of a split with raw images."""
+    from mnist_exp import figures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names, labels = kind.class_names, predictions.labels
+    figures.confusion(
+        folder / "confusion.png", names, labels.tolist(), predictions.classes.tolist()
+    )
+    counts, confidences, accuracies = zip(*predictions.bin_confidences(), strict=True)
+    error = predictions.calibration_error()
+    figures.reliability(folder / "reliability.png", confidences, accuracies, counts, error)
+    worst = predictions.find_worst(WORST)
+    images = next(split.batches([worst])).images.cpu()
+    if images.shape[1] != 3:
+        images = images[:, :1]
+    said, true = (
+        [
+            (names[number], probability)
+            for number, probability in zip(
+                classes[worst].tolist(),
+                predictions.probability_of(classes)[worst].tolist(),
+                strict=True,
+            )
+        ]
+        for classes in (predictions.classes, labels)
+    )
+    wrong = int((~predictions.correct).sum())
+    few = f"the {len(worst)} most confident of " if len(worst) < wrong else ""
+    heading = f"{few}{wrong:,} errors in {len(labels):,}: predicted class, true class"
+    figures.most_wrong(
+        folder / "most_wrong.png", images.permute(0, 2, 3, 1).numpy(), said, true, heading
+    )
 
 
 def draw_test(folder: Path, logits: Sequence[Tensor], split: Split, kind: Kind) -> None:
