@@ -26,7 +26,7 @@ from statistics import fmean
 import numpy as np
 from measure import Bar, Column, Section, measure_section, name_processor, run
 
-from mnist_exp.data.idx import idx_encode
+from mnist_exp.data.cache import idx_encode
 from mnist_exp.files import replace_file
 from mnist_exp.paths import CONF, REPOSITORY
 

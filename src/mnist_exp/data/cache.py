@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,8 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_exp.data.idx import idx_header
-from mnist_exp.data.rows import ArrayFile, Rows, select_all
+from mnist_exp.data.splits import ArrayFile, Rows
 from mnist_exp.errors import Failure
 from mnist_exp.files import check_file, replace_file
 
@@ -32,12 +32,30 @@ OWN_SUM = "sha256"  # in a record: of everything else in it
 Files = dict[str, bytes]  # file name → its uncompressed bytes
 Sums = Mapping[str, str]  # name → SHA-256, or MD5 where that was published
 Arrays = dict[str, NDArray[np.uint8]]
-Loaded = dict[str, Tensor | Rows]
+Loaded = dict[str, Any]  # name → uint8 tensor, or Rows for images that stay on disk
 Record = dict[str, Any]  # what is known of a cached set; "sums": of its arrays
 
 
 class DataError(Failure):
     """Data that is missing, or not what it should be."""
+
+
+# --- IDX, the file format of MNIST: a big-endian header, then unsigned bytes ---
+
+
+def idx_header(shape: tuple[int, ...]) -> bytes:
+    """The header of an IDX file of unsigned bytes (type 8)."""
+    return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+
+
+def idx_encode(array: NDArray[np.uint8]) -> bytes:
+    return idx_header(array.shape) + array.tobytes()
+
+
+def idx_decode(raw: bytes) -> NDArray[np.uint8]:
+    """The array in an IDX file whose checksum was verified."""
+    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
 # --- checksums ---
@@ -162,10 +180,9 @@ def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
         file = ArrayFile(path)
         if fits or len(file.shape) < 3:
             array = np.fromfile(file.file, np.uint8).reshape(file.shape)
-            loaded: Tensor | Rows = torch.from_numpy(array)
-            found = hash_array(array)
+            loaded, found = torch.from_numpy(array), hash_array(array)
         else:
-            loaded, found = select_all(file), hash_array(file)
+            loaded, found = Rows(file, torch.arange(file.shape[0])), hash_array(file)
     except ValueError:
         found = "no array"
     if found != expected:

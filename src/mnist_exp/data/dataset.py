@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_exp.data.rows import Rows
-from mnist_exp.data.splits import Split, Streamed, split_off
+from mnist_exp.data.splits import Rows, Split, Streamed, split_off
 from mnist_exp.errors import BadInput, sanitize
 
 Channels = float | Sequence[float] | None  # for all channels, per channel, or None: computed

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from mnist_exp.data.cache import DataError, Record, ensure_record, hash_array, load, replace_array
 from mnist_exp.data.dataset import Channels, Dataset, compute_mean_and_std, split_dataset
 from mnist_exp.data.decoding import File, find_form, write_images
-from mnist_exp.data.rows import ArrayFile
-from mnist_exp.data.splits import make_split
+from mnist_exp.data.splits import ArrayFile, make_split
 from mnist_exp.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -56,8 +54,10 @@ def image_folder(
     if skipped := record["left_out"]:
         log.warning("data.root=%s: skipped: %s", root, _abbreviate(skipped))
     arrays = load(cached, record["sums"], memory_limit)
-    train, test = (
-        make_split(images, _make_labels(record["counts"][part])) for part, images in arrays.items()
+    classes = torch.arange(len(record["classes"]))
+    train, test = (  # the images are sorted by class
+        make_split(images, classes.repeat_interleave(torch.tensor(record["counts"][part])))
+        for part, images in arrays.items()
     )
     digest = _sha256(json.dumps([record["classes"], record["counts"], record["sums"]]))
     mean = record["mean"] if mean is None else mean
@@ -68,11 +68,6 @@ def image_folder(
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _make_labels(counts: Sequence[int]) -> Tensor:
-    """int64 [n], from the number of images per class; the images are sorted by class."""
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
 # --- find the files ---

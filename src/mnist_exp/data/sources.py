@@ -26,8 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_exp.data.cache import DataError, Files, Sums, read, verify
-from mnist_exp.data.idx import idx_encode
+from mnist_exp.data.cache import DataError, Files, Sums, idx_encode, read, verify
 
 log = logging.getLogger(__name__)
 
