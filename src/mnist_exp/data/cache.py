@@ -141,17 +141,20 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
-    def fill_and_record() -> None:
-        (folder / RECORD).unlink(missing_ok=True)
-        record = {"key": key, **fill()}
-        with replace_file(folder / RECORD) as temporary:
-            temporary.write_text(json.dumps({**record, OWN_SUM: hash_record(record)}), "utf-8")
-
-    _run_once(folder, lambda: read_current() is not None, fill_and_record)
-    record = read_current()
-    if record is None:
-        raise DataError(f"the cache {folder} was changed by another process; start again")
-    return record
+    try:
+        if current := read_current():
+            return current
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # of several processes one fills it, and the others wait
+            if current := read_current():
+                return current
+            (folder / RECORD).unlink(missing_ok=True)
+            record = {"key": key, **fill()}
+            with replace_file(folder / RECORD) as temporary:
+                temporary.write_text(json.dumps({**record, OWN_SUM: hash_record(record)}), "utf-8")
+            return record
+    except OSError as error:
+        raise _cache_error(folder, error) from None
 
 
 def hash_record(record: Record) -> str:
@@ -196,18 +199,6 @@ def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
 def array_path(folder: Path, name: str) -> Path:
     """The file of a cached array."""
     return folder / f"{name}.npy"
-
-
-def _run_once(folder: Path, done: Callable[[], bool], make: Callable[[], object]) -> None:
-    """If several processes need the folder filled, one does it and the others wait."""
-    try:
-        if not done():
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / "lock"):
-                if not done():
-                    make()
-    except OSError as error:
-        raise _cache_error(folder, error) from None
 
 
 @contextmanager
