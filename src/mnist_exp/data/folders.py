@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,7 +12,15 @@ from typing import NamedTuple
 
 import torch
 
-from mnist_exp.data.cache import DataError, Record, ensure_record, hash_array, load, replace_array
+from mnist_exp.data.cache import (
+    DataError,
+    Record,
+    ensure_record,
+    hash_array,
+    hash_text,
+    load,
+    replace_array,
+)
 from mnist_exp.data.dataset import Channels, Dataset, compute_mean_and_std, split_dataset
 from mnist_exp.data.decoding import File, find_form, write_images
 from mnist_exp.data.splits import ArrayFile, make_split
@@ -47,9 +54,9 @@ def image_folder(
     folder = Path(root).absolute()
     listing = _list_files(folder)
     options = f"{folder}\0{size}\0{skip_bad}"
-    cached = Path(cache) / "image_folder" / f"{folder.name}-{_sha256(options)[:12]}"
+    cached = Path(cache) / "image_folder" / f"{folder.name}-{hash_text(options)[:12]}"
     record = ensure_record(
-        cached, _sha256(options + listing), lambda: _decode(folder, cached, size, skip_bad)
+        cached, hash_text(options + listing), lambda: _decode(folder, cached, size, skip_bad)
     )
     if skipped := record["left_out"]:
         log.warning("data.root=%s: skipped: %s", root, _abbreviate(skipped))
@@ -59,15 +66,11 @@ def image_folder(
         make_split(images, classes.repeat_interleave(torch.tensor(record["counts"][part])))
         for part, images in arrays.items()
     )
-    digest = _sha256(json.dumps([record["classes"], record["counts"], record["sums"]]))
+    digest = hash_text(json.dumps([record["classes"], record["counts"], record["sums"]]))
     mean = record["mean"] if mean is None else mean
     std = record["std"] if std is None else std
     about = (folder.name, tuple(record["classes"]), digest)
     return split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 # --- find the files ---

