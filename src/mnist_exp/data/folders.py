@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -93,16 +92,11 @@ def _list_files(root: Path) -> str:
     return "\n".join(sorted(lines))
 
 
-class FoundFiles(NamedTuple):
-    """The class names, and the files of both parts, sorted by class."""
+def _find(root: Path) -> tuple[list[str], list[File], list[File]]:
+    """The class names, and the training and test files, sorted by class.
 
-    classes: list[str]
-    train: list[File]
-    test: list[File]
-
-
-def _find(root: Path) -> FoundFiles:
-    """Raises BadInput for a folder that does not have the layout of a set."""
+    Raises BadInput for a folder that does not have the layout of a set.
+    """
     train, test = root / "train", root / "test"
     if train.is_dir() and test.is_dir():
         classes, files = _find_class_files(train)
@@ -116,14 +110,14 @@ def _find(root: Path) -> FoundFiles:
                 f"{_abbreviate(names)} only in {part}/" for part, names in only.items() if names
             )
             raise BadInput(f"data.root={root}: the classes differ: {lists}")
-        return FoundFiles(classes, files, test_files)
+        return classes, files, test_files
     classes, files = _find_class_files(root)
     parts: tuple[list[File], list[File]] = ([], [])
     seen = Counter[int]()
     for path, label in files:
         seen[label] += 1
         parts[seen[label] % 5 == 0].append((path, label))
-    return FoundFiles(classes, *parts)
+    return classes, *parts
 
 
 def _find_class_files(root: Path) -> tuple[list[str], list[File]]:
@@ -132,19 +126,13 @@ def _find_class_files(root: Path) -> tuple[list[str], list[File]]:
 
     try:
         classes, labels = find_classes(root)
-    except FileNotFoundError:
-        raise BadInput(f"data.root={root}: no folders in it; each class needs one") from None
+        files = make_dataset(root, labels, extensions=IMG_EXTENSIONS)
+    except FileNotFoundError as error:
+        message = f"data.root={root}: each class needs a folder with images: {error}"
+        raise BadInput(message) from None
     if len(classes) == 1:
         raise BadInput(f"data.root={root}: only one class, {classes[0]}; at least two are needed")
-    found = make_dataset(root, labels, extensions=IMG_EXTENSIONS, allow_empty=True)
-    files = [(Path(path), label) for path, label in found]
-    present = {label for _, label in files}
-    empty = [name for name in classes if labels[name] not in present]
-    if empty:
-        endings = " ".join(IMG_EXTENSIONS)
-        names = _abbreviate(empty)
-        raise BadInput(f"data.root={root}: no image in {names} ({endings})")
-    return classes, files
+    return classes, [(Path(path), label) for path, label in files]
 
 
 def _abbreviate(names: Sequence[str]) -> str:
@@ -161,13 +149,13 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
 
     Raises BadInput for images that cannot form a set, DataError for unreadable files.
     """
-    found = _find(root)
-    log.info("data.root=%s: decoding %d images", root, len(found.train) + len(found.test))
+    classes, train_files, test_files = _find(root)
+    log.info("data.root=%s: decoding %d images", root, len(train_files) + len(test_files))
     with replace_array(folder, "train") as train, replace_array(folder, "test") as test:
-        form = find_form(root, found.train, found.test, size)
+        form = find_form(root, train_files, test_files, size)
         parts = [
-            write_images(path, files, len(found.classes), form)
-            for path, files in ((train, found.train), (test, found.test))
+            write_images(path, files, len(classes), form)
+            for path, files in ((train, train_files), (test, test_files))
         ]
         unreadable = {
             str(path.relative_to(root)): why
@@ -190,7 +178,7 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
     mean, std = compute_mean_and_std(parts[0].byte_counts)
     return {
         "sums": sums,
-        "classes": found.classes,
+        "classes": classes,
         "counts": dict(zip(sums, counts, strict=True)),
         "mean": mean,
         "std": std,
