@@ -35,7 +35,7 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> Split:
-        return Split(self.images[index], self.labels[index])
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def chunk(self, parts: int) -> list[Split]:
         """At most `parts` parts of about equal size."""
@@ -90,8 +90,6 @@ class Rows:
     places: Tensor  # int64 [n]
     device: torch.device = CPU  # where the images go once they are read
 
-    ndim = 4
-
     @property
     def shape(self) -> tuple[int, ...]:
         """[n, channels, height, width]"""
@@ -119,9 +117,6 @@ class Streamed(Split):
     images: Rows  # type: ignore[assignment] # has a shape, a device, and an index
     finish: Callable[[Split], Split] = lambda split: split
 
-    def __getitem__(self, index: Tensor | slice) -> Streamed:
-        return replace(self, images=self.images[index], labels=self.labels[index])
-
     def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
         """A batch for each index of the order.
 
@@ -136,15 +131,14 @@ class Streamed(Split):
         parts = [places[start : start + several] for start in range(0, len(places), several)]
         with ThreadPoolExecutor(1, "reads-ahead") as thread:
             ahead = thread.submit(self._read, parts[0])
-            for following in [*parts[1:], []]:
+            for following in parts[1:]:
                 batches = iter(ahead.result())
                 ahead = thread.submit(self._read, following)
                 yield from batches
+            yield from ahead.result()
 
     def _read(self, places: list[Tensor]) -> list[Split]:
         """A batch for each index, all of them read at once."""
-        if not places:
-            return []
         index, sizes = torch.cat(places), [len(batch) for batch in places]
         whole = self.finish(Split(self.images[index].read(), self.labels[index]))
         both = zip(whole.images.split(sizes), whole.labels.split(sizes), strict=True)
