@@ -32,6 +32,7 @@ from hydra.errors import HydraException
 from measure import name_processor
 from omegaconf import DictConfig, OmegaConf
 from page import Row, Run, render_page
+from sklearn.metrics import confusion_matrix
 
 from mnist_exp import figures
 from mnist_exp.errors import Failure, first_line
@@ -193,7 +194,9 @@ def load_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
         predictions += predicted.tolist()
     if labels:
         (REPOSITORY / picture).parent.mkdir(exist_ok=True)
-        figures.confusion(REPOSITORY / picture, trained.kind.class_names, labels, predictions)
+        names = trained.kind.class_names
+        counts = confusion_matrix(labels, predictions, labels=range(len(names)))
+        figures.confusion(REPOSITORY / picture, names, counts)
         row.picture = picture
 
 

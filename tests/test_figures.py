@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -37,9 +38,8 @@ def test_a_confusion_writes_every_count_and_colours_only_the_errors(
 ) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
-    labels = [0, 0, 0, 0, 0, 0, 0, 1, 2, 2]
-    predictions = [0, 0, 0, 1, 1, 1, 1, 1, 2, 0]
-    figures.confusion(tmp_path / "errors.png", ["cat", "dog", "eel"], labels, predictions)
+    counts = np.array([[3, 4, 0], [0, 1, 0], [1, 0, 1]])
+    figures.confusion(tmp_path / "errors.png", ["cat", "dog", "eel"], counts)
     (axes,) = drawn[0].axes
     written = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
     grey = "0.45"
@@ -58,7 +58,7 @@ def test_a_confusion_writes_every_count_and_colours_only_the_errors(
 
 
 def test_a_confusion_without_an_error_is_drawn_and_fits_a_page(tmp_path: Path) -> None:
-    figures.confusion(tmp_path / "errors.png", ["a", "b"], [0, 1, 1], [0, 1, 1])
+    figures.confusion(tmp_path / "errors.png", ["a", "b"], np.diag([1, 2]))
     assert size(tmp_path / "errors.png") == (832, 800)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -47,9 +47,6 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=160, pil_kwargs=options)
 
 
-# --- a run ---
-
-
 @use_style
 def curves(path: Path, metrics: Mapping[str, Mapping[int, tuple[float, float]]], kept: int) -> None:
     """Loss and accuracy over the epochs.
@@ -72,24 +69,26 @@ def curves(path: Path, metrics: Mapping[str, Mapping[int, tuple[float, float]]],
 
 
 @use_style
-def confusion(
-    path: Path, names: Sequence[str], labels: Sequence[int], predictions: Sequence[int]
-) -> None:
+def confusion(path: Path, names: Sequence[str], counts: NDArray[np.int64]) -> None:
     """The confusion matrix: errors in color, correct predictions in gray.
 
-    names: of the classes; labels and predictions: indices of the true and the predicted class of
-    each image. With very many classes only the colors are drawn.
+    names: of the classes; counts: of images by true class (row) and predicted class (column). With
+    very many classes only the colors are drawn.
     """
-    counts = Counter(zip(labels, predictions, strict=True))
-    errors = Counter({(y, x): count for (y, x), count in counts.items() if x != y})
-    most = max(errors.values(), default=1)
     classes = range(len(names))
+    errors = np.where(np.eye(len(names), dtype=bool), 0, counts)
+    most = max(1, errors.max())
     figure = Figure((5.2, 5.0), layout="constrained")
     axes = figure.add_subplot()
-    grid = [[errors[y, x] or math.nan for x in classes] for y in classes]
-    image = axes.imshow(grid, cmap=f"{COLORMAP}_r", vmin=0, vmax=most)  # most frequent: darkest
+    drawn = np.where(errors, errors, np.nan)
+    image = axes.imshow(drawn, cmap=f"{COLORMAP}_r", vmin=0, vmax=most)  # most frequent: darkest
     if len(names) <= MAX_NAMED:
-        write_counts(axes, counts, most)
+        for y, x in np.argwhere(counts):
+            style: dict[str, Any] = {"color": "white" if counts[y, x] > most / 2 else "black"}
+            if x == y:
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.94"))
+                style = {"color": PALE, "fontsize": 7}
+            axes.text(x, y, str(counts[y, x]), ha="center", va="center", **style)
         axes.set_yticks(classes, names)
         axes.set_xticks(classes, names, rotation=0 if max(map(len, names)) < 4 else 45)
         for axis in (axes.xaxis, axes.yaxis):
@@ -100,18 +99,8 @@ def confusion(
         figure.colorbar(image, label="errors", shrink=0.8)
     axes.set_ylabel("true class")
     axes.set_xlabel("predicted class")
-    axes.set_title(f"{errors.total():,} errors in {len(labels):,} predictions", fontsize="medium")
+    axes.set_title(f"{errors.sum():,} errors in {counts.sum():,} predictions", fontsize="medium")
     save(figure, path)
-
-
-def write_counts(axes: Axes, counts: Mapping[tuple[int, int], int], most: int) -> None:
-    for (y, x), count in counts.items():
-        if x == y:
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.94"))
-            axes.text(x, y, str(count), ha="center", va="center", color=PALE, fontsize=7)
-        else:
-            color = "white" if count > most / 2 else "black"
-            axes.text(x, y, str(count), ha="center", va="center", color=color)
 
 
 @use_style
@@ -204,9 +193,6 @@ def shorten(name: str) -> str:
     return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
 
 
-# --- single images ---
-
-
 @use_style
 def predictions(
     path: Path,
@@ -237,9 +223,6 @@ def predictions(
         right.set_xticks([])
         right.spines[["top", "right", "bottom"]].set_visible(False)
     save(figure, path)
-
-
-# --- a sweep ---
 
 
 @use_style

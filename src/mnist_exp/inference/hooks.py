@@ -76,9 +76,7 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
 
     folder.mkdir(parents=True, exist_ok=True)
     names, labels = kind.class_names, predictions.labels
-    figures.confusion(
-        folder / "confusion.png", names, labels.tolist(), predictions.classes.tolist()
-    )
+    figures.confusion(folder / "confusion.png", names, predictions.confusion_matrix().numpy())
     counts, confidences, accuracies = zip(*predictions.bin_confidences(), strict=True)
     error = predictions.calibration_error()
     figures.reliability(folder / "reliability.png", confidences, accuracies, counts, error)
