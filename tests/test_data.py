@@ -45,7 +45,7 @@ from mnist_exp.data import (
     mnist,
 )
 from mnist_exp.data.cache import Arrays, Files, idx_decode, idx_encode, load_or_make
-from mnist_exp.data.dataset import compute_mean_and_std, count_bytes
+from mnist_exp.data.dataset import compute_mean_and_std
 from mnist_exp.data.sources import (
     Published,
     Unavailable,
@@ -1067,7 +1067,7 @@ def test_mean_and_deviation_default_to_those_of_the_training_pixels(
 
 
 def test_a_channel_of_one_value_has_a_deviation_to_divide_by() -> None:
-    assert compute_mean_and_std(count_bytes(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8))) == (
+    assert compute_mean_and_std(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8)) == (
         (0.2,),
         (1.0,),
     )

@@ -180,7 +180,7 @@ def test_a_class_folder_that_came_is_noticed_though_nothing_is_in_it(tmp_path: P
     make(tmp_path / "pets")
     open_set(tmp_path / "pets", tmp_path / "cache")
     (tmp_path / "pets" / "bird").mkdir()
-    assert get_refusal(tmp_path / "pets") == Like("no image…bird…")
+    assert get_refusal(tmp_path / "pets") == Like("…class needs a folder with images…bird…")
 
 
 def test_each_size_has_a_cache_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

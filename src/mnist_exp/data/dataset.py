@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mnist_exp.data.splits import Rows, Split, Streamed, split_off
@@ -118,7 +117,7 @@ def split_dataset(
     number of channels than the images.
     """
     if mean is None or std is None:
-        found_mean, found_std = compute_mean_and_std(count_bytes(train.images))
+        found_mean, found_std = compute_mean_and_std(train.images)
         mean = found_mean if mean is None else mean
         std = found_std if std is None else std
     channels, height, width = train.images.shape[1:]
@@ -135,10 +134,12 @@ def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tu
     return values
 
 
-def count_bytes(images: Tensor | Rows) -> NDArray[np.int64]:
-    """How often each byte value occurs in each channel of uint8 images, [channels, 256].
+def compute_mean_and_std(images: Tensor | Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images, scaled to 0..1.
 
-    With numpy, because torch's threads would wait for the threads that decode.
+    The sums are exact integers, from how often each byte occurs in a channel, so the result is the
+    same on every machine. A channel with a single value gets the deviation 1, which is safe to
+    divide by.
     """
     counts = np.zeros((images.shape[1], 256), np.int64)
     for start in range(0, len(images), 256):
@@ -146,16 +147,6 @@ def count_bytes(images: Tensor | Rows) -> NDArray[np.int64]:
         read = some.read() if isinstance(some, Rows) else some
         for channel, pixels in zip(counts, read.numpy().swapaxes(0, 1), strict=True):
             channel += np.bincount(pixels.reshape(-1), minlength=256)
-    return counts
-
-
-def compute_mean_and_std(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of bytes scaled to 0..1.
-
-    counts: how often each byte value occurs, [channels, 256]. The sums are exact integers, so the
-    result is the same on every machine. A channel with a single value gets the deviation 1, which
-    is safe to divide by.
-    """
     means, stds = [], []
     for times in counts.tolist():
         count = sum(times)

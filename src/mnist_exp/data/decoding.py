@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from mnist_exp.data.dataset import count_bytes
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import check_file
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 # Pillow decodes these itself. For EPS it starts Ghostscript. MPO, as phones write, opens as JPEG.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 
-CHUNK = 64  # images that are decoded, then written
+CHUNK = 64  # images that are decoded before the first of them is written
 SLICE = 16  # images per task of a thread: a task costs as much as decoding a small image
 
 T = TypeVar("T")
@@ -81,38 +79,29 @@ def find_form(root: Path, train: Sequence[File], test: Sequence[File], size: int
     return Form(mode, common[0][0] if common else (1, 1))
 
 
-class DecodedPart(NamedTuple):
-    """Facts about a part of the set that was written to disk."""
+def write_images(
+    path: Path, files: Sequence[File], classes: int, form: Form
+) -> tuple[list[int], dict[Path, str]]:
+    """Write the readable images into a .npy file, uint8 [n, channels, height, width].
 
-    class_counts: list[int]  # images per class
-    byte_counts: NDArray[np.int64]  # how often each byte value occurs, [channels, 256]
-    unreadable: dict[Path, str]  # files, and why
-
-
-def write_images(path: Path, files: Sequence[File], classes: int, form: Form) -> DecodedPart:
-    """Write the readable images into a .npy file, uint8 [n, channels, height, width]."""
+    Returns how many there are of each class, and why each of the other files is unreadable.
+    """
     class_counts, unreadable = [0] * classes, {}
-    byte_counts = np.zeros((form.shape[0], 256), np.int64)
     read = partial(_read_pixels, form=form)
     with path.open("wb") as file, _choose_map(files) as map_tasks:
         _write_header(file, 0, form)
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
-            images = []
             decoded = _read_each(read, [source for source, _ in chunk], map_tasks)
             for (source, label), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, str):
                     unreadable[source] = pixels
                 else:
                     class_counts[label] += 1
-                    images.append(pixels)
-            if images:
-                stacked = np.stack(images)
-                byte_counts += count_bytes(torch.from_numpy(stacked))
-                file.write(stacked.data)
+                    file.write(pixels.data)
         file.seek(0)
         _write_header(file, sum(class_counts), form)
-    return DecodedPart(class_counts, byte_counts, unreadable)
+    return class_counts, unreadable
 
 
 def _write_header(file: BinaryIO, count: int, form: Form) -> None:

@@ -22,7 +22,7 @@ from mnist_exp.data.cache import (
 )
 from mnist_exp.data.dataset import Channels, Dataset, compute_mean_and_std, split_dataset
 from mnist_exp.data.decoding import File, find_form, write_images
-from mnist_exp.data.splits import ArrayFile, make_split
+from mnist_exp.data.splits import ArrayFile, Rows, make_split
 from mnist_exp.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -153,14 +153,12 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
     log.info("data.root=%s: decoding %d images", root, len(train_files) + len(test_files))
     with replace_array(folder, "train") as train, replace_array(folder, "test") as test:
         form = find_form(root, train_files, test_files, size)
-        parts = [
+        (train_counts, bad_train), (test_counts, bad_test) = (
             write_images(path, files, len(classes), form)
             for path, files in ((train, train_files), (test, test_files))
-        ]
+        )
         unreadable = {
-            str(path.relative_to(root)): why
-            for part in parts
-            for path, why in part.unreadable.items()
+            str(path.relative_to(root)): why for path, why in (bad_train | bad_test).items()
         }
         if unreadable and not skip_bad:
             reasons = _abbreviate([f"{path} ({why})" for path, why in unreadable.items()])
@@ -168,18 +166,18 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
                 f"data.root={root}: unreadable images: {reasons}; repair or remove them, or skip "
                 "them with data.skip_bad=true"
             )
-        counts = [part.class_counts for part in parts]
-        if 0 in counts[0] or not any(counts[1]):
+        if 0 in train_counts or not any(test_counts):
             raise BadInput(
                 f"data.root={root}: too few images; each class needs one for training, and the "
                 "test part (test/, or every fifth image of a class) needs one"
             )
-        sums = {"train": hash_array(ArrayFile(train)), "test": hash_array(ArrayFile(test))}
-    mean, std = compute_mean_and_std(parts[0].byte_counts)
+        array = ArrayFile(train)
+        mean, std = compute_mean_and_std(Rows(array, torch.arange(array.shape[0])))
+        sums = {"train": hash_array(array), "test": hash_array(ArrayFile(test))}
     return {
         "sums": sums,
         "classes": classes,
-        "counts": dict(zip(sums, counts, strict=True)),
+        "counts": {"train": train_counts, "test": test_counts},
         "mean": mean,
         "std": std,
         "left_out": list(unreadable),
