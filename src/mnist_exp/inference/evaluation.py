@@ -22,7 +22,7 @@ from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference.hooks import draw_curves, draw_filters, draw_predictions
-from mnist_exp.inference.scores import Predictions, wilson_interval
+from mnist_exp.inference.scores import Predictions, Scores, wilson_interval
 from mnist_exp.paths import FIGURES
 from mnist_exp.training.loop import evaluate
 from mnist_exp.training.state import Metrics
@@ -49,6 +49,10 @@ class Evaluation:
         """The metrics that the run logged for this split and these weights."""
         best = self.trained.progress.best
         return {"test": self.trained.tested, "val": best.val if best else None}.get(self.name)
+
+    def class_scores(self) -> list[tuple[str, Scores]]:
+        """The name and the scores of each class."""
+        return list(zip(self.kind.class_names, self.predictions.score_classes(), strict=True))
 
     def compare_with_log(self) -> str:
         """Whether the metrics are equal to those that the run logged."""
@@ -78,16 +82,14 @@ class Evaluation:
         screen.show_table(f"{self.kind.name}, {self.name}", ("metric", "value"), rows)
         of_classes = [
             (name, f"{images:,}", *("–" if value is None else f"{value:.4f}" for value in values))
-            for name, (images, *values) in zip(names, self.predictions.score_classes(), strict=True)
+            for name, (images, *values) in self.class_scores()
         ]
         header = ("class", "images", "precision", "recall", "F1")
         screen.show_table("Classes", header, of_classes)
         if len(names) <= WIDEST:
+            matrix = zip(names, self.predictions.confusion_matrix().tolist(), strict=True)
             confusion = [
-                (name, *(f"{count:,}" if count else "·" for count in row))
-                for name, row in zip(
-                    names, self.predictions.confusion_matrix().tolist(), strict=True
-                )
+                (name, *(f"{count:,}" if count else "·" for count in row)) for name, row in matrix
             ]
             screen.show_table("Confusion", ("true \\ predicted", *names), confusion)
         log.info("logged   %s", self.compare_with_log())
@@ -95,7 +97,6 @@ class Evaluation:
 
     def to_json(self) -> str:
         """All results, by name."""
-        scores = zip(self.kind.class_names, self.predictions.score_classes(), strict=True)
         found = {
             "checkpoint": str(self.trained.source),
             "data": self.kind.name,
@@ -105,7 +106,7 @@ class Evaluation:
             "accuracy": self.metrics.accuracy,
             "accuracy_interval": wilson_interval(self.metrics.accuracy, len(self.split)),
             "calibration_error": self.predictions.calibration_error(),
-            "classes": {name: values._asdict() for name, values in scores},
+            "classes": {name: values._asdict() for name, values in self.class_scores()},
             "confusion": self.predictions.confusion_matrix().tolist(),
             "logged": self.logged_metrics and asdict(self.logged_metrics),
         }
@@ -148,9 +149,7 @@ class Evaluation:
             f"{self.name}/accuracy_high": high,
             f"{self.name}/calibration_error": self.predictions.calibration_error(),
         }
-        for name, scores in zip(
-            self.kind.class_names, self.predictions.score_classes(), strict=True
-        ):
+        for name, scores in self.class_scores():
             for score in ("precision", "recall", "f1"):
                 if (value := getattr(scores, score)) is not None:
                     found[f"{self.name}/{score}/{name.replace('/', ' ')}"] = value

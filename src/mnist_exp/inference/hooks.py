@@ -81,26 +81,21 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
     error = predictions.calibration_error()
     figures.reliability(folder / "reliability.png", confidences, accuracies, counts, error)
     worst = predictions.find_worst(WORST)
+
+    def describe(classes: Tensor) -> list[tuple[str, float]]:
+        """The names of the worst images' classes, and the probabilities of these."""
+        probabilities = predictions.probability_of(classes)[worst].tolist()
+        return list(zip([names[n] for n in classes[worst].tolist()], probabilities, strict=True))
+
     images = next(split.batches([worst])).images.cpu()
     if images.shape[1] != 3:
         images = images[:, :1]
-    said, true = (
-        [
-            (names[number], probability)
-            for number, probability in zip(
-                classes[worst].tolist(),
-                predictions.probability_of(classes)[worst].tolist(),
-                strict=True,
-            )
-        ]
-        for classes in (predictions.classes, labels)
-    )
     wrong = int((~predictions.correct).sum())
     few = f"the {len(worst)} most confident of " if len(worst) < wrong else ""
     heading = f"{few}{wrong:,} errors in {len(labels):,}: predicted class, true class"
-    figures.most_wrong(
-        folder / "most_wrong.png", images.permute(0, 2, 3, 1).numpy(), said, true, heading
-    )
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    said, true = describe(predictions.classes), describe(labels)
+    figures.most_wrong(folder / "most_wrong.png", pixels, said, true, heading)
 
 
 def draw_test(folder: Path, logits: Sequence[Tensor], split: Split, kind: Kind) -> None:
