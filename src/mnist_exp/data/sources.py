@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -146,19 +146,15 @@ def from_files(published: Published, root: Path) -> Files:
 
     Raises DataError for a file that is not the published one.
     """
-    archive = published.archive
-    below = (
-        (archive.folder,)
-        if archive
-        else ("raw", published.torchvision_name, f"{published.torchvision_name}/raw")
-    )
+    archive, theirs = published.archive, published.torchvision_name
+    below = (archive.folder,) if archive else ("raw", theirs, f"{theirs}/raw")
     folders = [root, *map(root.joinpath, below)]
     files = {}
     for name, expected in published.sums.items():
         candidates = [folder / (name + end) for folder in folders for end in ("", ".gz")]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None and archive and (root / archive.name).is_file():
-            return from_archive(published, root / archive.name)
+            return from_archive(archive, published.sums, root / archive.name)
         if path is None:
             other = archive.name if archive else f"{name}.gz"
             raise Unavailable(f"no {name}" + ("" if name.endswith(".gz") else f" or {other}"))
@@ -166,14 +162,13 @@ def from_files(published: Published, root: Path) -> Files:
     return files
 
 
-def from_archive(published: Published, path: Path) -> Files:
+def from_archive(archive: Archive, names: Iterable[str], path: Path) -> Files:
     """The files in the set's archive; nothing is unpacked on disk. Raises DataError."""
-    assert published.archive is not None
-    raw = read(path, published.archive.md5)
+    raw = read(path, archive.md5)
     files = {}
-    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        for name in published.sums:
-            member = archive.extractfile(f"{published.archive.folder}/{name}")
+    with tarfile.open(fileobj=io.BytesIO(raw)) as opened:
+        for name in names:
+            member = opened.extractfile(f"{archive.folder}/{name}")
             assert member is not None, "a verified archive has its files"
             files[name] = member.read()
     return files
