@@ -131,7 +131,7 @@ def test_the_runs_own_set_by_its_name_is_its_own(checkpoint: Path, digits_cache:
     ("side", "names", "problem"),
     [
         (9, "0123456789", "…1×9×9…1×8×8"),
-        (8, "abc", "…a, b, c…0, 1, … 9"),
+        (8, "abc", "…a, b, c…0, 1, 2 and 7 more"),
     ],
 )
 def test_a_set_of_another_kind_is_one_line(

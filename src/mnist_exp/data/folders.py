@@ -58,7 +58,7 @@ def image_folder(
         cached, hash_text(options + listing), lambda: _decode(folder, cached, size, skip_bad)
     )
     if skipped := record["left_out"]:
-        log.warning("data.root=%s: skipped: %s", root, _abbreviate(skipped))
+        log.warning("data.root=%s: skipped: %s", root, abbreviate(skipped))
     arrays = load(cached, record["sums"], memory_limit)
     classes = torch.arange(len(record["classes"]))
     train, test = (  # the images are sorted by class
@@ -107,7 +107,7 @@ def _find(root: Path) -> tuple[list[str], list[File], list[File]]:
                 "test": sorted(set(test_classes) - set(classes)),
             }
             lists = "; ".join(
-                f"{_abbreviate(names)} only in {part}/" for part, names in only.items() if names
+                f"{abbreviate(names)} only in {part}/" for part, names in only.items() if names
             )
             raise BadInput(f"data.root={root}: the classes differ: {lists}")
         return classes, files, test_files
@@ -135,7 +135,7 @@ def _find_class_files(root: Path) -> tuple[list[str], list[File]]:
     return classes, [(Path(path), label) for path, label in files]
 
 
-def _abbreviate(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """The first three, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
@@ -161,7 +161,7 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
             str(path.relative_to(root)): why for path, why in (bad_train | bad_test).items()
         }
         if unreadable and not skip_bad:
-            reasons = _abbreviate([f"{path} ({why})" for path, why in unreadable.items()])
+            reasons = abbreviate([f"{path} ({why})" for path, why in unreadable.items()])
             raise DataError(
                 f"data.root={root}: unreadable images: {reasons}; repair or remove them, or skip "
                 "them with data.skip_bad=true"

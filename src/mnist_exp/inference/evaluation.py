@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from mnist_exp.data import Dataset, Kind, Split
+from mnist_exp.data.folders import abbreviate
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.build import load_dataset
@@ -206,7 +207,3 @@ def load_other_dataset(trained: TrainedModel, data: Sequence[str]) -> Dataset:
         found = (abbreviate(kind.class_names) for kind in (of_set, of_run))
         raise BadInput("--data {}: its classes are {}; the run's are {}".format(data[0], *found))
     return dataset
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]}, … {names[-1]}"
