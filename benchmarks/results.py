@@ -193,7 +193,6 @@ def load_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
         labels += test.labels.tolist()
         predictions += predicted.tolist()
     if labels:
-        (REPOSITORY / picture).parent.mkdir(exist_ok=True)
         names = trained.kind.class_names
         counts = confusion_matrix(labels, predictions, labels=range(len(names)))
         figures.confusion(REPOSITORY / picture, names, counts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ use_style = matplotlib.rc_context({"text.parse_math": False})
 
 
 def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         kind = path.suffix.removeprefix(".")
         options = {"compress_level": 3} if kind == "png" else {}  # a tenth larger, half the time
@@ -236,18 +236,18 @@ def heat_map(
 
     points: (first, second) of each accuracy 0..1; missing pairs stay empty.
     """
-    rows, columns = (sorted({point[axis] for point in points}) for axis in (0, 1))
-    grid = [[float("nan")] * len(columns) for _ in rows]
-    for (row, column), accuracy in zip(points, accuracies, strict=True):
-        grid[rows.index(row)][columns.index(column)] = accuracy
+    firsts, seconds = zip(*points, strict=True)
+    rows, row_of_each = np.unique(firsts, return_inverse=True)
+    columns, column_of_each = np.unique(seconds, return_inverse=True)
+    grid = np.full((len(rows), len(columns)), np.nan)
+    grid[row_of_each, column_of_each] = accuracies
     figure = Figure((1.8 + 1.1 * len(columns), 1.2 + 0.7 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(grid, cmap=COLORMAP, origin="lower", aspect="auto")
     middle = (min(accuracies) + max(accuracies)) / 2
-    for y, x in itertools.product(range(len(rows)), range(len(columns))):
-        if not math.isnan(grid[y][x]):
-            color = "white" if grid[y][x] < middle else "black"
-            axes.text(x, y, f"{grid[y][x]:.4f}", ha="center", va="center", color=color)
+    for y, x in np.argwhere(~np.isnan(grid)):
+        color = "white" if grid[y, x] < middle else "black"
+        axes.text(x, y, f"{grid[y, x]:.4f}", ha="center", va="center", color=color)
     axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
     axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     name_and_save(figure, names, image, path)

@@ -26,7 +26,6 @@ def draw_curves(folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metr
     """Loss and accuracy of all epochs."""
     from mnist_exp import figures
 
-    folder.mkdir(parents=True, exist_ok=True)
     lines = {
         "train": {epoch.number: epoch.train for epoch in epochs},
         "val": {epoch.number: epoch.val for epoch in epochs if epoch.val},
@@ -47,7 +46,6 @@ def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
     weights = find_first_weights(model, kind.image_shape)
     if weights is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     largest = weights.flatten(1).norm(dim=1).sort(descending=True, stable=True).indices[:FILTERS]
     chosen = weights[largest]
     bound = chosen.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(chosen.dtype).tiny)
@@ -74,7 +72,6 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
     """Confusion, reliability, and the most confident errors, of a split with raw images."""
     from mnist_exp import figures
 
-    folder.mkdir(parents=True, exist_ok=True)
     names, labels = kind.class_names, predictions.labels
     figures.confusion(folder / "confusion.png", names, predictions.confusion_matrix().numpy())
     counts, confidences, accuracies = zip(*predictions.bin_confidences(), strict=True)
