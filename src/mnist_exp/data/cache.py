@@ -30,9 +30,7 @@ RECORD = "record.json"
 OWN_SUM = "sha256"  # in a record: of everything else in it
 
 Files = dict[str, bytes]  # file name → its uncompressed bytes
-Sums = Mapping[str, str]  # name → SHA-256, or MD5 where that was published
 Arrays = dict[str, NDArray[np.uint8]]
-Loaded = dict[str, Any]  # name → uint8 tensor, or Rows for images that stay on disk
 Record = dict[str, Any]  # what is known of a cached set; "sums": of its arrays
 
 
@@ -111,7 +109,7 @@ def unzip(packed: bytes) -> bytes:
 
 def load_or_make(
     folder: Path, key: str, make: Callable[[], Arrays], memory_limit: float = math.inf
-) -> Loaded:
+) -> dict[str, Any]:
     """The arrays of a cached set by name; `make` provides them if the cache lacks any.
 
     Hashing all of MNIST costs 0.03 to 0.2 seconds at each start, and ensures that no run trains on
@@ -164,8 +162,8 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
         raise _cache_error(folder, error) from None
 
 
-def load(folder: Path, sums: Sums, memory_limit: float = math.inf) -> Loaded:
-    """The arrays of a cached set by name; images stay on disk if they do not fit into memory.
+def load(folder: Path, sums: Mapping[str, str], memory_limit: float = math.inf) -> dict[str, Any]:
+    """The arrays of a cached set by name: tensors, or Rows for images that do not fit into memory.
 
     memory_limit: GB (1e9 bytes) for the whole set, which needs five bytes per value: the byte and a
     float32. Raises DataError.

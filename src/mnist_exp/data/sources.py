@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -30,7 +30,6 @@ from mnist_exp.data.cache import (
     Arrays,
     DataError,
     Files,
-    Sums,
     hash_text,
     idx_decode,
     idx_encode,
@@ -83,7 +82,7 @@ class Published:
 
     name: str
     torchvision_name: str  # of its class there
-    sums: Sums  # by the name of each file
+    sums: Mapping[str, str]  # by file: SHA-256, or MD5 where that was published
     classes: tuple[str, ...]
     wheel: Wheel | None = None
     archive: Archive | None = None
