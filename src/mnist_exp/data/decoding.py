@@ -155,14 +155,18 @@ def _read_header(path: Path) -> Form:
 
 
 def _read_pixels(path: Path, form: Form) -> NDArray[np.uint8]:
-    """The image in this form, uint8 [channels, height, width]."""
-    from PIL import Image
-
     with open_image(path) as image:
         if image.mode[0] in "IF":
             raise ValueError("more than 8 bits a pixel")
-        converted = image.convert(form.mode)
-        if converted.size != form.size:
-            converted = converted.resize(form.size, Image.Resampling.BILINEAR)
+        return convert(image, form)
+
+
+def convert(image: Image.Image, form: Form) -> NDArray[np.uint8]:
+    """The image in this form, uint8 [channels, height, width]; antialiased if it is resized."""
+    from PIL import Image
+
+    converted = image.convert(form.mode)
+    if converted.size != form.size:
+        converted = converted.resize(form.size, Image.Resampling.BILINEAR)
     pixels = np.asarray(converted).reshape(*reversed(form.size), -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels.transpose(2, 0, 1).copy()

@@ -18,13 +18,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from mnist_exp.data import Kind
-from mnist_exp.data.decoding import open_image
+from mnist_exp.data.decoding import Form, convert, open_image
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import NotAFile
 
 Floats = NDArray[np.float32]
 NEIGHBORS = np.ones((3, 3), bool)  # of a pixel: all eight
-Resampling = Image.Resampling
 
 
 class UnreadableImage(BadInput):
@@ -64,18 +63,12 @@ def preprocess(source: Path | BinaryIO, kind: Kind) -> Tensor:
     colors = read_image(source)
     layout = LAYOUTS.get(kind.name)
     if layout is None:
-        return resize(colors, kind.image_shape)
+        image = Image.fromarray((colors * 255).round().astype(np.uint8))
+        channels, height, width = kind.image_shape
+        form = Form("L" if channels == 1 else "RGB", (width, height))
+        return torch.from_numpy(convert(image, form))  # as `data=image_folder data.size=N` does
     placed = place_ink(crop_ink(colors), layout, kind.image_shape[1:])
     return torch.from_numpy(placed)[None]
-
-
-def resize(colors: Floats, shape: tuple[int, int, int]) -> Tensor:
-    """Resize as `data=image_folder data.size=N` does."""
-    channels, height, width = shape
-    image = Image.fromarray((colors * 255).round().astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
-    pixels = np.array(image.resize((width, height), Resampling.BILINEAR))
-    return torch.from_numpy(pixels).reshape(height, width, -1).permute(2, 0, 1)
 
 
 # --- from a file to colors ---
@@ -248,7 +241,7 @@ def place_ink(ink: Floats, layout: Layout, field: tuple[int, int]) -> NDArray[np
     """Scale the ink to the layout's longer side, and place it in a field of [height, width]."""
     scale = layout.longer_side / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)
-    small = np.asarray(Image.fromarray(ink).resize((width, height), Resampling.BICUBIC))
+    small = np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC))
     full = np.sort(small, axis=None)[-FULL:].mean()
     values = (255 * (small / full).clip(0, 1)).round().astype(np.uint8)
     margin = np.array(field) - values.shape
