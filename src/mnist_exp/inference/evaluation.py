@@ -163,8 +163,8 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint on a split, "test" or "val", of its own data set or of another.
 
     data: checked overrides, the data set's name first; none for the run's own. Raises BadInput if
-    there are no images or they do not fit the model, and what `trained.load`
-    and the set do.
+    there are no images or they do not fit the model, and what `load_model` and
+    the set do.
     """
     trained = load_model(checkpoint, device)
     dataset = load_other_dataset(trained, data) if data else trained.dataset()

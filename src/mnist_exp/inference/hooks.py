@@ -97,8 +97,7 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
 
 def draw_test(folder: Path, logits: Sequence[Tensor], split: Split, kind: Kind) -> None:
     """Draw confusion, reliability, and the most confident errors."""
-    predictions = Predictions.from_logits(logits, split.labels.to(logits[0].device))
-    draw_predictions(folder, predictions, split, kind)
+    draw_predictions(folder, Predictions.from_logits(logits, split.labels), split, kind)
 
 
 def draw_training(
