@@ -20,7 +20,6 @@ from torch import Tensor
 from mnist_exp.data import Kind
 from mnist_exp.data.decoding import Form, convert, open_image
 from mnist_exp.errors import BadInput, one_line
-from mnist_exp.files import NotAFile
 
 Floats = NDArray[np.float32]
 NEIGHBORS = np.ones((3, 3), bool)  # of a pixel: all eight
@@ -92,8 +91,6 @@ def read_image(source: Path | BinaryIO) -> Floats:
         raise
     except FileNotFoundError:
         raise UnreadableImage("no such file") from None
-    except NotAFile as error:
-        raise UnreadableImage(str(error)) from None
     except UnidentifiedImageError:
         empty = isinstance(source, Path) and source.stat().st_size == 0
         raise UnreadableImage("empty file" if empty else "not an image") from None
