@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -88,11 +87,11 @@ def write_images(
     """
     class_counts, unreadable = [0] * classes, {}
     read = partial(_read_pixels, form=form)
-    with path.open("wb") as file, _choose_map(files) as map_tasks:
+    with path.open("wb") as file, ThreadPoolExecutor(_count_threads(files)) as pool:
         _write_header(file, 0, form)
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
-            decoded = _read_each(read, [source for source, _ in chunk], map_tasks)
+            decoded = _read_each(read, [source for source, _ in chunk], pool.map)
             for (source, label), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, str):
                     unreadable[source] = pixels
@@ -110,19 +109,14 @@ def _write_header(file: BinaryIO, count: int, form: Form) -> None:
     write_array_header_1_0(file, header)
 
 
-@contextmanager
-def _choose_map(files: Sequence[File]) -> Iterator[Callable[..., Iterable[Any]]]:
-    """`map`, with a thread per core for files that are large enough to gain from it.
+def _count_threads(files: Sequence[File]) -> int:
+    """One per core for files that are large enough to gain from it, or else one.
 
     PIL releases the GIL while it decodes. With small files the threads mostly wait for it: two
     take a quarter more time than one for 64×64 pixels, and little more than half for 256×256.
     """
     sizes = [path.stat().st_size for path, _ in files[:100] if path.exists()]
-    if sum(sizes) < 8_000 * len(sizes):
-        yield map
-    else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield pool.map
+    return 1 if sum(sizes) < 8_000 * len(sizes) else os.cpu_count() or 1
 
 
 def _read_each(
