@@ -34,7 +34,7 @@ class MLflowTracker:
         self.run_id: str
 
     def start(self, record: RunRecord) -> str:
-        try:
+        with store.raise_tracker_errors(self.uri):
             self.client = store.open_store(self.uri)
             experiment_id = store.get_or_create_experiment(self.client, self.experiment, self.uri)
             run_id = store.find_key(self.client, record.key, experiment_id)
@@ -49,10 +49,6 @@ class MLflowTracker:
             self.run_id = run_id
             self._describe(record, experiment_id)
             return store.get_viewer(self.uri)
-        except TrackerError:
-            raise
-        except Exception as error:  # a database or a network can raise anything
-            raise store.explain_failure(self.uri, error) from error
 
     def _describe(self, record: RunRecord, experiment_id: str) -> None:
         """Log tags, params and the data set. A param that was changed on resume keeps its value."""

@@ -9,14 +9,14 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from mnist_exp.errors import BadInput, Formatter
+from mnist_exp.errors import BadInput, Failure, Formatter
 from mnist_exp.paths import REPOSITORY, is_name
 from mnist_exp.tracking import EXPERIMENT, FinishedRun, TrackerError, root_cause
 from mnist_exp.tracking.addresses import REMEDY, restore_secret
@@ -56,18 +56,28 @@ def open_store(uri: str) -> MlflowClient:
     address = restore_secret(uri)
     if address is None:
         raise TrackerError(f"MLflow at {uri}: runs do not save its password; {REMEDY}")
-    try:
-        is_server = uri.startswith("http")
-        if not is_server:
-            from mlflow.store.db import utils  # half a second to import
+    is_server = uri.startswith("http")
+    if not is_server:
+        from mlflow.store.db import utils  # half a second to import
 
-            utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
-        with nullcontext() if is_server else FileLock(REPOSITORY / "mlflow.db.lock"):
-            client = MlflowClient(address)
-            client.search_experiments(max_results=1)
-            return client
-    except Exception as error:  # a database or a network can raise anything
-        raise explain_failure(uri, error) from error
+        utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
+    lock = nullcontext() if is_server else FileLock(REPOSITORY / "mlflow.db.lock")
+    with raise_tracker_errors(uri), lock:
+        client = MlflowClient(address)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def raise_tracker_errors(uri: str) -> Iterator[None]:
+    """Raise TrackerError for whatever a database or a network raises; our own errors pass."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        reason = f"MLflow at {uri} does not answer ({root_cause(error)})"
+        raise TrackerError(f"{reason}; tracking=none trains without it") from error
 
 
 def get_viewer(uri: str) -> str:
@@ -76,12 +86,6 @@ def get_viewer(uri: str) -> str:
         return uri
     here = Path.cwd() == REPOSITORY
     return "mlflow ui" if here else f"cd {shlex.quote(str(REPOSITORY))} && mlflow ui"
-
-
-def explain_failure(uri: str, error: Exception) -> TrackerError:
-    return TrackerError(
-        f"MLflow at {uri} does not answer ({root_cause(error)}); tracking=none trains without it"
-    )
 
 
 def get_or_create_experiment(client: MlflowClient, experiment: str, uri: str) -> str:
@@ -264,7 +268,7 @@ def log_to_run(
     TrackerError.
     """
     client = open_existing(uri, "--log")
-    try:
+    with raise_tracker_errors(uri or LOCAL_URI):
         run_id = find_key(client, key, *(e.experiment_id for e in client.search_experiments()))
         if run_id is None:
             raise BadInput(f"--log: MLflow at {uri or LOCAL_URI} does not have this run")
@@ -277,10 +281,6 @@ def log_to_run(
         for folder, paths in files.items():
             for path in paths:
                 client.log_artifact(run_id, str(path), folder)
-    except BadInput:
-        raise
-    except Exception as error:  # a database or a network can raise anything
-        raise TrackerError(f"--log: MLflow at {uri or LOCAL_URI}: {root_cause(error)}") from error
     return run_id
 
 
