@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mnist_exp.errors import Formatter, format_message, sanitize
@@ -122,11 +122,9 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     title = sanitize(title)
     lines = [[*map(sanitize, row)] for row in (header, *rows)]
     head, *body = ([*map(Text, line)] for line in lines)  # names are not markup
-    table = Table(title=Text(title, "table.title"), title_justify="left")
-    for cell in head:
-        table.add_column(cell)
-    for row_of_cells in body:
-        table.add_row(*row_of_cells)
+    table = Table(*map(Column, head), title=Text(title, "table.title"), title_justify="left")
+    for cells in body:
+        table.add_row(*cells)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     log.info("\n".join([title, *aligned]), extra={"table": table})
