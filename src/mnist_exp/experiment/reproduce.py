@@ -24,17 +24,13 @@ History = dict[str, dict[int, float]]  # by name and epoch
 TIMES = ("epoch_seconds", "images_per_second")  # differ between two equal runs
 
 
-class NotReproduced(Failure):
-    """The same config gave other metrics."""
-
-
 def reproduce(
     composed: DictConfig, folder: Path, overrides: Sequence[str] = (), hooks: Hooks = NO_HOOKS
 ) -> None:
     """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
     composed: the defaults with `overrides`, of which only what was typed counts. Raises
-    NotReproduced if a metric differs in any bit, BadInput if the run has no metrics, or a config
+    Failure if a metric differs in any bit, BadInput if the run has no metrics, or a config
     that is not trusted or would change, and what a run raises.
     """
     first = read_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
@@ -62,7 +58,7 @@ def reproduce(
         for key, value in entry.metrics.items():
             again.setdefault(key, {})[entry.epoch] = value
     if differing := compare(keep_last_test(first.metrics), again):
-        raise NotReproduced(f"not reproduced; the first that differs is {differing[0]}")
+        raise Failure(f"not reproduced; the first that differs is {differing[0]}")
     log.info("reproduced: every metric is the same, bit for bit")
 
 
