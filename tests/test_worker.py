@@ -104,7 +104,7 @@ def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:
     tracker.start(RECORD)
     tracker.log({}, 1, 0.0)
     with pytest.raises(TrackerError, match="'more'"):
-        tracker.check(wait=True)
+        tracker.get_viewers()
     assert not tracker.end("FINISHED")
 
 

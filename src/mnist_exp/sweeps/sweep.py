@@ -79,7 +79,7 @@ def start_parent(sweep: Sweep, plan: SweepPlan) -> Trackers:
         tags={"sweep": plan.folder.name, "output_folder": str(plan.folder)},
     )
     tracker.start(record)
-    tracker.check(wait=True)
+    tracker.get_viewers()  # waits for the start
     return tracker
 
 
@@ -230,10 +230,7 @@ def read_previous(folder: Path, chosen: Mapping[str, str]) -> Outcome | None:
         log.warning("%s; the job runs again, from its last checkpoint if it has one", error)
         return None
     if outcome.chosen != chosen:
-        theirs, ours = (
-            " ".join(f"{key}={value}" for key, value in values.items())
-            for values in (outcome.chosen, chosen)
-        )
+        theirs, ours = map(leaderboard.name_job, (outcome.chosen, chosen))
         raise Failure(f"{show_path(folder)}: belongs to the job {theirs}, not to {ours}")
     return outcome if outcome.status in ENDED else None
 

@@ -54,9 +54,9 @@ class Trackers:
         self.key, self.worker = record.key, start_worker(self.options)
         self.started = self._submit(_start, self.options, record)
 
-    def check(self, wait: bool = False) -> None:
+    def check(self) -> None:
         """Raises TrackerError as soon as it is known that the run could not be started."""
-        if wait or self.started.done():
+        if self.started.done():
             self.started.result()
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
@@ -73,7 +73,10 @@ class Trackers:
         return self._call("end", status).exception() is None
 
     def get_viewers(self) -> list[str]:
-        """Each tracker's command or address to look at the run. Raises TrackerError."""
+        """Wait for the start; return the commands or addresses that show the run.
+
+        Raises TrackerError if it could not be started.
+        """
         return self.started.result()
 
     def explain_deletion(self) -> str | None:
