@@ -12,9 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import save_model
-from mlflow.types import Schema, TensorSpec
 
 from mnist_exp.paths import REPOSITORY
 from mnist_exp.tracking import ModelRecord
@@ -51,14 +50,13 @@ def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedM
 def write_model(folder: Path, record: ModelRecord, model: Model) -> None:
     """Write the model for mlflow.pyfunc; this pickles nothing and does not import torch."""
     example = np.array(record.example, np.uint8)
-    images = TensorSpec(example.dtype, (-1, *example.shape[1:]))  # unnamed: takes a bare array
-    labels = TensorSpec(np.dtype(str), (-1,), "labels")
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(record.class_names)), "probabilities")
+    labels = np.array(record.class_names)
+    answer = {"labels": labels, "probabilities": np.zeros((1, len(labels)), np.float32)}
     save_model(
         folder,
         python_model=Path(__file__).with_name("served.py"),
         artifacts={NAME: str(record.file)},
-        signature=ModelSignature(Schema([images]), Schema([labels, probabilities])),
+        signature=infer_signature(example, answer),
         input_example=example,
         pip_requirements=[f"{name}=={metadata.version(name)}" for name in ("mlflow", "torch")],
         metadata={"class_names": list(record.class_names)},
