@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -137,34 +137,28 @@ class Worker:
             start_new_session=True,  # only this process handles Ctrl-C
         )
         atexit.register(self._kill)
-        self.calls: SimpleQueue[tuple[Future[Any], bytes]] = SimpleQueue()
-        threading.Thread(target=self._send, daemon=True).start()
+        self.executor = ThreadPoolExecutor(max_workers=1)  # waits for one answer at a time
 
     def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
-        result: Future[Any] = Future()
-        self.calls.put((result, pickle.dumps((function, arguments))))
-        return result
+        return self.executor.submit(self._call, pickle.dumps((function, arguments)))
 
     def _kill(self) -> None:
         self.process.kill()  # whoever needed an answer has waited for it
         self.process.wait()
 
-    def _send(self) -> None:
+    def _call(self, call: bytes) -> Any:
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None
         assert answers is not None
-        while True:
-            result, call = self.calls.get()
-            try:
-                requests.write(call)
-                requests.flush()
-                value, error = pickle.load(answers)
-            except (EOFError, OSError):
-                value, error = None, TrackerError("its process was killed")
-            if error is None:
-                result.set_result(value)
-            else:
-                result.set_exception(error)
+        try:
+            requests.write(call)
+            requests.flush()
+            value, error = pickle.load(answers)
+        except (EOFError, OSError):
+            raise TrackerError("its process was killed") from None
+        if error:
+            raise error
+        return value
 
 
 get_worker = functools.cache(Worker)
