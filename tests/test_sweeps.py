@@ -157,7 +157,7 @@ def test_a_folder_of_another_job_is_not_taken_for_this_one(small: tuple[Clone, P
     (folder / "moved").rename(folder / "1")
     done = resume(clone)
     assert done.returncode == 1
-    said = Like("…0: …batch_size=16 seed=2…batch_size=16 seed=1…")
+    said = Like("…0: …batch_size=16…seed=2…batch_size=16…seed=1…")
     assert done.stderr.splitlines()[-1] == said
     assert json.loads((folder / "0" / "outcome.json").read_text())["chosen"]["seed"] == "2"
 
