@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mnist_exp import figures
+from mnist_exp.figures import draw
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -19,16 +19,16 @@ def size(path: Path) -> tuple[int, int]:
 
 def test_a_heat_map_grows_with_its_grid_and_may_have_holes(tmp_path: Path) -> None:
     small, large = tmp_path / "small.png", tmp_path / "large.png"
-    figures.heat_map(small, ["lr", "batch"], [[0.1, 32], [0.01, 64]], [0.9, 0.95])
+    draw.heat_map(small, ["lr", "batch"], [[0.1, 32], [0.01, 64]], [0.9, 0.95])
     grid = [[lr, batch] for lr in (0.1, 0.01, 0.001) for batch in (32, 64, 128, 256)]
-    figures.heat_map(large, ["lr", "batch"], grid, [0.9 + 0.001 * n for n in range(12)])
+    draw.heat_map(large, ["lr", "batch"], grid, [0.9 + 0.001 * n for n in range(12)])
     assert size(large) > size(small)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.png", "small.png"]
 
 
 def test_a_curve_and_a_scatter_are_drawn(tmp_path: Path) -> None:
-    figures.curve(tmp_path / "curve.png", "lr", [1e-2, 1e-4, 1e-3], [0.9, 0.8, 0.95], [0.0] * 3)
-    figures.scatter(tmp_path / "dots.png", ["a", "b"], [[1, 2], [3, 4], [5, 1]], [0.1, 0.2, 0.3])
+    draw.curve(tmp_path / "curve.png", "lr", [1e-2, 1e-4, 1e-3], [0.9, 0.8, 0.95], [0.0] * 3)
+    draw.scatter(tmp_path / "dots.png", ["a", "b"], [[1, 2], [3, 4], [5, 1]], [0.1, 0.2, 0.3])
     assert size(tmp_path / "curve.png") == (832, 512)
     assert size(tmp_path / "dots.png") == (832, 576)
 
@@ -37,9 +37,9 @@ def test_a_confusion_writes_every_count_and_colours_only_the_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(draw, "save", lambda figure, path: drawn.append(figure))
     counts = np.array([[3, 4, 0], [0, 1, 0], [1, 0, 1]])
-    figures.confusion(tmp_path / "errors.png", ["cat", "dog", "eel"], counts)
+    draw.confusion(tmp_path / "errors.png", ["cat", "dog", "eel"], counts)
     (axes,) = drawn[0].axes
     written = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
     grey = "0.45"
@@ -58,7 +58,7 @@ def test_a_confusion_writes_every_count_and_colours_only_the_errors(
 
 
 def test_a_confusion_without_an_error_is_drawn_and_fits_a_page(tmp_path: Path) -> None:
-    figures.confusion(tmp_path / "errors.png", ["a", "b"], np.diag([1, 2]))
+    draw.confusion(tmp_path / "errors.png", ["a", "b"], np.diag([1, 2]))
     assert size(tmp_path / "errors.png") == (832, 800)
 
 
@@ -69,4 +69,4 @@ def test_a_confusion_without_an_error_is_drawn_and_fits_a_page(tmp_path: Path) -
 def test_an_axis_over_orders_of_magnitude_is_logarithmic(
     values: list[float], expected: str
 ) -> None:
-    assert figures.choose_scale(values) == expected
+    assert draw.choose_scale(values) == expected

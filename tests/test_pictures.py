@@ -11,10 +11,10 @@ from conftest import compose_config
 from matplotlib.figure import Figure
 from torch import nn
 
-from mnist_exp import figures
 from mnist_exp.data import Kind, Split
 from mnist_exp.experiment import run as experiment
 from mnist_exp.experiment.run import resume, train
+from mnist_exp.figures import draw
 from mnist_exp.inference import hooks
 from mnist_exp.inference.hooks import (
     HOOKS,
@@ -34,7 +34,7 @@ NAMES = ("$cat$", "dog_with_a_long_name", "e")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """Each figure by its file's name, saved nowhere."""
     found: dict[str, Figure] = {}
-    monkeypatch.setattr(figures, "save", lambda figure, path: found.update({path.name: figure}))
+    monkeypatch.setattr(draw, "save", lambda figure, path: found.update({path.name: figure}))
     return found
 
 
