@@ -16,8 +16,7 @@ from omegaconf import DictConfig
 class OptunaSweeper(Sweeper):
     """Asks a study for jobs, `n_jobs` at a time, until it has `n_trials`, and tells it the results.
 
-    A trial with the values of an earlier one gets the result of that one, and no job. An existing
-    study is resumed, starting with the trials that have no result.
+    An existing study is resumed, starting with the trials that have no result.
     """
 
     def __init__(
@@ -50,8 +49,7 @@ class OptunaSweeper(Sweeper):
         study = search.open_study(self.folder, self.seed)
         waiting = search.list_unfinished(study, read_outcomes(self.folder))
         while batch := search.next_batch(study, space, waiting, self.n_trials, self.n_jobs):
-            values = [[f"{k}={v}" for k, v in search.format_params(t).items()] for t in batch]
-            jobs = [[*fixed, *of_trial] for of_trial in values]
+            jobs = [[*fixed, *(f"{k}={v}" for k, v in t.params.items())] for t in batch]
             returned = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial, job in zip(batch, returned, strict=True):
                 outcome = job.return_value  # raises what the job raised
