@@ -61,9 +61,10 @@ def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
         if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
             raise ValueError("its last line is incomplete")
         trials = open_study(folder).get_trials(deepcopy=False)
+        values = [{key: str(value) for key, value in t.params.items()} for t in trials]
         for outcome in outcomes:
-            params = format_params(trials[outcome.job]) if outcome.job < len(trials) else None
-            if params is None or (outcome.reason != DAMAGED and params != outcome.chosen):
+            known = outcome.job < len(trials)
+            if not known or (outcome.reason != DAMAGED and values[outcome.job] != outcome.chosen):
                 raise ValueError(f"it does not have the trial of job {outcome.job}")
     except Exception as error:  # Optuna can raise anything
         advice = (
@@ -144,11 +145,6 @@ def count(values: Distribution) -> float:
     if isinstance(values, IntDistribution):
         return (values.high - values.low) // values.step + 1
     return 1 if values.single() else math.inf
-
-
-def format_params(trial: AnyTrial) -> dict[str, str]:
-    """The trial's values as its job's overrides have them."""
-    return {key: str(value) for key, value in trial.params.items()}
 
 
 def to_distribution(override: Override) -> Distribution:
