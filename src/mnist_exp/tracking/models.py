@@ -81,7 +81,8 @@ def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelR
     """
     with FileLock(REPOSITORY / "mlflow.db.lock"):  # one run compares at a time
         version = get_or_create_version(client, name, model, record)
-        champion = get_champion(client, name)
+        number = client.get_registered_model(name).aliases.get(CHAMPION)
+        champion = client.get_model_version(name, number) if number else None
         if champion and int(champion.version) == int(version.version):
             return f"{name} version {version.version}, the champion"
         if reason := explain_rejection(record, champion):
@@ -111,11 +112,6 @@ def get_or_create_version(
     return client.create_model_version(
         name, model.artifact_location, model.source_run_id, tags, model_id=model.model_id
     )
-
-
-def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    version = client.get_registered_model(name).aliases.get(CHAMPION)
-    return client.get_model_version(name, version) if version else None
 
 
 def explain_rejection(record: ModelRecord, champion: ModelVersion | None) -> str | None:
