@@ -21,6 +21,8 @@ from mnist_exp.paths import CONF, LAST, METRICS, REPOSITORY
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun
 from mnist_exp.training.rules import did_you_mean
 
+RUN_ID = re.compile("[0-9a-f]{32}")  # in MLflow
+
 
 def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Path:
     """The output folder that "latest", a folder's path, or an MLflow run id stands for.
@@ -36,7 +38,7 @@ def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Pa
             raise BadInput(f"{option}latest: no run in outputs/ has a checkpoint")
         return newest.parents[1]
     folder = find_folder(word)
-    if folder is None and is_run_id(word):
+    if folder is None and RUN_ID.fullmatch(word):
         from mnist_exp.tracking.store import find_output_folder  # two seconds to import
 
         folder = find_output_folder(word, tracking_uri)
@@ -60,7 +62,7 @@ def find_checkpoint(word: str, uri: str | None = None, experiment: str = EXPERIM
     if re.fullmatch("best(:.+)?", word):
         word = find_best_run(word, experiment, uri).reference
     folder = find_folder(word)
-    if is_run_id(word) and not folder:
+    if RUN_ID.fullmatch(word) and not folder:
         from mnist_exp.tracking.store import find_output_file  # two seconds to import
 
         return find_output_file(word, LAST, uri)
@@ -73,11 +75,6 @@ def find_checkpoint(word: str, uri: str | None = None, experiment: str = EXPERIM
 def find_folder(word: str) -> Path | None:
     """The folder with this path, relative to the current folder or to the repository."""
     return next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)
-
-
-def is_run_id(word: str) -> bool:
-    """Whether the word looks like MLflow's id of a run."""
-    return len(word) == 32 and set(word) <= set("0123456789abcdef")
 
 
 def check_new(folder: Path) -> None:
