@@ -73,10 +73,7 @@ class Trackers:
         return self._call("end", status).exception() is None
 
     def get_viewers(self) -> list[str]:
-        """Wait for the start; return the commands or addresses that show the run.
-
-        Raises TrackerError if it could not be started.
-        """
+        """Wait for the start; return what shows the run. Raises TrackerError if it failed."""
         return self.started.result()
 
     def explain_deletion(self) -> str | None:
