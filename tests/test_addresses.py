@@ -103,6 +103,7 @@ def test_a_typed_password_is_refused_and_not_printed(
     assert PASSWORD not in line
 
 
+@pytest.mark.slow
 def test_other_mistakes_do_not_repeat_it_either(clone: Clone) -> None:
     address = f"http://ann:{PASSWORD}@host"
     for typed in (

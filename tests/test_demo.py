@@ -208,6 +208,7 @@ def test_answers_keep_other_sites_out(url: str) -> None:
         assert "unsafe" not in policy
 
 
+@pytest.mark.slow
 def test_a_slow_client_or_model_holds_up_nobody(trained: Clone) -> None:
     patch = """
 import time

@@ -245,6 +245,7 @@ def wait_for_metric(clone: Clone) -> None:
     raise AssertionError("MLflow has no metric")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
     process = clone.start("train.py", *RUN, "trainer.epochs=1000")
     wait_for_metric(clone)
@@ -271,6 +272,7 @@ def test_a_running_run_is_not_resumed(clone: Clone) -> None:
     assert only_run(clone.client).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
     process = clone.start("train.py", "data=digits", "trainer=debug")
     wait_for_file(clone, "mnist_model.pth")

@@ -150,6 +150,7 @@ def put(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_of_500_configs_with_a_target_put_somewhere_none_is_followed(
     trained: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_tracker_out_of_reach_at_the_start_is_one_line(clone: Clone, server: o
     assert done.stdout.count("tracker") == 1  # no warning before it
 
 
+@pytest.mark.slow
 def test_a_long_training_ends_within_seconds_when_no_run_can_be_opened(clone: Clone) -> None:
     started = time.monotonic()
     with silent_server() as uri:
