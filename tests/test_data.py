@@ -597,6 +597,22 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path, damage: Callable[[bytes],
     assert str(raised.value) == Like(f"{path} is not what was cached…{TINY.sums[NAMES[0]]}…")
 
 
+def test_a_cache_with_any_flipped_bit_in_its_header_is_named_or_read_right(tmp_path: Path) -> None:
+    expected = load_tiny(tmp_path)[NAMES[0]]
+    path = tmp_path / f"{NAMES[0]}.npy"
+    raw, refusals = path.read_bytes(), []
+    for bit in range(8 * 128):
+        changed = bytearray(raw)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert torch.equal(load_tiny(tmp_path)[NAMES[0]], expected)
+        except DataError as error:
+            refusals.append(str(error))
+    assert refusals == [Like(f"{path} is not what was cached…")] * len(refusals)
+    assert len(refusals) > 500
+
+
 def test_a_cache_with_a_file_deleted_is_made_again(tmp_path: Path) -> None:
     load_tiny(tmp_path)
     before = contents(tmp_path)

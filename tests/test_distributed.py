@@ -197,3 +197,15 @@ def test_torchrun_restarts_and_resumes_the_run(
     assert clone.folders() == [folder]
     assert only_run(clone.client).info.status == "FINISHED"
     assert read_metrics(folder) == close_to(whole, 1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_and_resumes_a_run_of_one_process(clone: Clone) -> None:
+    one = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
+    torchrun = clone.start(*one, "--max-restarts=1", "train.py", "data=digits", *LONG)
+    folder = wait_for_epochs(clone, 2)
+    os.kill(pid_of(torchrun, 0), signal.SIGKILL)
+    _, err = torchrun.communicate(timeout=250)
+    assert torchrun.returncode == 0, err
+    assert clone.folders() == [folder]
+    assert len(read_metrics(folder)) == 101  # 100 epochs and the test

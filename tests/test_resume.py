@@ -710,6 +710,13 @@ def first_weight(state: State) -> str:
     return next(iter(state["state"]["model"]))
 
 
+FIRST_STATE = ("state", "optimizer", "state", 0)  # of the first parameter
+
+
+def state_shape(state: State) -> torch.Size:
+    return state["state"]["optimizer"]["state"][0]["exp_avg"].shape
+
+
 UNKNOWN = "not a checkpoint of this project"
 DAMAGED = "damaged"
 FOREIGN = "numbers, strings and tensors"
@@ -740,18 +747,36 @@ CRAFTED: dict[str, tuple[Callable[[State], object], str]] = {
         f"{MISFIT}'trainer.epochs'",
     ),
     "no random states": (lambda state: remove(state, "state", "random"), f"{MISFIT}'random'"),
-    "no weights": (lambda state: replace(state, {}, "state", "model"), f"{MISFIT}state_dict"),
+    "no weights": (lambda state: replace(state, {}, "state", "model"), f"{MISFIT}model"),
     "weights of another shape": (
         lambda state: replace(state, torch.ones(3), "state", "model", first_weight(state)),
-        f"{MISFIT}state_dict",
+        f"{MISFIT}model",
     ),
     "kept weights of another shape": (
         lambda state: replace(state, {"w": torch.ones(3)}, "state", "progress", "kept"),
-        f"{MISFIT}state_dict",
+        f"{MISFIT}kept",
     ),
     "an optimizer's state of another shape": (
-        lambda state: replace(state, torch.ones(3), "state", "optimizer", "state", 0, "exp_avg"),
+        lambda state: replace(state, torch.ones(3), *FIRST_STATE, "exp_avg"),
         f"{MISFIT}optimizer",
+    ),
+    "an optimizer's state that broadcasts": (
+        lambda state: replace(state, torch.zeros(1), *FIRST_STATE, "exp_avg"),
+        f"{MISFIT}optimizer",
+    ),
+    "an optimizer's state with one value in memory": (
+        lambda state: replace(
+            state, torch.zeros(1).expand(state_shape(state)), *FIRST_STATE, "exp_avg"
+        ),
+        f"{MISFIT}optimizer",
+    ),
+    "an optimizer's state that lacks a tensor": (
+        lambda state: remove(state, *FIRST_STATE, "exp_avg"),
+        f"{MISFIT}optimizer",
+    ),
+    "a scheduler's step that is a word": (
+        lambda state: replace(state, "x", "state", "scheduler", "last_epoch"),
+        f"{MISFIT}scheduler",
     ),
     "a learning rate that is a word": (
         lambda state: replace(

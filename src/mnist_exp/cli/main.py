@@ -40,7 +40,7 @@ from mnist_exp.experiment.versions import HYDRA_MAIN
 from mnist_exp.paths import CONF, add_config_dir
 from mnist_exp.sweeps.records import SweepPlan
 from mnist_exp.tracking.worker import start_worker
-from mnist_exp.training.torchrun import is_distributed, rank
+from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def execute(flags: Namespace) -> int:
             return execute_sweep(plan_sweep(arguments), bool(flags.cfg), loader)
         plan = plan_run(arguments, needs_new_folder=not only_show)
         if not only_show:
-            if is_distributed():
+            if is_distributed() or is_torchrun():
                 launch_together(arguments.words, plan.folder)
             else:
                 launch(plan)

@@ -59,12 +59,17 @@ class ArrayFile:
     def __init__(self, path: Path) -> None:
         self.path, self.file = path, path.open("rb")
         weakref.finalize(self, self.file.close)
-        if read_magic(self.file) != (1, 0):
-            raise ValueError("another version of .npy")
-        self.shape, fortran_order, dtype = read_array_header_1_0(self.file)
-        if fortran_order or dtype != np.uint8:
-            raise ValueError("not an array of bytes in C order")
+        try:
+            version = read_magic(self.file)
+            self.shape, fortran_order, dtype = read_array_header_1_0(self.file)
+        except Exception as error:  # a damaged header can raise whatever Python's parser raises
+            raise ValueError("no header of a .npy file") from error
         self.start = self.file.tell()
+        sizes = all(type(size) is int and size >= 0 for size in self.shape)
+        if version != (1, 0) or fortran_order or dtype != np.uint8 or not sizes:
+            raise ValueError("not an array of bytes in C order")
+        if self.start + math.prod(self.shape) != path.stat().st_size:
+            raise ValueError("another size than in its header")
 
     def blocks(self) -> Iterator[bytes]:
         """All values, a megabyte at a time."""

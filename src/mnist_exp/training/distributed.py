@@ -120,7 +120,10 @@ def rendezvous(folder: Path | None) -> tuple[Path, bool]:
     store, group, key = _store(), get_process_group(), f"folder {restarts()}"
     # A prefix of its own: after a restart, torch would read the addresses of dead processes.
     addresses = PrefixStore(f"addresses {restarts()}", store)
-    distributed.init_process_group(store=addresses, rank=group.rank, world_size=group.world_size)
+    if group.world_size > 1:
+        distributed.init_process_group(
+            store=addresses, rank=group.rank, world_size=group.world_size
+        )
     if folder is not None:
         restarted = store.check(["folder"])
         if restarted:

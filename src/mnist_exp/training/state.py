@@ -91,12 +91,14 @@ class TrainState:
 
         Raises LookupError, RuntimeError, TypeError or ValueError for the state of another training.
         """
-        check_optimizer_state(self.optimizer, state["optimizer"])
-        self.model.load_state_dict(state["progress"]["kept"])  # raises where the shapes differ
+        own = self.state_dict()
+        for name in ("model", "ema", "scheduler", "scaler"):
+            check_like(state[name], own[name], name)
+        check_like(state["progress"]["kept"], own["model"], "kept")
+        load_optimizer(self.optimizer, state["optimizer"])
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], next(self.model.parameters()).device)
@@ -208,36 +210,51 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def check_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Raise ValueError for values that an optimizer would load and only its next step would refuse.
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer. This moves the parameters, so load them afterwards.
 
-    A tensor in the state of a parameter must have as many values as the parameter (Muon flattens
-    them) or broadcast to its shape, as scalars and Adafactor's row and column statistics do.
+    Raises ValueError for a state of other names, types or shapes, which optimizers do not check: a
+    fused one would write beyond the end of a tensor that is too small. A step shows what there
+    should be, for those parameters that have a state: an unused or frozen one has none.
     """
-    groups = state["param_groups"]
-    for own, found in zip(optimizer.param_groups, groups, strict=True):
-        for name, value in own.items():
-            if name != "params" and is_number(value) and not is_number(found[name]):
-                raise ValueError(f"optimizer {name}: {found[name]!r} is not a number")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and not fits(value, parameters[number]):
-                shapes = f"{list(value.shape)}, not {list(parameters[number].shape)}"
-                raise ValueError(f"optimizer {name}: {shapes}")
+    for number in state["state"]:  # none before the first step
+        parameters[number].grad = torch.zeros_like(parameters[number])
+    if state["state"]:
+        optimizer.step()
+        optimizer.zero_grad()
+    check_like(state, optimizer.state_dict(), "optimizer")
+    optimizer.load_state_dict(state)
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def check_like(found: Any, expected: Any, where: str) -> None:
+    """Raise ValueError at the first place where `found` and `expected` differ in more than values.
+
+    Keys, lengths, types and the shapes of tensors must be equal; an integer may stand for a float.
+    """
+    if isinstance(expected, Tensor):
+        if not isinstance(found, Tensor) or found.layout != torch.strided:
+            raise ValueError(f"{where}: not a dense tensor")
+        size = found.numel() * found.element_size()
+        if found.shape != expected.shape or found.untyped_storage().nbytes() < size:
+            raise ValueError(f"{where}: {list(found.shape)}, not {list(expected.shape)}")
+    elif isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            keys = list(found) if isinstance(found, dict) else type(found).__name__
+            raise ValueError(f"{where}: {keys}, not {list(expected)}")
+        for key in expected:
+            check_like(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            raise ValueError(f"{where}: {found}, not {expected}")
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            check_like(*pair, f"{where}.{number}")
+    elif number_or_type(found) is not number_or_type(expected):
+        raise ValueError(f"{where}: {found!r}, not {expected!r}")
 
 
-def fits(value: Tensor, parameter: Tensor) -> bool:
-    if value.numel() == parameter.numel():
-        return True
-    try:
-        return torch.broadcast_shapes(value.shape, parameter.shape) == parameter.shape
-    except RuntimeError:
-        return False
+def number_or_type(value: object) -> type:
+    return float if isinstance(value, int | float) else type(value)
 
 
 def random_states() -> dict[str, Any]:

@@ -15,6 +15,11 @@ def is_distributed() -> bool:
     return world_size() > 1
 
 
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, maybe as the only one, and may restart it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "MASTER_ADDR" in os.environ
+
+
 def rank() -> int:
     """The number of this process; 0 writes, logs and calls the tracker."""
     return int(os.environ["RANK"]) if is_distributed() else 0
@@ -22,4 +27,4 @@ def rank() -> int:
 
 def restarts() -> int:
     """How often torchrun has restarted the processes."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if is_distributed() else 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if is_torchrun() else 0
