@@ -17,6 +17,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import _run_hydra, get_args_parser
@@ -28,9 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from mnist_exp.cli.arguments import parse, parse_flags
-from mnist_exp.cli.check import check
 from mnist_exp.cli.help import help_text
-from mnist_exp.cli.plan import RunPlan, add_preset, plan_run, plan_sweep, show_jobs
 from mnist_exp.cli.process import exit_code, exit_now, run_and_exit
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment.shell import quote
@@ -38,9 +37,11 @@ from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.experiment.versions import HYDRA_MAIN
 from mnist_exp.paths import CONF, add_config_dir
-from mnist_exp.sweeps.records import SweepPlan
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank
+
+if TYPE_CHECKING:
+    from mnist_exp.sweeps.records import SweepPlan
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,9 @@ def execute(flags: Namespace) -> int:
                 launch_together(flags.overrides)
         return 0
     check_flags(flags)
+    from mnist_exp.cli.check import check  # 30 ms that --help does not need
+    from mnist_exp.cli.plan import add_preset, plan_run, plan_sweep
+
     with initialize_hydra() as loader:
         arguments = parse(flags.overrides, loader)
         if flags.multirun:
@@ -90,7 +94,7 @@ def execute(flags: Namespace) -> int:
             if is_distributed() or is_torchrun():
                 launch_together(arguments.words, plan.folder)
             else:
-                launch(plan)
+                launch(plan.overrides)
             return 0
     show(flags)
     return 0
@@ -110,6 +114,8 @@ def check_flags(flags: Namespace) -> None:
 def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int:
     """List the jobs of a sweep or run them; returns the exit code."""
     if only_list:
+        from mnist_exp.cli.plan import show_jobs
+
         show_jobs(plan, loader)
         return 0
     start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
@@ -117,7 +123,7 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
     def launch_jobs() -> None:
         try:
-            launch(plan)
+            launch(plan.overrides)
         finally:
             if "joblib" in sys.modules:  # whose workers wait minutes for more, a gigabyte each
                 from joblib.externals.loky import get_reusable_executor
@@ -142,16 +148,16 @@ def launch_together(words: list[str], folder: Path | None = None) -> None:
     if rank() > 0:
         overrides.append("hydra/job_logging=rank")
     with raise_on_signal():
-        launch(RunPlan(folder, overrides))
+        launch(overrides)
 
 
-@hydra.main(**HYDRA_MAIN)  # only for what Hydra 1.4 sets around a call; the plan passes through
-def launch(plan: RunPlan | SweepPlan) -> None:
+@hydra.main(**HYDRA_MAIN)  # only for what Hydra 1.4 sets around a call; the overrides pass through
+def launch(overrides: list[str]) -> None:
     """Hand the overrides to Hydra, which composes the config of each job and calls `run_job`."""
     app = GlobalHydra.instance().hydra
     assert app is not None, "within initialize_hydra"
-    start = app.multirun if isinstance(plan, SweepPlan) else app.run
-    start("config", run_with_hydra, plan.overrides)
+    start = app.multirun if "hydra.mode=MULTIRUN" in overrides else app.run
+    start("config", run_with_hydra, overrides)
 
 
 @hydra.main(**HYDRA_MAIN)
