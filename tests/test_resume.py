@@ -290,7 +290,8 @@ def test_a_signal_after_the_training_lets_the_run_finish(clone: Clone) -> None:
 def test_ctrl_c_while_the_command_line_is_checked_prints_nothing(clone: Clone) -> None:
     code = (
         "import os, signal, sys; from mnist_exp.cli import check, main as cli; "
-        "sys.argv = ['train.py']; check.check = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); cli.train()"
+        "sys.argv = ['train.py']; "
+        "check.check = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT); cli.train()"
     )
     done = clone.run("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -28,6 +28,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+import mnist_exp.experiment.rules  # noqa: F401  first, before a joblib worker gets the resolvers
 from mnist_exp.cli.arguments import parse, parse_flags
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, exit_now, run_and_exit
