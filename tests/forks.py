@@ -54,7 +54,8 @@ def run_script(
     SpareProcess.start()
     subprocess.Popen = SpareProcess  # type: ignore[misc]
     sys.argv = command
-    sys.path[:0] = [str(Path(command[0]).absolute().parent), env["PYTHONPATH"]]
+    here = str(Path(command[0]).absolute().parent)
+    sys.path[:0] = [here, *env["PYTHONPATH"].split(os.pathsep)]
     code: object = 0
     try:
         runpy.run_path(command[0], run_name="__main__")

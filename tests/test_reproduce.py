@@ -38,7 +38,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
     assert again.data.tags["reproduces"] == run_id
     assert again.data.params["trainer.checkpoint_every_steps"] == "7"
 
-    model = clone.root / "src" / "mnist_exp" / "models" / "mlp.py"
+    model = clone.root / "src" / "mnist_exp" / "models" / "networks.py"
     model.write_text(model.read_text().replace("nn.ReLU", "nn.Tanh"))
     done = clone.run("train.py", f"reproduce={run_id}")
     assert done.returncode == 1
