@@ -79,7 +79,7 @@ def test_a_compiled_run_has_the_metrics_of_an_eager_one_and_resumes(clone: Clone
         (*compiled, "trainer.epochs=1"),
         ("resume=latest", "trainer.epochs=3"),
     ):
-        done = clone.run("train.py", *arguments, timeout=280)
+        done = clone.run("train.py", *arguments, timeout=280, fork=False)
         assert done.returncode == 0, done.stderr
     assert "compiled" in done.stdout.splitlines()[0]
 
