@@ -19,15 +19,14 @@ from mnist_exp.experiment.build import build_ema
 from mnist_exp.models import CNN, MLP
 from mnist_exp.training.augmentation import Affine
 from mnist_exp.training.loop import (
-    draw_uniform,
     evaluate,
     fit,
     mean_per_sample,
     predict,
-    shuffle,
 )
 from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import FLOAT32, Precision
+from mnist_exp.training.sampling import draw_uniform, shuffle
 from mnist_exp.training.state import Diverged, Epoch, Metrics, Progress, TrainState
 
 

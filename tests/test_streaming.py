@@ -29,7 +29,7 @@ from mnist_exp.data import (
 )
 from mnist_exp.data.cache import array_path, ensure_record, hash_array, hash_text
 from mnist_exp.data.splits import ArrayFile, Rows
-from mnist_exp.training.loop import shuffle
+from mnist_exp.training.sampling import shuffle
 
 CPU = torch.device("cpu")
 TINY = 1e-6  # GB

@@ -10,7 +10,6 @@ From a notebook:
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_exp.data.splits import Split
-from mnist_exp.training.augmentation import DRAWS, Augmentation, identity
+from mnist_exp.training.augmentation import Augmentation, identity
 from mnist_exp.training.distributed import SINGLE, ProcessGroup
 from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import FLOAT32, Precision
+from mnist_exp.training.sampling import draw_uniform, shuffle
 from mnist_exp.training.state import Epoch, Metrics, Progress, TrainState
 
 # These change the speed and the memory of an evaluation, but no metric.
@@ -181,18 +181,3 @@ def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> 
     loss = torch.stack(losses).cpu().double().sum() / count
     accuracy = torch.stack(correct).sum().cpu().double() / count
     return Metrics(loss.item(), accuracy.item())
-
-
-def shuffle(count: int, seed: int, epoch: int) -> Tensor:
-    """A permutation, int64 [count]: a pure function of seed and epoch."""
-    return torch.randperm(count, generator=make_generator(f"{seed}/{epoch}"))
-
-
-def draw_uniform(count: int, seed: int, epoch: int) -> Tensor:
-    """Uniform random numbers for the augmentation of an epoch, float32 [count, DRAWS]."""
-    generator = make_generator(f"{seed}/{epoch}/augmentation")
-    return torch.rand(count, DRAWS, generator=generator)
-
-
-def make_generator(seed: str) -> torch.Generator:
-    return torch.Generator().manual_seed(random.Random(seed).getrandbits(32))
