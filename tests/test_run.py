@@ -252,7 +252,7 @@ def test_every_model_resumes_on_every_data_set_bit_for_bit(
     assert torch.are_deterministic_algorithms_enabled()
     convolutions = model in ("cnn", "resnet", "strided_cnn", "torchvision")
     expected = convolutions or "trainer.channels_last=true" in settings
-    assert (torch.channels_last in experiment.parts.form) == expected
+    assert (torch.channels_last in experiment.parts.tensor_options) == expected
     assert experiment.finish().test is not None
 
 

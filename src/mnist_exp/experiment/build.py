@@ -24,7 +24,7 @@ from mnist_exp.training.state import TrainState, random_states, set_random_state
 
 # What a model that does not fit its images can raise.
 MODEL_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError)
-Form = tuple[torch.device, torch.dtype, torch.memory_format]  # of a model and its images
+TensorOptions = tuple[torch.device, torch.dtype, torch.memory_format]  # of weights and images
 
 
 class Parts(NamedTuple):
@@ -33,7 +33,7 @@ class Parts(NamedTuple):
     kind: Kind
     precision: Precision
     model: nn.Module
-    form: Form
+    tensor_options: TensorOptions
 
 
 def load_checked_dataset(config: DictConfig, device: torch.device) -> Dataset:
@@ -113,14 +113,7 @@ def dry_run(config: DictConfig, parts: Parts, images: int) -> Summary:
             logits = copied.train()(blank.to(memory_format=layout))
             check_logits(getattr(logits, "shape", wanted[:0])[1:], wanted)
         logits.sum().backward()
-    except (
-        ArithmeticError,
-        AssertionError,
-        IndexError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except MODEL_ERRORS as error:
         reason, nondeterministic, _ = first_line(error).partition(", but you set ")
         if nondeterministic:
             remedy = "trainer.deterministic=false allows it"
@@ -144,13 +137,15 @@ def load_dataset(data: str) -> Dataset:
 
 
 @functools.lru_cache(maxsize=1)
-def prepare_splits(dataset: Dataset, limit: int | None, form: Form) -> tuple[Split, Split]:
+def prepare_splits(
+    dataset: Dataset, limit: int | None, tensor_options: TensorOptions
+) -> tuple[Split, Split]:
     """Training and validation images on the device; prepared once for a serial sweep.
 
     limit: images of each; None for all.
     """
     train, val = dataset.train[:limit], dataset.val[:limit]
-    return dataset.prepare(train, *form), dataset.prepare(val, *form)
+    return dataset.prepare(train, *options), dataset.prepare(val, *options)
 
 
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:

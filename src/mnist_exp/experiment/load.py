@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint, environment
-from mnist_exp.experiment.build import Form, build_model, load_checked_dataset
+from mnist_exp.experiment.build import TensorOptions, build_model, load_checked_dataset
 from mnist_exp.experiment.metrics import load_test_result
 from mnist_exp.experiment.shell import resume_command
 from mnist_exp.experiment.targets import check_saved_config
@@ -34,7 +34,7 @@ class TrainedModel:
     kind: Kind
     precision: Precision
     model: nn.Module
-    form: Form
+    tensor_options: TensorOptions
     progress: Progress  # of its training
     tested: Metrics | None  # on the test set, if it was opened for these weights
     key: str  # by which the tracker finds the run
@@ -44,18 +44,18 @@ class TrainedModel:
         """Of uint8 images [n, channels, height, width] of this kind; float32 [n, classes], CPU."""
         self.model.eval()
         with self.precision.autocast:
-            return self.model(self.kind.normalize(images, *self.form)).float().cpu()
+            return self.model(self.kind.normalize(images, *self.tensor_options)).float().cpu()
 
     def dataset(self) -> Dataset:
         """The images that the run's config names. Raises BadInput if they are not the run's."""
-        dataset = load_checked_dataset(self.config, self.form[0])
+        dataset = load_checked_dataset(self.config, self.tensor_options[0])
         dataset.kind.check_digest(self.kind.digest)
         return dataset
 
     def test_split(self) -> Split:
         """The test set, normalized, on the device. Raises what `dataset` does."""
         dataset = self.dataset()
-        return dataset.prepare(dataset.test, *self.form)
+        return dataset.prepare(dataset.test, *self.tensor_options)
 
     def test(self) -> Metrics:
         """The metrics on the test set: bit for bit those that the run logged, or would have."""
@@ -86,9 +86,8 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
             flops = summarize(parts.model, kind.image_shape).total.flops
         environment.set_threads(config.trainer.threads, flops * config.batch_size)
         key = str(saved["key"])
-    return TrainedModel(
-        path, config, kind, parts.precision, parts.model, parts.form, progress, of_kept, key
-    )
+    how = (parts.precision, parts.model, parts.tensor_options)
+    return TrainedModel(path, config, kind, *how, progress, of_kept, key)
 
 
 def check_finite(weights: Mapping[str, Tensor], kind: Kind) -> None:

@@ -199,7 +199,7 @@ class Run:
         versions = environment.installed_versions()
         self.folder.save_description(self.config, versions, self.summary.table())
         how = [environment.device_name(self.device), self.parts.precision.name]
-        if torch.channels_last in self.parts.form:
+        if torch.channels_last in self.parts.tensor_options:
             how.append("channels last")
         if self.options.compile:
             how.append("compiled")
@@ -271,7 +271,7 @@ class Run:
         """Open the test set for the kept weights, unless they were tested before."""
         best = self.result().epoch
         if self.tested is None or self.tested.epoch != best.number:
-            split = self.dataset.prepare(self.dataset.test, *self.parts.form)
+            split = self.dataset.prepare(self.dataset.test, *self.parts.tensor_options)
             logits: list[Tensor] = []
             metrics = evaluate(model, split, self.parts.precision, on_logits=logits.append)
             if self.config.tracking.figures:  # before the result is saved, so that they exist
@@ -332,7 +332,7 @@ class Run:
         """Training and validation images on the device."""
         batches = self.options.max_batches
         limit = None if batches is None else batches * self.config.batch_size
-        return prepare_splits(self.dataset, limit, self.parts.form)
+        return prepare_splits(self.dataset, limit, self.parts.tensor_options)
 
     def result(self) -> Result:
         best = self.state.progress.best

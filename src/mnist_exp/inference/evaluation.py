@@ -178,7 +178,7 @@ def evaluate_checkpoint(
     if not len(raw):
         raise BadInput(f"--split {split}: data.val_fraction=0 leaves no validation images")
     rescaled = replace(dataset, kind=trained.kind)  # the normalization of the training
-    prepared = rescaled.prepare(raw, *trained.form)
+    prepared = rescaled.prepare(raw, *trained.tensor_options)
     logits: list[Tensor] = []
     metrics = evaluate(trained.model, prepared, trained.precision, on_logits=logits.append)
     name = split if own else f"{dataset.kind.name}/{split}"
