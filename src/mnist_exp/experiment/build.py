@@ -145,7 +145,7 @@ def prepare_splits(
     limit: images of each; None for all.
     """
     train, val = dataset.train[:limit], dataset.val[:limit]
-    return dataset.prepare(train, *options), dataset.prepare(val, *options)
+    return dataset.prepare(train, *tensor_options), dataset.prepare(val, *tensor_options)
 
 
 def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
