@@ -100,6 +100,9 @@ WRONG = {
         "…true | false | default | reduce-overhead | max-autotune | max-autotune-no-cudagraphs"
     ),
     "trainer.channels_last=first": "…true | false | auto",
+    "data.sampling=ballanced": "…shuffled | balanced; did you mean balanced?",
+    "data.folds=1": "…null or an integer >= 2",
+    "data.fold=-1": "…integer >= 0",
     "seed=-1": "…integer from 0 to 4294967295",
     # references
     "optimizer.lr=${sed}": "Interpolation key 'sed'…",
@@ -313,8 +316,12 @@ OTHER_OPTIONS = {
     "-m modle=mlp,linear": [f"modle={m}: {TOP}; did you mean model?" for m in ("mlp", "linear")],
     "sweep.test=all": ["sweep.test=all: …sweep…-m"],
     "hydra.mode=MULTIRUN": ["hydra.mode=MULTIRUN: …-m"],
+    "data.fold=1": ["data.fold=1: must be 0 …data.folds=None"],
+    "data.folds=5 data.fold=5": ["data.fold=5: …from 0 to 4…"],
+    "-m sweep=folds data.folds=3 data.fold=3,0": ["data.fold=3: …from 0 to 2…"],
+    "-m sweep=folds data.folds=10": [],
     "sweep=seeds": ["sweep=seeds: …sweep…-m"],
-    "-m sweep=seed": ["sweep=seed: … lr_batch | seeds; did you mean seeds?"],
+    "-m sweep=seed": ["sweep=seed: …lr_batch | seeds; did you mean seeds?"],
     "-m sweep.test=none": ["sweep.test=none: … winner | all; did you mean winner?"],
     "-m model=linear,mlp model.dropout=0.1": [NOT_LINEAR],
     "model=linear model=mlp model.dropout=0.1": [],  # the last one counts

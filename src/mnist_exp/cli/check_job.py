@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.cli.arguments import Setting
 from mnist_exp.errors import one_line
-from mnist_exp.experiment.rules import RULES, check_secret, leaves, rule_for
+from mnist_exp.experiment.rules import RULES, check_secret, check_with_others, leaves, rule_for
 from mnist_exp.experiment.targets import target_problems
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
@@ -56,8 +56,9 @@ def check_job(
     in_force = {setting.key: setting for setting in [*job.in_files, *typed]}
     for setting in [*typed, *in_force.values()]:
         yield setting.text, check_setting(setting, job)
-    for setting in [*typed, *in_force.values()]:  # now that the device is set
+    for setting in [*typed, *in_force.values()]:  # now that all are set
         yield setting.text, check_support(setting, job.config)
+        yield setting.text, check_with_others(setting.key, setting.value, job.config)
     yield from target_problems(OmegaConf.to_container(job.config))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_exp.data.splits import Rows, Split, Streamed, split_off
+from mnist_exp.data.splits import Rows, Split, Streamed, join, split_fold, split_off
 from mnist_exp.errors import BadInput, sanitize
 
 Channels = float | Sequence[float] | None  # for all channels, per channel, or None: computed
@@ -98,6 +98,16 @@ class Dataset:
             rows = replace(split.images, device=device)
             return Streamed(rows, split.labels.to(device), normalize)
         return normalize(split)
+
+
+def take_fold(dataset: Dataset, folds: int, fold: int, seed: int) -> Dataset:
+    """The data set with one of `folds` parts of all but its test images for validation.
+
+    Raises BadInput as `split_fold` does.
+    """
+    whole = join(dataset.train, dataset.val) if len(dataset.val) else dataset.train
+    train, val = split_fold(whole, folds, fold, seed)
+    return replace(dataset, train=train, val=val)
 
 
 def split_dataset(

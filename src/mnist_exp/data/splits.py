@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,3 +173,42 @@ def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
         )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     return whole[order[count:]], whole[order[:count]]
+
+
+def join(first: Split, second: Split) -> Split:
+    """Both, in this order. Images on disk must be rows of one file."""
+    labels = torch.cat([first.labels, second.labels])
+    if isinstance(first.images, Rows) and isinstance(second.images, Rows):
+        places = torch.cat([first.images.places, second.images.places])
+        return replace(first, images=replace(first.images, places=places), labels=labels)
+    return Split(torch.cat([first.images, second.images]), labels)
+
+
+def split_fold(whole: Split, folds: int, fold: int, seed: int) -> tuple[Split, Split]:
+    """Cross-validation: split into all but one of `folds` parts, and that one.
+
+    A class is in each part as often as in any other, or once more; so is the number of images.
+    `seed` and the labels alone decide. Raises BadInput for fewer images than folds, and for a fold
+    that there is not.
+    """
+    if len(whole) < folds:
+        raise BadInput(f"data.folds={folds}: there are only {len(whole)} training images")
+    if not 0 <= fold < folds:
+        raise BadInput(f"data.fold={fold}: must be from 0 to {folds - 1} with data.folds={folds}")
+    classes = shuffle_classes(whole.labels, seed)
+    parts = (torch.arange(len(whole)) % folds).split([len(images) for images in classes])
+    both = list(zip(classes, parts, strict=True))
+    rest = [images[part != fold] for images, part in both]
+    return whole[interleave(rest)], whole[interleave([i[part == fold] for i, part in both])]
+
+
+def shuffle_classes(labels: Tensor, seed: int) -> list[Tensor]:
+    """Where the images of each class are, in a random order: int64 [n of the class] each."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return [order[labels[order] == label] for label in labels.unique()]
+
+
+def interleave(classes: Sequence[Tensor]) -> Tensor:
+    """All of them in one order, of which any beginning has of each class its share."""
+    shares = [torch.arange(len(images)) / len(images) for images in classes]
+    return torch.cat(list(classes))[torch.cat(shares).argsort(stable=True)]

@@ -14,11 +14,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_exp.data import Dataset, Kind, Split
+from mnist_exp.data.dataset import take_fold
 from mnist_exp.errors import BadInput, first_line
 from mnist_exp.experiment import environment
 from mnist_exp.experiment.targets import TARGET, find_target
 from mnist_exp.models.summary import Summary, memory_format, summarize
-from mnist_exp.training.options import TrainerOptions
+from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.precision import Precision
 from mnist_exp.training.state import TrainState, random_states, set_random_states
 
@@ -133,7 +134,15 @@ def check_logits(found: Sequence[int] | None, wanted: Sequence[int]) -> None:
 @functools.lru_cache(maxsize=1)
 def load_dataset(data: str) -> Dataset:
     """The data set that this YAML of the group `data` names; read once for a serial sweep."""
-    return build(OmegaConf.create({"data": OmegaConf.create(data)}), "data")
+    config = OmegaConf.create({"data": OmegaConf.create(data)})
+    own = {f.name: config.data.pop(f.name, f.default) for f in fields(DataOptions)}
+    options = DataOptions(**own)
+    if options.folds is None:
+        return build(config, "data")
+    if "val_fraction" in config.data:
+        config.data.val_fraction = 0
+    dataset, seed = build(config, "data"), config.data.get("split_seed", 0)
+    return take_fold(dataset, options.folds, options.fold, seed)
 
 
 @functools.lru_cache(maxsize=1)

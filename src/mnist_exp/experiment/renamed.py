@@ -6,7 +6,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import Any
 
-from mnist_exp.training.options import TrainerOptions
+from mnist_exp.training.options import DataOptions, TrainerOptions
 
 # Old `_target_`, or name that a module of a person's own imports → new. A module stands for
 # everything in it.
@@ -43,7 +43,7 @@ def find_new_name(target: str, error: Exception) -> str | None:
 def rename(config: Any) -> Any:
     """A copy of a saved config, in plain containers, with today's targets and keys.
 
-    An option of the trainer that is younger than the config gets the value that changes nothing.
+    An option that is younger than the config gets the value that changes nothing.
     """
     renamed = rename_targets(config)
     for old, new in KEYS.items():
@@ -54,10 +54,10 @@ def rename(config: Any) -> Any:
             if new is not None:
                 *groups, key = new.split(".")
                 find_node(renamed, groups, create=True)[key] = value
-    trainer = find_node(renamed, ["trainer"])
-    if isinstance(trainer, dict):
-        defaults = {f.name: f.default for f in fields(TrainerOptions) if f.default is not MISSING}
-        renamed["trainer"] = defaults | trainer
+    for group, options in (("trainer", TrainerOptions), ("data", DataOptions)):
+        if isinstance(saved := find_node(renamed, [group]), dict):
+            defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
+            renamed[group] = defaults | saved
     return renamed
 
 

@@ -18,7 +18,7 @@ from mnist_exp.errors import redact
 from mnist_exp.experiment.versions import register_resolver
 from mnist_exp.paths import REPOSITORY, is_name
 from mnist_exp.tracking.addresses import REMEDY, tracking_uri
-from mnist_exp.training.options import TrainerOptions
+from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.rules import (
     Rule,
     finite,
@@ -51,6 +51,7 @@ RULES = {
     "sweep.resume": optional(text),
     "sweep.max_jobs": integer(1),
     **{f"trainer.{name}": rule for name, rule in rules_of(TrainerOptions).items()},
+    **{f"data.{name}": rule for name, rule in rules_of(DataOptions).items()},
     "tracking.figures": flag,
 }
 
@@ -124,6 +125,15 @@ def rule_for(key: str, default: Any) -> Rule:
     if key in OPTION_RULES and (default == MISSING or type(default) in OPTION_RULES[key].types):
         return OPTION_RULES[key]
     return same_type(default)
+
+
+def check_with_others(key: str, value: Any, config: DictConfig) -> str | None:
+    """What is wrong with a value that is right by itself, beside the others in the config."""
+    folds = OmegaConf.select(config, "data.folds")
+    if key == "data.fold" and RULES["data.folds"].admits(folds) and RULES[key].admits(value):
+        allowed = f"from 0 to {folds - 1}" if folds else "0"
+        return None if value < (folds or 1) else f"must be {allowed} with data.folds={folds}"
+    return None
 
 
 def same_type(default: Any) -> Rule:

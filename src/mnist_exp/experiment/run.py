@@ -250,6 +250,7 @@ class Run:
             self.options,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
+            sampling=self.config.data.sampling,
             augment=self.augment,
             group=self.group,
             on_step=on_step,

@@ -31,7 +31,7 @@ from mnist_exp.training.state import Metrics
 log = logging.getLogger(__name__)
 
 WIDEST = 25  # classes of the largest confusion matrix that is printed
-SPLIT_OPTIONS = ("data.val_fraction=", "data.split_seed=")
+SPLIT_OPTIONS = ("data.val_fraction=", "data.split_seed=", "data.folds=", "data.fold=")
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from mnist_exp.training.augmentation import Augmentation, identity
 from mnist_exp.training.distributed import SINGLE, ProcessGroup
 from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.precision import FLOAT32, Precision
-from mnist_exp.training.sampling import draw_uniform, shuffle
+from mnist_exp.training.sampling import draw_order, draw_uniform
 from mnist_exp.training.state import Epoch, Metrics, Progress, TrainState
 
 # These change the speed and the memory of an evaluation, but no metric.
@@ -37,6 +37,7 @@ def fit(
     *,
     batch_size: int,
     seed: int,
+    sampling: str = "shuffled",
     augment: Augmentation = identity,
     group: ProcessGroup = SINGLE,
     on_step: Callable[[Progress], None] = lambda progress: None,
@@ -45,7 +46,8 @@ def fit(
 
     train, val: images [n, channels, height, width] and int64 labels [n], on the model's device and
     in its dtype. batch_size: images per optimizer step. seed: determines the order and the
-    augmentation of the images. on_step may raise to stop; the training can resume from `state`.
+    augmentation of the images. sampling: see `draw_order`. on_step may raise to stop; the training
+    can resume from `state`.
 
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
@@ -54,7 +56,7 @@ def fit(
         if not progress.losses:  # else the epoch is resumed
             progress.begin_epoch(lr=state.optimizer.param_groups[0]["lr"])
         state.model.train()
-        for shard, size in batches(train, progress, batch_size, seed, augment, group):
+        for shard, size in batches(train, progress, batch_size, seed, sampling, augment, group):
             loss, correct = train_step(model, state, shard, size, options, group)
             progress.add_batch(*group.sum(loss, correct))
             on_step(progress)
@@ -113,6 +115,7 @@ def batches(
     progress: Progress,
     batch_size: int,
     seed: int,
+    sampling: str,
     augment: Augmentation,
     group: ProcessGroup,
 ) -> Iterator[tuple[Split, int]]:
@@ -121,7 +124,7 @@ def batches(
     Order and augmentation are functions of the seed and the epoch alone.
     """
     done, epoch = len(progress.losses), progress.number
-    order = shuffle(len(train), seed, epoch).to(train.labels.device)
+    order = draw_order(train.labels, sampling, seed, epoch).to(train.labels.device)
     uniform = draw_uniform(len(train), seed, epoch).to(train.images.device)
     indices = order.split(batch_size)[done:]
     uniforms = uniform.split(batch_size)[done:]

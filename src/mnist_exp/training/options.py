@@ -1,8 +1,8 @@
-"""The options of the trainer: what each may be and what it means to the loop.
+"""The options of the trainer, and those of every data set: what each may be, what it means.
 
-An option is two places: its line in conf/trainer/default.yaml, with today's default and a comment,
-and its field here. The default here is the value that changes nothing: what a checkpoint that is
-older than the option gets.
+An option is two places: its line in conf/trainer/default.yaml or conf/config.yaml, with today's
+default and a comment, and its field here. The default here is the value that changes nothing: what
+a checkpoint that is older than the option gets.
 """
 
 from __future__ import annotations
@@ -50,3 +50,12 @@ class TrainerOptions:
     checkpoint_every_steps: Annotated[int | None, optional(integer(1))] = None
     max_batches: Annotated[int | None, optional(integer(1))] = None  # of training and validation
     test: Annotated[bool, flag] = True  # open the test set once, after training
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images to train on, and in which order: what the group `data` has for every set."""
+
+    sampling: Annotated[str, one_of("shuffled", "balanced")] = "shuffled"  # see sampling.draw_order
+    folds: Annotated[int | None, optional(integer(2))] = None  # parts of a cross-validation
+    fold: Annotated[int, integer(0)] = 0  # the part to validate on
