@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 
 from mnist_exp.cli import check as command_line
 from mnist_exp.cli import main as cli
+from mnist_exp.cli.arguments import parse_flags
 from mnist_exp.cli.check import problems
+from mnist_exp.errors import BadInput
 from mnist_exp.experiment import environment
 from mnist_exp.paths import CONF, REPOSITORY, config_dirs
 
@@ -625,6 +627,17 @@ def test_help_is_answered_without_hydra(
     monkeypatch.setattr("sys.argv", ["train.py", "--help", "hydra/help=default"])
     cli.train()
     assert capsys.readouterr().out == help_text
+
+
+@pytest.mark.parametrize("word", ["query=bash", "install=csh", "bash"])
+def test_a_completion_that_no_shell_asks_for_is_one_line(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["train.py", "-sc", word])
+    with pytest.raises(BadInput, match=f"-sc {word}: .*; -sc install=bash"):
+        cli.execute(parse_flags())
 
 
 def test_help_lists_every_group_with_every_option(help_text: str) -> None:

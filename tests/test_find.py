@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from PIL import Image
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint, find
-from mnist_exp.experiment.find import find_checkpoint, rank_runs
-from mnist_exp.paths import LAST
+from mnist_exp.experiment.find import check_new, find_checkpoint, rank_runs
+from mnist_exp.paths import LAST, SWEEP
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 
@@ -198,6 +199,21 @@ def test_a_path_and_latest_need_no_store(outputs: Path) -> None:
     assert find_checkpoint(str(latest)) == latest
     assert find_checkpoint(str(latest.parents[1])) == latest
     assert find_checkpoint("outputs/2026-01-01/run") == latest  # of the repository
+
+
+def test_the_jobs_of_a_sweep_are_not_the_latest_run_and_share_its_folder(outputs: Path) -> None:
+    job = write_checkpoint(outputs / "2026-01-01" / "sweep" / "0")
+    sweep = job.parents[2]
+    (sweep / SWEEP).touch()
+    with pytest.raises(BadInput, match=r"--run latest: .* jobs of sweeps"):
+        find_checkpoint("latest")
+    own = write_checkpoint(outputs / "2026-01-01" / "run")
+    os.utime(own, (0, 0))
+    assert find_checkpoint("latest") == own
+    assert find_checkpoint(str(job.parents[1])) == job
+    for folder in (sweep, sweep / "9"):
+        with pytest.raises(BadInput, match=rf"^hydra.run.dir={folder}: .*sweep"):
+            check_new(folder)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from conftest import (
 
 from mnist_exp.errors import BadInput
 from mnist_exp.files import lock_folder
-from mnist_exp.paths import LAST
-from mnist_exp.sweeps.records import SWEEP, Damaged, check_new, read_outcome, read_sweep
+from mnist_exp.paths import LAST, SWEEP
+from mnist_exp.sweeps.records import Damaged, check_new, read_outcome, read_sweep
 
 GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batch_size=32,64")
 LONG = ("-m", "data=digits", "trainer.epochs=12", "batch_size=32", "seed=1,2,3")

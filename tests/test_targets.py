@@ -97,8 +97,10 @@ def test_lists_that_a_small_file_makes_endless_are_refused() -> None:
     endless: list[Any] = [1] * 10
     for _ in range(12):
         endless = [endless] * 10
-    with pytest.raises(BadInput, match="more than"):
-        check_saved_config({"model": {**MODEL, "hidden_sizes": endless}}, "here")
+    aliases = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 13))
+    for saved in ({"model": {**MODEL, "hidden_sizes": endless}}, f"a0: &a0 [1]\n{aliases}"):
+        with pytest.raises(BadInput, match="at least"):
+            check_saved_config(saved, "here")
 
 
 def plain_config(*overrides: str) -> dict[str, Any]:
@@ -119,6 +121,28 @@ def test_what_every_option_names_is_taken_from_a_saved_config(group: str, option
     config = plain_config(f"{group}={option}", *more)
     assert list(target_problems(config)) == []
     check_saved_config(config, "here")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("trainer.label_smoothing", "x", "a number"),
+        ("trainer.threads", 0, "an integer >= 1"),
+        ("batch_size", None, "an integer >= 1"),
+        ("data.mean", "x", "a finite number"),
+        ("data.val_fraction", 1, "but not including 1"),
+        ("data.root", 5, "text"),
+        ("model.hidden_sizes", [8.5], "a list"),
+        ("model.activation", 1, "text"),
+        ("optimizer.lr", "fast", "a number > 0"),
+        ("tracking.experiment", "a/b", "a name"),
+    ],
+)
+def test_a_saved_value_is_checked_as_a_typed_one(key: str, value: object, allowed: str) -> None:
+    config = OmegaConf.create(plain_config())
+    OmegaConf.update(config, key, value, merge=False)
+    with pytest.raises(BadInput, match=rf"^here: .*saved config has {key}=.*must be .*{allowed}"):
+        check_saved_config(OmegaConf.to_container(config), "here")
 
 
 # --- none is called: 500 configs with a target put somewhere ---

@@ -24,6 +24,8 @@ BEST = Path("checkpoints", "best.pt")
 METRICS = "metrics.jsonl"
 FIGURES = Path("figures")
 SERVED = Path("served_model.pt")  # exported, for the tracker
+# In a sweep's folder.
+SWEEP = "sweep.json"
 
 
 def is_name(text: str) -> bool:

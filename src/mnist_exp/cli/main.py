@@ -70,7 +70,11 @@ def train() -> None:
 def execute(flags: Namespace) -> int:
     """Show or run what the command line says, once it is checked; returns the exit code."""
     if flags.hydra_help or flags.shell_completion:
-        show(flags)
+        try:
+            show(flags)
+        except (KeyError, ValueError) as error:  # Hydra's, about what follows -sc
+            typed = " ".join(flags.overrides)
+            raise BadInput(f"-sc {typed}: {error!r}; -sc install=bash prints a script") from error
         return 0
     only_show = bool(flags.cfg or flags.info)
     if rank() > 0:  # rank 0 checks, shows and plans

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.shell import quote_path, train_command
-from mnist_exp.paths import CONF, LAST, METRICS, REPOSITORY
+from mnist_exp.paths import CONF, LAST, METRICS, REPOSITORY, SWEEP
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun
 from mnist_exp.training.rules import did_you_mean
 
@@ -27,48 +27,42 @@ RUN_ID = re.compile("[0-9a-f]{32}")  # in MLflow
 def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Path:
     """The output folder that "latest", a folder's path, or an MLflow run id stands for.
 
-    "latest" is the run that wrote a checkpoint last. option: what was typed before the word, for
-    messages. Raises BadInput if there is no such folder with a checkpoint, TrackerError for an
-    unknown run id.
+    "latest" is the run that wrote a checkpoint last, not counting the jobs of sweeps. option: what
+    was typed before the word, for messages. Raises BadInput if there is no such folder with a
+    checkpoint, TrackerError for an unknown run id.
     """
     if word == "latest":
         checkpoints = (REPOSITORY / "outputs").rglob(str(LAST))
-        newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
-        if newest is None:
-            raise BadInput(f"{option}latest: no run in outputs/ has a checkpoint")
-        return newest.parents[1]
+        runs = [path for path in checkpoints if find_sweep_above(path) is None]
+        if not runs:
+            raise BadInput(f"{option}latest: outputs/ has no checkpoint, except of jobs of sweeps")
+        return max(runs, key=lambda path: path.stat().st_mtime).parents[1]
     folder = find_folder(word)
     if folder is None and RUN_ID.fullmatch(word):
         from mnist_exp.tracking.store import find_output_folder  # two seconds to import
 
         folder = find_output_folder(word, tracking_uri)
     if folder is None:
-        raise BadInput(f"{option}{word}: neither a folder, nor an MLflow run id, nor latest")
+        near = did_you_mean(word, ["latest"] if option == "resume=" else ["best", "latest"])
+        raise BadInput(f"{option}{word}: neither a folder, nor an MLflow run id, nor latest{near}")
     if not (folder / LAST).is_file():
         raise BadInput(f"{option}{word}: there is no {folder / LAST}")
     return folder
 
 
 def find_checkpoint(word: str, uri: str | None = None, experiment: str = EXPERIMENT) -> Path:
-    """The checkpoint that a word stands for: "best", "best:NAME", "latest", a checkpoint's path, an
-    output folder, or an MLflow run id.
+    """The checkpoint that a word stands for: "best", "best:NAME", a file, or as for `find_run`.
 
-    "best" is explained at `find_best_run`; "latest" wrote a checkpoint last. uri: of
-    MLflow, None for the repository's own. Raises BadInput if there is no such checkpoint,
-    TrackerError.
+    uri: of MLflow, None for the repository's own. Raises what `find_best_run` and `find_run` do.
     """
     if Path(word).is_file():
         return Path(word)
     if re.fullmatch("best(:.+)?", word):
         word = find_best_run(word, experiment, uri).reference
-    folder = find_folder(word)
-    if RUN_ID.fullmatch(word) and not folder:
+    if RUN_ID.fullmatch(word) and not find_folder(word):
         from mnist_exp.tracking.store import find_output_file  # two seconds to import
 
         return find_output_file(word, LAST, uri)
-    if word != "latest" and not folder:
-        near = did_you_mean(word, ["best", "latest"])
-        raise BadInput(f"--run {word}: no file, no folder, no MLflow run id{near}")
     return find_run(word, uri, "--run ") / LAST
 
 
@@ -77,11 +71,19 @@ def find_folder(word: str) -> Path | None:
     return next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)
 
 
+def find_sweep_above(path: Path) -> Path | None:
+    """The folder of the sweep that a path lies in; None outside of one."""
+    return next((folder for folder in path.parents if (folder / SWEEP).exists()), None)
+
+
 def check_new(folder: Path) -> None:
-    """Raises BadInput if a run left its last checkpoint or its metrics in the folder."""
+    """Raises BadInput for a folder that holds a run already, or that belongs to a sweep."""
     if any((folder / name).exists() for name in (LAST, METRICS)):
         advice = f"resume={quote_path(folder)} resumes it, another folder takes a new run"
         raise BadInput(f"hydra.run.dir={quote_path(folder)}: holds a run already; {advice}")
+    if sweep := find_sweep_above(folder / SWEEP):
+        advice = "take a folder outside of it"
+        raise BadInput(f"hydra.run.dir={quote_path(folder)}: {sweep} is a sweep's; {advice}")
 
 
 def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
@@ -91,7 +93,8 @@ def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
     may change, and two folders may have the same name. Raises BadInput if there is no run, and what
     `rank_runs` raises.
     """
-    data = word.partition(":")[2] or find_default_data()
+    defaults = OmegaConf.load(CONF / "config.yaml").defaults
+    data = word.partition(":")[2] or next(str(d.data) for d in defaults if "data" in d)
     validated = [run for run in rank_runs(experiment, uri) if run.accuracy is not None]
     candidates = [run for run in validated if run.data == data]
     if candidates:
@@ -108,12 +111,6 @@ def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
         f"--run {word}: {experiment} has no finished run of {data} with validation and without "
         f"trainer.max_batches; {advice}"
     )
-
-
-def find_default_data() -> str:
-    """The data set in conf/config.yaml."""
-    defaults = OmegaConf.load(CONF / "config.yaml").defaults
-    return next(str(group.data) for group in defaults if "data" in group)
 
 
 def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:

@@ -9,17 +9,22 @@ nothing else.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.experiment.renamed import find_new_name, rename
+from mnist_exp.experiment.rules import leaves, rule_for
 from mnist_exp.experiment.versions import VERSION_BASE
 from mnist_exp.paths import config_dirs
 
@@ -60,88 +65,86 @@ def target_problems(config: Any) -> Iterator[tuple[str, str]]:
             yield key, f"not supported; write {TARGET} and plain values"
         elif len(place) != (3 if group in SEVERAL else 2) or not group.isidentifier():
             yield key, f"a {TARGET} must be at the top of its group"
-        elif not is_in_yaml_file(place, value):
+        elif not any(
+            (place, value) in find_directives(options, (group,))
+            for _, options in read_options(group, value)
+        ):
             places = f"{group}/ in {list_config_dirs()}"
             yield key, f"{value!r} is in no YAML file of {places}; --config-dir adds a folder"
 
 
+def walk(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every value in these containers, the outer ones first, and the keys that lead to it."""
+    yield place, node
+    if isinstance(node, Mapping):
+        items: Iterable[tuple[Any, Any]] = node.items()
+    else:
+        items = enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, value in items:
+        yield from walk(value, (*place, str(key)))
+
+
 def find_directives(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
     """Every key that Hydra's `instantiate` would act on, such as `_target_`, and its value."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if isinstance(key, str) and len(key) > 2 and key[0] == key[-1] == "_":
-                yield (*place, key), value
-            yield from find_directives(value, (*place, str(key)))
-    elif isinstance(node, list | tuple):
-        for number, value in enumerate(node):
-            yield from find_directives(value, (*place, str(number)))
+    for inner, value in walk(node, place):
+        if inner and re.fullmatch("_.+_", inner[-1]):
+            yield inner, value
 
 
-def is_in_yaml_file(place: Place, target: Any) -> bool:
-    """Whether a YAML file of the group has this `_target_` at this place."""
-    group = place[0]
+def read_options(group: str, target: Any) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """The name and the content of each YAML file of the group that has this `_target_`."""
     for path in (path for folder in config_dirs for path in (folder / group).glob("*.yaml")):
         try:
             text = path.read_text("utf-8")
             if str(target) in text:  # reading YAML is slow, and most targets are in one file
                 options = OmegaConf.to_container(OmegaConf.create(text))
-                if (place, target) in find_directives(options, (group,)):
-                    return True
+                if isinstance(options, dict):
+                    yield path.stem, options
         except Exception:  # YAML has its own kinds
             continue  # Hydra reports the file if an option chooses it
-    return False
 
 
 def list_config_dirs() -> str:
     return " or ".join(f"{folder}/" for folder in ("conf", *map(str, config_dirs[1:])))
 
 
-def check_saved_config(saved: Any, source: object) -> DictConfig:
-    """A saved config, from YAML or plain containers, if it names only targets of this repository.
+def value_problems(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Each value that could not be typed, with its dotted key, and what it must be.
 
+    A key of a `_target_` is checked by its default in the YAML files that have the target.
+    """
+    for key, value in leaves(config):
+        group, _, name = key.partition(".")
+        target = OmegaConf.select(config, f"{group}.{TARGET}")
+        files = [options for _, options in read_options(group, target)] if target else [{}]
+        wrong = [rule_for(key, options.get(name, MISSING)).wrong(value) for options in files]
+        if wrong and all(wrong):
+            yield f"{key}={value}", str(wrong[0])
+
+
+def check_saved_config(saved: Any, source: object) -> DictConfig:
+    """A saved config, from YAML or plain containers, if it could have been typed.
+
+    That is, if it names only targets of this repository and has values that their keys may have.
     Raises BadInput, which names the source.
     """
     try:
-        check_size(saved)
-        config = OmegaConf.create(rename(OmegaConf.to_container(OmegaConf.create(saved))))
+        plain = yaml.load(saved, get_yaml_loader()) if isinstance(saved, str) else saved
+        if len(list(islice(walk(plain), MOST_VALUES))) == MOST_VALUES:  # aliases can repeat them
+            raise ValueError(f"at least {MOST_VALUES} values")
+        config = OmegaConf.create(rename(plain))
         plain = OmegaConf.to_container(config)
     except Exception as error:  # YAML has its own kinds
         raise BadInput(f"{source}: the saved config cannot be read ({one_line(error)})") from None
     if not isinstance(config, DictConfig) or not isinstance(plain, dict):
         raise BadInput(f"{source}: the saved config is not a mapping")
-    for value in iterate_strings(plain):
-        if "${" in value:
-            raise BadInput(f"{source}: the saved config has {value!r}; runs save plain values")
+    for place, value in walk(plain):
+        for text in (*place[-1:], value):
+            if isinstance(text, str) and "${" in text:
+                raise BadInput(f"{source}: the saved config has {text!r}; runs save plain values")
     for key in ("defaults", "hydra"):
         if key in plain:
             raise BadInput(f"{source}: the saved config has {key}: it is Hydra's own")
-    for key, problem in target_problems(plain):
+    for key, problem in chain(target_problems(plain), value_problems(config)):
         raise BadInput(f"{source}: the saved config has {key}: {problem}")
     return config
-
-
-def check_size(saved: Any) -> None:
-    """Raises ValueError for nested lists, which a small YAML file can make endless by aliases."""
-    left, nodes = MOST_VALUES, [saved]
-    while nodes:
-        node = nodes.pop()
-        inner = node.values() if isinstance(node, Mapping) else node
-        if isinstance(inner, str) or not isinstance(inner, Collection):
-            continue
-        left -= len(inner)
-        if left < 0:
-            raise ValueError(f"more than {MOST_VALUES} values")
-        nodes += inner
-
-
-def iterate_strings(node: Any) -> Iterator[str]:
-    """Every string in these containers, keys too."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from iterate_strings(key)
-            yield from iterate_strings(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from iterate_strings(value)

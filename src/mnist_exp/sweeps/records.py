@@ -17,11 +17,10 @@ from omegaconf import DictConfig
 from mnist_exp.errors import BadInput, Failure, one_line
 from mnist_exp.experiment.shell import quote_path, train_command
 from mnist_exp.files import replace_file
-from mnist_exp.paths import LAST, REPOSITORY
+from mnist_exp.paths import LAST, REPOSITORY, SWEEP
 
 Record = TypeVar("Record")
 
-SWEEP = "sweep.json"  # in the sweep's folder
 OUTCOME = "outcome.json"  # in each job's folder
 UNKNOWN = "unknown"  # the code of an outcome from before it was recorded
 DAMAGED = f"{OUTCOME} is damaged"
