@@ -32,7 +32,7 @@ TOP = (
     "no such key… augment, batch_size, data, model, optimizer, reproduce, resume, "
     "scheduler, seed, sweep, tracking, trainer"
 )
-ADAM = "no such key… optimizer=adam has lr, betas, eps, weight_decay, fused"
+ADAM = "no such key… optimizer=adam has lr, betas, eps, weight_decay, fused, groups"
 MLP = "no such key… model=mlp has hidden_sizes, activation, dropout"
 MODELS = " | ".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 PRESETS = "accurate | baseline | cifar10 | fashion | speedrun"
@@ -330,7 +330,7 @@ OTHER_OPTIONS = {
     "optimizer=sgd optimizer.momentum=0.5": [],
     "optimizer=sgd optimizer.betas=[0.9,0.9]": [
         "optimizer.betas=[0.9,0.9]: no such key… optimizer=sgd has lr, momentum, weight_decay, "
-        "nesterov, fused; …optimizer=adam | adamw | muon"
+        "nesterov, fused, groups; …optimizer=adam | adamw | muon"
     ],
     # Which keys an unknown option has is not known.
     "model=vit model.width=3": [f"model=vit: …{MODELS}"],

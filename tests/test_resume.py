@@ -562,6 +562,8 @@ def test_a_run_with_every_option_resumes_bit_for_bit_in_an_epoch(
         "trainer.ema_decay=0.9",
         "trainer.accumulate=2",
         "trainer.patience=2",
+        "trainer.freeze=[layers.0.bias]",
+        "optimizer.groups=[{match: layers.6.*, lr: 0.01}]",
     )
     whole, desk = new_desk(), new_desk()
     settings = (*options, "tracking=none", "trainer.epochs=3", "trainer.checkpoint_every_steps=4")

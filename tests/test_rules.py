@@ -81,6 +81,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "optimizer.eps": ([1e-8], [0, -1e-8]),
     "optimizer.momentum": ([0, 0.9], [1, -0.1]),
     "optimizer.weight_decay": ([0, 0.01], [-0.01, math.inf]),
+    "optimizer.groups": (
+        [None, [], [{"match": "head.*", "lr": 0.1}, {"match": "*", "nesterov": True}]],
+        ["head.*", {"match": "*", "lr": 1}, [{"match": "*"}], [{"lr": 1, "eps": 1}], ["a"]]
+        + [[{"match": "*", "lr": lr}] for lr in (0, "abc", True)],
+    ),
     "optimizer.options": ([{"momentum": 0.9}, {}, None], ["momentum", 0.9, [0.9], True]),
     "scheduler.warmup_epochs": ([0, 0.5], [-0.1]),
     "scheduler.cooldown_epochs": ([0, 0.5], [-0.1]),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from mnist_exp.experiment import environment
 from mnist_exp.experiment.targets import TARGET, find_target
 from mnist_exp.models.summary import Summary, memory_format, summarize
 from mnist_exp.training.options import DataOptions, TrainerOptions
+from mnist_exp.training.parameters import freeze, set_groups, set_train_mode
 from mnist_exp.training.precision import Precision
 from mnist_exp.training.state import TrainState, random_states, set_random_states
 
@@ -63,6 +65,8 @@ def build_model(config: DictConfig, kind: Kind, device: torch.device) -> Parts:
     model: nn.Module = build(config, "model", input_shape=shape, classes=classes)
     layout = memory_format(config.trainer.channels_last, model)
     model.to(device, precision.dtype).to(memory_format=layout)
+    with raise_bad_input(f"trainer.freeze={config.trainer.freeze}"):
+        freeze(model, config.trainer.freeze)
     return Parts(kind, precision, model, (device, precision.dtype, layout))
 
 
@@ -86,7 +90,10 @@ def trainer_options(config: DictConfig) -> TrainerOptions:
 
 def build_state(config: DictConfig, parts: Parts, epoch_steps: int) -> TrainState:
     """Optimizer, scheduler and average of a model. Raises what `build` does."""
-    optimizer = build(config, "optimizer", parts.model.parameters())
+    optimizer = build(config, "optimizer", parts.model.parameters(), skip=("groups",))
+    options: Any = OmegaConf.to_container(config.optimizer)
+    with raise_bad_input("optimizer.groups"):
+        set_groups(optimizer, parts.model, options.get("groups") or [])
     length = {"epochs": config.trainer.epochs, "epoch_steps": epoch_steps}
     scheduler = build(config, "scheduler", optimizer, **length)
     ema = build_ema(parts.model, config.trainer.ema_decay)
@@ -111,7 +118,8 @@ def dry_run(config: DictConfig, parts: Parts, images: int) -> Summary:
             doing = f"fails in a training step of {images} image{'s' * (images != 1)}"
             remedy = "batch_size says how many the last step of an epoch has"
             blank = torch.zeros(images, *kind.image_shape, dtype=dtype, device=device)
-            logits = copied.train()(blank.to(memory_format=layout))
+            set_train_mode(copied)
+            logits = copied(blank.to(memory_format=layout))
             check_logits(getattr(logits, "shape", wanted[:0])[1:], wanted)
         logits.sum().backward()
     except MODEL_ERRORS as error:
@@ -157,18 +165,30 @@ def prepare_splits(
     return dataset.prepare(train, *tensor_options), dataset.prepare(val, *tensor_options)
 
 
-def build(config: DictConfig, group: str, *arguments: Any, **more: Any) -> Any:
+def build(
+    config: DictConfig, group: str, *arguments: Any, skip: Sequence[str] = (), **more: Any
+) -> Any:
     """Call the group's `_target_` with the group's other values and these arguments.
+
+    skip: keys of the group whose values are not passed.
 
     Values are passed as they are: a `_target_` in one of them is never called. Raises BadInput if
     the target does not exist or refuses its arguments.
     """
     options: Any = OmegaConf.to_container(config[group], resolve=True)
-    try:
+    options = {key: value for key, value in options.items() if key not in skip}
+    with raise_bad_input(describe(config, group)):
         target = find_target(options.pop(TARGET))
         return target(*arguments, **options, **more)
+
+
+@contextmanager
+def raise_bad_input(source: str) -> Iterator[None]:
+    """Raise BadInput, which names the source, for what a wrong value in it can raise."""
+    try:
+        yield
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(f"{describe(config, group)}: {error}") from error
+        raise BadInput(f"{source}: {error}") from error
 
 
 def describe(config: DictConfig, group: str) -> str:

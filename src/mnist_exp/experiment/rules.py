@@ -89,6 +89,11 @@ OPTION_RULES = {
     "optimizer.eps": positive,
     "optimizer.momentum": fraction,
     "optimizer.weight_decay": not_negative,
+    "optimizer.groups": Rule(
+        "null or a list such as [{match: head.*, lr: 0.01}], with the optimizer's options",
+        (NoneType, list),
+        lambda value: value is None or all(map(is_group, value)),
+    ),
     "optimizer.options": Rule("null or a mapping such as {momentum: 0.9}", (NoneType, dict)),
     "scheduler.warmup_epochs": not_negative,
     "scheduler.cooldown_epochs": not_negative,
@@ -109,6 +114,14 @@ OPTION_RULES = {
         lambda value: value is None or (is_name(value) and ":" not in value),
     ),
 }
+
+
+def is_group(value: Any) -> bool:
+    """Whether this is a shell pattern of parameters, with options of an optimizer."""
+    if not isinstance(value, dict) or not text.admits(value.get("match")) or len(value) < 2:
+        return False
+    rules = ((OPTION_RULES.get(f"optimizer.{key}"), option) for key, option in value.items())
+    return all(rule is None or rule.admits(option) for rule, option in rules)
 
 
 # Keys whose value is a mapping with arbitrary keys.

@@ -20,6 +20,7 @@ from mnist_exp.data.splits import Split
 from mnist_exp.training.augmentation import Augmentation, identity
 from mnist_exp.training.distributed import SINGLE, ProcessGroup
 from mnist_exp.training.options import TrainerOptions
+from mnist_exp.training.parameters import set_train_mode
 from mnist_exp.training.precision import FLOAT32, Precision
 from mnist_exp.training.sampling import draw_order, draw_uniform
 from mnist_exp.training.state import Epoch, Metrics, Progress, TrainState
@@ -55,7 +56,7 @@ def fit(
     while not progress.is_done(options.epochs, options.patience):
         if not progress.losses:  # else the epoch is resumed
             progress.begin_epoch(lr=state.optimizer.param_groups[0]["lr"])
-        state.model.train()
+        set_train_mode(state.model)
         for shard, size in batches(train, progress, batch_size, seed, sampling, augment, group):
             loss, correct = train_step(model, state, shard, size, options, group)
             progress.add_batch(*group.sum(loss, correct))

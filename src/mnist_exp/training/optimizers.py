@@ -62,8 +62,8 @@ class Muon(Optimizer):
     first and the last layer, in the order of `parameters`. A schedule scales both learning rates;
     its momentum is Muon's.
 
-    lr: Muon's. The parameters must have their device and memory format already. Raises ValueError
-    if there is no hidden layer.
+    lr: Muon's. The parameters must have their device and memory format already. The groups may be
+    split afterwards: those with betas are AdamW's. Raises ValueError if there is no hidden layer.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Muon(Optimizer):
         hidden = [weight for weight in everything if weight.ndim in (2, 4)][1:-1]
         if not hidden:
             raise ValueError("the model has no hidden layer for Muon; use adamw")
-        taken = set(map(id, hidden))
-        others = [parameter for parameter in everything if id(parameter) not in taken]
-        self.matrices = [as_matrix(weight.detach(), weight) for weight in hidden]
-        self.muon = torch.optim.Muon(self.matrices, lr, weight_decay, momentum)
+        self.matrices = {weight: as_matrix(weight.detach(), weight) for weight in hidden}
+        others = [parameter for parameter in everything if parameter not in self.matrices]
+        matrices = self.matrices.values()
+        self.muon = torch.optim.Muon(matrices, lr, weight_decay, momentum)
         self.adamw = torch.optim.AdamW(
             others, adamw_lr, betas, weight_decay=weight_decay, fused=True
         )
@@ -92,22 +92,24 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for optimizer, group in zip((self.muon, self.adamw), self.param_groups, strict=True):
-            changed = {key: value for key, value in group.items() if key != "params"}
-            optimizer.param_groups[0].update(changed)
-        hidden = self.param_groups[0]["params"]
-        for own, weight in zip(self.matrices, hidden, strict=True):
+        self.adamw.param_groups = [group for group in self.param_groups if "betas" in group]
+        hidden = [group for group in self.param_groups if "betas" not in group]
+        self.muon.param_groups = [
+            {**group, "params": [self.matrices[weight] for weight in group["params"]]}
+            for group in hidden
+        ]
+        for weight, own in self.matrices.items():
             own.grad = None if weight.grad is None else as_matrix(weight.grad, weight)
         self.muon.step()
         self.adamw.step()
-        for own, weight in zip(self.matrices, hidden, strict=True):
+        for weight, own in self.matrices.items():
             if own in self.muon.state:
                 self.state[weight] = self.muon.state[own]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.adamw.state = self.state
-        for own, weight in zip(self.matrices, self.param_groups[0]["params"], strict=True):
+        for weight, own in self.matrices.items():
             if weight in self.state:
                 self.muon.state[own] = self.state[weight]
 

@@ -7,6 +7,7 @@ a checkpoint that is older than the option gets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,9 +19,11 @@ from mnist_exp.training.rules import (
     integer,
     is_count,
     is_device,
+    list_of,
     one_of,
     optional,
     positive,
+    text,
 )
 
 DEVICE = Rule(
@@ -43,6 +46,7 @@ class TrainerOptions:
     label_smoothing: Annotated[float, fraction] = 0.0  # Szegedy et al., 2016
     clip_norm: Annotated[float | None, optional(positive)] = None  # Pascanu et al., 2013
     ema_decay: Annotated[float | None, optional(fraction)] = None  # of the weights, per step
+    freeze: Annotated[Sequence[str], list_of(text)] = ()  # shell patterns of parameter names
     accumulate: Annotated[int, integer(1)] = 1  # micro-batches that a batch is computed in
     patience: Annotated[int | None, optional(integer(1))] = None  # epochs without a better one
     keep: Annotated[str, one_of("best", "last")] = "best"  # weights, by validation accuracy
