@@ -26,6 +26,8 @@ class Kind:
     mean: tuple[float, ...]  # of the training pixels, scaled to 0..1, by channel
     std: tuple[float, ...]
     digest: str  # SHA-256 of the checksums of the raw data
+    fit: str = "stretch"  # or pad, crop: how files of another shape become such an image
+    white: float | None = None  # in files of more than 8 bits; None: found from each
 
     def __post_init__(self) -> None:
         """Folders may have any name; pictures and MLflow need names that can be printed."""

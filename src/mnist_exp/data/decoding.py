@@ -1,55 +1,70 @@
-"""Decode image files to uint8 arrays of one form, and write them into one .npy file."""
+"""Decode image files: the only decoder, for training, prediction and the page.
+
+Every file becomes what a viewer shows: turned by its EXIF data, the first picture of an animation,
+transparency laid on paper; palettes, the colors of print and more than 8 bits a channel become
+8-bit gray or RGB.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import check_file
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 # Pillow decodes these itself. For EPS it starts Ghostscript. MPO, as phones write, opens as JPEG.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+
+# Bytes that a pixel takes while an image of this mode, or of this format, is decoded and converted.
+MODE_BYTES = {"L": 1, "1": 2, "RGB": 4}
+OTHER_MODE = 9
+FORMAT_FACTORS = {"WEBP": 2, "AVIF": 2, "TIFF": 2, "JPEG2000": 4}  # the library makes copies
+PROGRESSIVE = 6  # of a JPEG, whose coefficients are all kept
+MOST_BYTES = 200_000_000  # 50 megapixels in RGB
+LONGEST_SIDE = 100_000  # pixels; to resize one takes memory for each
+WHITES = (1, 255, 4095, 65535)  # of floats from 0 to 1; of 8, 12 and 16 bits
+SEVERAL_TONES = 0.3  # of 0..1; the visible part of an image with a smaller range has one tone
+
+ORIENTATION = 0x0112  # an EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LYING = (5, 6, 7, 8)  # they swap width and height
 
 CHUNK = 64  # images that are decoded before the first of them is written
 SLICE = 16  # images per task of a thread: a task costs as much as decoding a small image
 
 T = TypeVar("T")
 File = tuple[Path, int]  # an image file and its label
-
-
-def open_image(source: Path | BinaryIO) -> Image.Image:
-    """Open an image of one of FORMATS; its pixels are not decoded yet.
-
-    Raises NotAFile, UnidentifiedImageError for a file of another format, DecompressionBombError
-    for an image of more than 179 megapixels, and whatever Pillow raises for a damaged file.
-    """
-    from PIL import Image
-
-    if isinstance(source, Path):
-        check_file(source)
-    Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]  # old versions have no AVIF
-    return Image.open(source, formats=known)
+Size = tuple[int, int]  # width, height
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Form(NamedTuple):
     """What all images of a set are converted to."""
 
     mode: str  # PIL's: L or RGB
-    size: tuple[int, int]  # width, height
+    size: Size
+    fit: str = "stretch"  # or pad, crop: what makes an image of another shape fit
+    white: float | None = None  # in images of more than 8 bits; None: found from each image
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,15 +73,209 @@ class Form(NamedTuple):
         return (1 if self.mode == "L" else 3), height, width
 
 
-def find_form(root: Path, train: Sequence[File], test: Sequence[File], size: int | None) -> Form:
-    """The form of a set, from the headers of its files. Raises BadInput if their sizes differ."""
+# --- one image ---
+
+
+def read_pixels(source: Path | BinaryIO, form: Form) -> NDArray[np.uint8]:
+    """The image in this form, uint8 [channels, height, width]; antialiased if it is resized.
+
+    Raises what `open_image` and `decode` do.
+    """
+    with open_image(source) as image:
+        orientation = find_orientation(image)
+        field = form.size[::-1] if orientation in LYING else form.size
+        size, box = fit_into(field, image.size, form.fit)
+        if form.fit != "stretch":  # which is as old sets had it, with every pixel decoded
+            scale = max(size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1]))
+            factor = draft(image, 2 * scale)
+            left, top, right, bottom = (edge / factor for edge in box)
+            box = (left, top, right, bottom)
+        found = decode(image, form.white)
+    if found.mode == "RGB":
+        found = convert(found, form.mode)
+    if (size, box) != (found.size, (0, 0, *found.size)):
+        found = found.resize(size, Image.Resampling.BILINEAR, box)
+    found = turn(lay_on_paper(found), orientation)
+    if form.fit == "pad":
+        found = pad(found, form.size)
+    pixels = np.asarray(convert(found, form.mode)).reshape(*reversed(form.size), -1)
+    return pixels.transpose(2, 0, 1).copy()
+
+
+def read_colors(source: Path | BinaryIO, side: int) -> NDArray[np.uint8]:
+    """The image in RGB, uint8 [height, width, 3].
+
+    A large one is averaged down until its longer side has from `side` to twice as many pixels.
+    Raises what `open_image` and `decode` do.
+    """
+    with open_image(source) as image:
+        orientation = find_orientation(image)
+        draft(image, 2 * side / max(image.size))
+        found = decode(image)
+    if (factor := max(found.size) // side) > 1:
+        found = found.reduce(factor)
+    return np.asarray(convert(turn(lay_on_paper(found), orientation), "RGB"))
+
+
+def open_image(source: Path | BinaryIO) -> Image.Image:
+    """Open an image of one of FORMATS; its pixels are not decoded yet.
+
+    Raises NotAFile, UnidentifiedImageError for a file of another format, DecompressionBombError
+    for an image of more than 179 megapixels, what `check_memory` does for a progressive JPEG, and
+    whatever Pillow raises for a damaged file.
+    """
+    if isinstance(source, Path):
+        check_file(source)
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # old versions have no AVIF
+    image = Image.open(source, formats=known)
+    if image.info.get("progressive"):
+        check_memory(image, PROGRESSIVE)
+    return image
+
+
+def find_orientation(image: Image.Image) -> int:
+    """How the image is to be turned, by EXIF: a key of TURNS, or 1; nothing is decoded for it."""
+    late = image.format == "PNG" and not image.info.keys() & {"exif", "XML:com.adobe.xmp"}
+    try:  # Pillow would decode a PNG to look for EXIF data after the pixels
+        return 1 if late else int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF data does not make an image unreadable
+        return 1
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def draft(image: Image.Image, scale: float) -> int:
+    """Let a JPEG be decoded at a half, quarter or eighth of its size, but not below `scale` of it.
+
+    Returns the factor, which is 1 for other formats.
+    """
+    width, height = image.size
+    drafted = image.draft(None, (math.ceil(scale * width), math.ceil(scale * height)))
+    return round(width / drafted[1][2]) if drafted else 1
+
+
+def decode(image: Image.Image, white: float | None = None) -> Image.Image:
+    """The pixels in L, RGB or RGBA. white: see `Form`.
+
+    Raises ValueError for an image without pixels, or too large to be decoded in MOST_BYTES, and
+    whatever Pillow raises for a damaged file.
+    """
+    each = MODE_BYTES.get(image.mode, OTHER_MODE) * FORMAT_FACTORS.get(str(image.format), 1)
+    check_memory(image, each)
+    if image.mode[0] in "IF":
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        values *= 255 / (white or find_white(float(values.max())))
+        return Image.fromarray(values.clip(0, 255, out=values).round(out=values).astype(np.uint8))
+    image.load()
+    if image.has_transparency_data:
+        return convert(image, "RGBA")
+    return convert(image, {"L": "L", "1": "L"}.get(image.mode, "RGB"))
+
+
+def check_memory(image: Image.Image, each: int) -> None:
+    """Raises ValueError for an image that has no pixels, or takes too many bytes at `each`."""
+    pixels, most = image.width * image.height, MOST_BYTES // each
+    if not pixels:
+        raise ValueError("image without pixels")
+    if pixels > most:
+        said = f"more than {(pixels - 1) // 10**6} megapixels"
+        raise ValueError(f"{said}; at most {most // 10**6} of its kind are read")
+    if max(image.size) > LONGEST_SIDE:
+        raise ValueError(f"a side of {max(image.size)} pixels; at most {LONGEST_SIDE} are read")
+
+
+def find_white(most: float) -> float:
+    """What is white where this is the largest value."""
+    return next((white for white in WHITES if most <= white), most)
+
+
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
+def fit_into(field: Size, size: Size, fit: str) -> tuple[Size, Box]:
+    """The size that an image gets in a field, and the box of it that is shown there."""
+    scales = field[0] / size[0], field[1] / size[1]
+    width, height = size
+    if fit == "crop":
+        shown = field[0] / max(scales), field[1] / max(scales)
+        left, top = (width - shown[0]) / 2, (height - shown[1]) / 2
+        return field, (left, top, left + shown[0], top + shown[1])
+    if fit == "pad":
+        field = (max(1, round(width * min(scales))), max(1, round(height * min(scales))))
+    return field, (0, 0, width, height)
+
+
+def pad(image: Image.Image, size: Size) -> Image.Image:
+    """The image in the middle of a field, in the color that most of its border has."""
+    if image.size == size:
+        return image
+    pixels = np.asarray(image)
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    color = np.median(np.concatenate(edges), axis=0).astype(np.uint8)
+    field = Image.new(image.mode, size, tuple(color.reshape(-1).tolist()))
+    field.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return field
+
+
+def lay_on_paper(image: Image.Image) -> Image.Image:
+    """An image without its transparency, which becomes the color that it was most likely made for.
+
+    If only strokes are visible, that is black or white, whichever contrasts more. If the strokes
+    have a background, there is more of that.
+    """
+    if image.mode != "RGBA":
+        return image
+    values = np.asarray(image, np.float32) / np.float32(255)
+    colors, opacity = values[..., :3], values[..., 3:]
+    seen = colors[opacity[..., 0] > 0.5]
+    if opacity.min() == 1:
+        return image.convert("RGB")
+    paper = np.zeros(3, np.float32)
+    if len(seen):
+        low, middle, high = np.percentile(seen.mean(axis=1), [5, 50, 95])
+        paper[:] = np.median(seen, axis=0) if high - low > SEVERAL_TONES else middle < 0.5
+    laid = colors * opacity + paper * (1 - opacity)
+    return Image.fromarray((laid * 255).round().astype(np.uint8))
+
+
+def explain(error: Exception, source: Path | BinaryIO) -> str:
+    """Why this file is unreadable, in a few words."""
+    match error:
+        case FileNotFoundError():
+            return "no such file"
+        case UnidentifiedImageError():
+            empty = isinstance(source, Path) and source.stat().st_size == 0
+            return "empty file" if empty else "not an image"
+        case Image.DecompressionBombError():
+            return "more than 179 megapixels; at most 50 are read"
+    return one_line(error)
+
+
+# --- a set ---
+
+
+def find_form(
+    root: Path, train: Sequence[File], test: Sequence[File], size: Size | None, fit: str
+) -> Form:
+    """The form of a set, from the headers of its files, and of the training images of more than 8
+    bits from their values, too. Raises BadInput if their sizes differ, and none is given.
+    """
     paths = [path for path, _ in (*train, *test)]
     headers = dict(zip(paths, _read_each(_read_header, paths), strict=True))
     good = {path: header for path, header in headers.items() if isinstance(header, Form)}
-    modes = {good[path].mode for path, _ in train if path in good}
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
+    modes = {path: good[path].mode for path, _ in train if path in good}
+    is_gray = all(mode in ("1", "L", "LA") or mode[0] in "IF" for mode in modes.values())
+    mode = "L" if is_gray else "RGB"
+    deep = [path for path, mode in modes.items() if mode[0] in "IF"]
+    with ThreadPoolExecutor(_count_threads(deep)) as pool:
+        most = [most for most in _read_each(_read_most, deep, pool.map) if isinstance(most, float)]
+    white = find_white(max(most)) if most else None
     if size is not None:
-        return Form(mode, (size, size))
+        return Form(mode, size, fit, white)
     first_of = {header.size: path for path, header in reversed(good.items())}
     common = Counter(header.size for header in good.values()).most_common(2)
     if len(common) > 1:
@@ -75,7 +284,7 @@ def find_form(root: Path, train: Sequence[File], test: Sequence[File], size: int
             f"data.root={root}: images of {len(first_of)} sizes: {', '.join(said)}; "
             f"data.size={min(common[0][0])} makes them one"
         )
-    return Form(mode, common[0][0] if common else (1, 1))
+    return Form(mode, common[0][0] if common else (1, 1), fit, white)
 
 
 def write_images(
@@ -86,12 +295,12 @@ def write_images(
     Returns how many there are of each class, and why each of the other files is unreadable.
     """
     class_counts, unreadable = [0] * classes, {}
-    read = partial(_read_pixels, form=form)
-    with path.open("wb") as file, ThreadPoolExecutor(_count_threads(files)) as pool:
+    read, paths = partial(read_pixels, form=form), [source for source, _ in files]
+    with path.open("wb") as file, ThreadPoolExecutor(_count_threads(paths)) as pool:
         _write_header(file, 0, form)
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
-            decoded = _read_each(read, [source for source, _ in chunk], pool.map)
+            decoded = _read_each(read, paths[start : start + CHUNK], pool.map)
             for (source, label), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, str):
                     unreadable[source] = pixels
@@ -109,13 +318,13 @@ def _write_header(file: BinaryIO, count: int, form: Form) -> None:
     write_array_header_1_0(file, header)
 
 
-def _count_threads(files: Sequence[File]) -> int:
+def _count_threads(paths: Sequence[Path]) -> int:
     """One per core for files that are large enough to gain from it, or else one.
 
     PIL releases the GIL while it decodes. With small files the threads mostly wait for it: two
     take a quarter more time than one for 64×64 pixels, and little more than half for 256×256.
     """
-    sizes = [path.stat().st_size for path, _ in files[:100] if path.exists()]
+    sizes = [path.stat().st_size for path in paths[:100] if path.exists()]
     return 1 if sum(sizes) < 8_000 * len(sizes) else os.cpu_count() or 1
 
 
@@ -125,15 +334,12 @@ def _read_each(
     map_tasks: Callable[..., Iterable[Any]] = map,
 ) -> Iterator[T | str]:
     """What `read` returns for each file, or in a few words why the file is unreadable."""
-    from PIL import UnidentifiedImageError
 
     def attempt(path: Path) -> T | str:
         try:
             return read(path)
-        except UnidentifiedImageError:
-            return "not an image"
         except Exception as error:  # there is no list of what a damaged file can raise
-            return one_line(error)
+            return explain(error, path)
 
     slices = [paths[start : start + SLICE] for start in range(0, len(paths), SLICE)]
     for some in map_tasks(lambda paths: [attempt(path) for path in paths], slices):
@@ -141,26 +347,14 @@ def _read_each(
 
 
 def _read_header(path: Path) -> Form:
-    """The form that the file states; nothing is decoded."""
+    """The mode and size that the file states; nothing is decoded."""
     with open_image(path) as image:
-        if image.mode[0] in "IF":
-            raise ValueError("more than 8 bits a pixel")
-        return Form(image.mode, image.size)
+        lies = find_orientation(image) in LYING
+        return Form(image.mode, image.size[::-1] if lies else image.size)
 
 
-def _read_pixels(path: Path, form: Form) -> NDArray[np.uint8]:
+def _read_most(path: Path) -> float:
+    """The largest value in an image of more than 8 bits."""
     with open_image(path) as image:
-        if image.mode[0] in "IF":
-            raise ValueError("more than 8 bits a pixel")
-        return convert(image, form)
-
-
-def convert(image: Image.Image, form: Form) -> NDArray[np.uint8]:
-    """The image in this form, uint8 [channels, height, width]; antialiased if it is resized."""
-    from PIL import Image
-
-    converted = image.convert(form.mode)
-    if converted.size != form.size:
-        converted = converted.resize(form.size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(converted).reshape(*reversed(form.size), -1)
-    return pixels.transpose(2, 0, 1).copy()
+        check_memory(image, OTHER_MODE)
+        return float(np.nan_to_num(np.asarray(image, np.float32)).max())

@@ -7,7 +7,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,17 +23,22 @@ from mnist_exp.data.cache import (
     replace_array,
 )
 from mnist_exp.data.dataset import Channels, Dataset, compute_mean_and_std, split_dataset
-from mnist_exp.data.decoding import File, find_form, write_images
 from mnist_exp.data.splits import ArrayFile, Rows, make_split
 from mnist_exp.errors import BadInput
 
+if TYPE_CHECKING:
+    from mnist_exp.data.decoding import File
+
 log = logging.getLogger(__name__)
+
+DECODER = 2  # raised when it reads files in another way: older caches are made again
 
 
 def image_folder(
     root: str,
     cache: str,
-    size: int | None = None,
+    size: int | Sequence[int] | None = None,
+    fit: str = "stretch",
     mean: Channels = None,
     std: Channels = None,
     skip_bad: bool = False,
@@ -43,8 +50,9 @@ def image_folder(
 
     Without a test folder, every fifth image of a class, in sorted order, is a test image. Files and
     classes are found as torchvision's ImageFolder finds them. The set is gray if all training
-    images are. With `size` the images are resized to size×size, antialiased; without it, they must
-    all have one size. With `skip_bad`, unreadable files are skipped.
+    images are. With `size`, of one number or [height, width], the images are resized, antialiased:
+    stretched, or, by `fit`, padded or cropped to keep their shape; without it, they must all have
+    one size. With `skip_bad`, unreadable files are skipped.
 
     The images are decoded once, and again when a file was added, removed, or changed in size or
     time. 60,000 JPEGs of 32×32 take 15 s to decode, and 1 s to load afterwards. Above
@@ -52,10 +60,14 @@ def image_folder(
     """
     folder = Path(root).absolute()
     listing = _list_files(folder)
-    options = f"{folder}\0{size}\0{skip_bad}"
+    options = f"{folder}\0{size}\0{fit}\0{skip_bad}"
     cached = Path(cache) / "image_folder" / f"{folder.name}-{hash_text(options)[:12]}"
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    sides = (width, height) if width and height else None
     record = ensure_record(
-        cached, hash_text(options + listing), lambda: _decode(folder, cached, size, skip_bad)
+        cached,
+        hash_text(f"{DECODER}{options}{listing}"),
+        lambda: _decode(folder, cached, sides, fit, skip_bad),
     )
     if skipped := record["left_out"]:
         log.warning("data.root=%s: skipped: %s", root, abbreviate(skipped))
@@ -69,7 +81,8 @@ def image_folder(
     mean = record["mean"] if mean is None else mean
     std = record["std"] if std is None else std
     about = (folder.name, tuple(record["classes"]), digest)
-    return split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
+    dataset = split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
+    return replace(dataset, kind=replace(dataset.kind, fit=fit, white=record["white"]))
 
 
 # --- find the files ---
@@ -144,15 +157,19 @@ def abbreviate(names: Sequence[str]) -> str:
 # --- decoding ---
 
 
-def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Record:
+def _decode(
+    root: Path, folder: Path, size: tuple[int, int] | None, fit: str, skip_bad: bool
+) -> Record:
     """Write the pixels of both parts into the folder, an image at a time; returns their record.
 
     Raises BadInput for images that cannot form a set, DataError for unreadable files.
     """
+    from mnist_exp.data.decoding import find_form, write_images  # Pillow; not with a cache
+
     classes, train_files, test_files = _find(root)
     log.info("data.root=%s: decoding %d images", root, len(train_files) + len(test_files))
     with replace_array(folder, "train") as train, replace_array(folder, "test") as test:
-        form = find_form(root, train_files, test_files, size)
+        form = find_form(root, train_files, test_files, size, fit)
         (train_counts, bad_train), (test_counts, bad_test) = (
             write_images(path, files, len(classes), form)
             for path, files in ((train, train_files), (test, test_files))
@@ -179,6 +196,7 @@ def _decode(root: Path, folder: Path, size: int | None, skip_bad: bool) -> Recor
         "classes": classes,
         "counts": {"train": train_counts, "test": test_counts},
         "mean": mean,
+        "white": form.white,
         "std": std,
         "left_out": list(unreadable),
     }

@@ -23,6 +23,10 @@ KEYS: dict[str, str | None] = {
     "tracking.none": None,  # it named a tracker that did nothing
 }
 
+# Keys of an image folder that are younger than its config, and their old behavior.
+IMAGE_FOLDER = "mnist_exp.data.image_folder"
+OF_IMAGE_FOLDER = {"fit": "stretch"}
+
 
 def new_target(name: str) -> str:
     """The name that this `_target_` has now, which is the same one for most."""
@@ -58,6 +62,8 @@ def rename(config: Any) -> Any:
         if isinstance(saved := find_node(renamed, [group]), dict):
             defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
             renamed[group] = defaults | saved
+            if saved.get("_target_") == IMAGE_FOLDER:
+                renamed[group] = OF_IMAGE_FOLDER | renamed[group]
     return renamed
 
 

@@ -25,6 +25,7 @@ from mnist_exp.training.rules import (
     flag,
     fraction,
     integer,
+    is_count,
     list_of,
     not_negative,
     number,
@@ -63,7 +64,17 @@ OPTION_RULES = {
     "data.mirrors": optional(list_of(text)),
     "data.mean": optional(per_channel(finite)),
     "data.std": optional(per_channel(positive)),
-    "data.size": optional(integer(1)),
+    "data.size": optional(
+        Rule(
+            "an integer >= 1 or a list of two, [height, width]",
+            (int, list),
+            lambda value: (
+                all(map(is_count, value if isinstance(value, list) else [value]))
+                and (not isinstance(value, list) or len(value) == 2)
+            ),
+        )
+    ),
+    "data.fit": one_of("stretch", "pad", "crop"),
     "data.skip_bad": flag,
     "data.val_fraction": fraction,
     "data.split_seed": seed,
