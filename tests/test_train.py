@@ -207,10 +207,10 @@ def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_pat
 def test_without_tracking_there_is_no_mlflow_no_worker_and_no_store(clone: Clone) -> None:
     (clone.root / "mlflow.db").unlink()
     code = (
-        "import os, sys; from mnist_exp.cli import main as cli, process; "
+        "import atexit, sys; from mnist_exp.cli import main as cli; "
         "from mnist_exp.tracking.worker import get_worker; "
-        "process.exit_now = lambda *a, **k: print('mlflow' in sys.modules, "
-        "'torchvision' in sys.modules, get_worker.cache_info().currsize); "
+        "atexit.register(lambda: print('mlflow' in sys.modules, "
+        "'torchvision' in sys.modules, get_worker.cache_info().currsize)); "
         "sys.argv = ['train.py', 'data=digits', 'tracking=none', 'trainer=debug']; cli.train()"
     )
     done = clone.run("-c", code)

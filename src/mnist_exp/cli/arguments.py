@@ -12,7 +12,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
 
-from mnist_exp.cli.process import exit_now
 from mnist_exp.errors import BadInput, sanitize
 from mnist_exp.paths import add_config_dir
 
@@ -56,7 +55,7 @@ class Arguments(NamedTuple):
 def parse_flags() -> Namespace:
     """Hydra's flags in sys.argv, and as `overrides` the rest; adds the folder of --config-dir.
 
-    Exits with 2 for a flag that is unknown or not supported.
+    Raises BadInput for a flag that is unknown or not supported.
     """
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -64,12 +63,9 @@ def parse_flags() -> Namespace:
     for flag, instead in UNSUPPORTED.items():
         if getattr(flags, flag) is not None:
             name = flag.replace("_", "-")
-            exit_now(f"error: --{name} is not supported; {instead}", BadInput.exit_code)
+            raise BadInput(f"--{name} is not supported; {instead}")
     if flags.config_dir is not None:
-        try:
-            add_config_dir(flags.config_dir)
-        except BadInput as error:
-            exit_now(f"error: {error}", error.exit_code)
+        add_config_dir(flags.config_dir)
     return flags
 
 
@@ -78,7 +74,7 @@ def refuse(message: str) -> NoReturn:
     advice = "--help shows the options"
     if message.startswith("unrecognized arguments") and ": -" not in message:
         advice = "write flags such as -m before the first key=value"
-    exit_now(sanitize(f"error: {message}; {advice}"), BadInput.exit_code)
+    raise BadInput(f"{message}; {advice}")
 
 
 def parse(words: Iterable[str], loader: ConfigLoader) -> Arguments:

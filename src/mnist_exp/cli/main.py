@@ -31,7 +31,7 @@ from omegaconf import DictConfig, open_dict
 import mnist_exp.experiment.rules  # noqa: F401  first, before a joblib worker gets the resolvers
 from mnist_exp.cli.arguments import parse, parse_flags
 from mnist_exp.cli.help import help_text
-from mnist_exp.cli.process import exit_code, exit_now, run_and_exit
+from mnist_exp.cli.process import exit_code, run_and_exit
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
@@ -52,13 +52,13 @@ def train() -> None:
 
     Exits with 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
     """
-    flags = parse_flags()
-    if flags.help:
-        print(help_text())
-        return
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
 
     def command() -> int:
+        flags = parse_flags()
+        if flags.help:
+            print(help_text())
+            return 0
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
         try:
             return execute(flags)
         except HydraException as error:  # from its flags and plugins; the keys have been checked
@@ -91,7 +91,8 @@ def execute(flags: Namespace) -> int:
         if flags.multirun:
             arguments = add_preset(arguments, loader)
         if found := [*arguments.errors, *check(arguments.parsed, flags.multirun, loader)]:
-            exit_now("\n".join(found), BadInput.exit_code)
+            print(*found, sep="\n", file=sys.stderr)
+            return BadInput.exit_code
         if flags.multirun:
             return execute_sweep(plan_sweep(arguments), bool(flags.cfg), loader)
         plan = plan_run(arguments, needs_new_folder=not only_show)
@@ -209,4 +210,4 @@ def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
         start(config, folder, overrides, HOOKS)
     except (Failure, OSError) as error:
         log.error("error: %s", error)  # so that it reaches the run's log file
-        exit_now("", exit_code(error))
+        raise SystemExit(exit_code(error)) from error

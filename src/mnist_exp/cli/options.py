@@ -10,7 +10,6 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import NoReturn
 
-from mnist_exp.cli.process import exit_now
 from mnist_exp.errors import BadInput, sanitize
 from mnist_exp.paths import add_config_dir
 from mnist_exp.tracking import EXPERIMENT
@@ -59,12 +58,12 @@ class Parser(ArgumentParser):
             if options.config_dir:
                 add_config_dir(options.config_dir)
         except BadInput as error:
-            exit_now(f"error: {error}", error.exit_code)
+            self.exit(error.exit_code, f"error: {error}\n")
         return options
 
     def error(self, message: str) -> NoReturn:
-        message = sanitize(message)
-        exit_now(f"error: {message}; --help shows the options", BadInput.exit_code)
+        advice = "--help shows the options"
+        self.exit(BadInput.exit_code, f"error: {sanitize(message)}; {advice}\n")
 
 
 def choose_checkpoint(options: Namespace) -> Path:

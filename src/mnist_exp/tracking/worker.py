@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -134,10 +134,23 @@ class Worker:
             start_new_session=True,  # only this process handles Ctrl-C
         )
         atexit.register(self._kill)
-        self.executor = ThreadPoolExecutor(max_workers=1)  # waits for one answer at a time
+        self.calls: SimpleQueue[tuple[Future[Any], bytes]] = SimpleQueue()
+        # Unlike an executor's, this thread never keeps Python from exiting.
+        threading.Thread(target=self._make_calls, daemon=True).start()
 
     def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
-        return self.executor.submit(self._call, pickle.dumps((function, arguments)))
+        answer: Future[Any] = Future()
+        self.calls.put((answer, pickle.dumps((function, arguments))))
+        return answer
+
+    def _make_calls(self) -> None:
+        """Make one call at a time, and wait for its answer."""
+        while True:
+            answer, call = self.calls.get()
+            try:
+                answer.set_result(self._call(call))
+            except Exception as error:
+                answer.set_exception(error)
 
     def _kill(self) -> None:
         self.process.kill()  # whoever needed an answer has waited for it
