@@ -98,7 +98,8 @@ def test_keys_and_options_in_the_pages_exist() -> None:
     top = OmegaConf.load(CONF / "config.yaml")
     for page in PAGES:
         for group, key, option in re.findall(rf"`({groups})(?:\.(?!txt)(\w+)|=(\w+))", read(page)):
-            options = {path.stem: OmegaConf.load(path) for path in CONF.glob(f"{group}/*.yaml")}
+            files = CONF.glob(f"{group}/*.yaml")
+            options = {path.stem: list(OmegaConf.load(path)) for path in files}
             if key:
                 assert any(key in values for values in [*options.values(), top.get(group, {})]), key
             else:

@@ -59,7 +59,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         [math.nan, -math.inf, HUGE, "0.1", True, [], [math.nan], ["0.1"], [[0.1]]],
     ),
     "data.std": ([None, 1, 0.3081, [0.2, 1]], [0, -0.1, math.nan, math.inf, [], [0.2, 0]]),
-    "data.size": ([None, 1, 224], [0, -1, 32.0, "32", [32, 32]]),
+    "data.size": ([[20, 30], None, 1, 224], [0, -1, 32.0, "32", [32], [32, 0], [1, 2, 3]]),
     "data.skip_bad": ([True, False], [0, "true", None]),
     "data.val_fraction": ([0, 0.0, 0.15, 0.999], [1, 1.0, 1.5, -0.1, math.nan]),
     "data.memory_limit": ([8, 0.5], [0, -1, math.inf, "8", None]),

@@ -11,6 +11,7 @@ from mnist_exp.data.dataset import Dataset, Kind
 from mnist_exp.data.folders import image_folder
 from mnist_exp.data.sets import cifar10, digits, fashion_mnist, kmnist, mnist
 from mnist_exp.data.splits import Split, Streamed
+from mnist_exp.data.torchvision_sets import torchvision_set
 
 __all__ = [
     "DataError",
@@ -24,4 +25,5 @@ __all__ = [
     "image_folder",
     "kmnist",
     "mnist",
+    "torchvision_set",
 ]

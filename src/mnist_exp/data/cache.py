@@ -116,15 +116,16 @@ def load_or_make(
     a damaged cache. Raises DataError for a cache that is damaged or cannot be written, and what
     `make` raises. memory_limit: see `load`.
     """
+    record = ensure_record(folder, key, lambda: save(folder, make()))
+    return load(folder, record["sums"], memory_limit)
 
-    def fill() -> Record:
-        arrays = make()
-        for name, array in arrays.items():
-            with replace_array(folder, name) as temporary, temporary.open("wb") as file:
-                np.save(file, array)
-        return {"sums": {name: hash_array(array) for name, array in arrays.items()}}
 
-    return load(folder, ensure_record(folder, key, fill)["sums"], memory_limit)
+def save(folder: Path, arrays: Arrays) -> Record:
+    """Write the arrays of a set into its folder; returns the record of their checksums."""
+    for name, array in arrays.items():
+        with replace_array(folder, name) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    return {"sums": {name: hash_array(array) for name, array in arrays.items()}}
 
 
 def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:

@@ -14,6 +14,7 @@ from mnist_exp.data.splits import Rows, Split, Streamed, join, split_fold, split
 from mnist_exp.errors import BadInput, sanitize
 
 Channels = float | Sequence[float] | None  # for all channels, per channel, or None: computed
+Size = int | Sequence[int] | None  # of square images, [height, width], or None: as they are
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,14 @@ class Dataset:
             rows = replace(split.images, device=device)
             return Streamed(rows, split.labels.to(device), normalize)
         return normalize(split)
+
+
+def width_and_height(size: Size) -> tuple[int, int] | None:
+    """The size as Pillow has it."""
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return width, height
 
 
 def take_fold(dataset: Dataset, folds: int, fold: int, seed: int) -> Dataset:

@@ -77,20 +77,25 @@ class Form(NamedTuple):
 
 
 def read_pixels(source: Path | BinaryIO, form: Form) -> NDArray[np.uint8]:
-    """The image in this form, uint8 [channels, height, width]; antialiased if it is resized.
+    """The image in this form, uint8 [channels, height, width].
 
     Raises what `open_image` and `decode` do.
     """
     with open_image(source) as image:
-        orientation = find_orientation(image)
-        field = form.size[::-1] if orientation in LYING else form.size
-        size, box = fit_into(field, image.size, form.fit)
-        if form.fit != "stretch":  # which is as old sets had it, with every pixel decoded
-            scale = max(size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1]))
-            factor = draft(image, 2 * scale)
-            left, top, right, bottom = (edge / factor for edge in box)
-            box = (left, top, right, bottom)
-        found = decode(image, form.white)
+        return to_form(image, form)
+
+
+def to_form(image: Image.Image, form: Form) -> NDArray[np.uint8]:
+    """An opened image in this form, antialiased if it is resized. Raises what `decode` does."""
+    orientation = find_orientation(image)
+    field = form.size[::-1] if orientation in LYING else form.size
+    size, box = fit_into(field, image.size, form.fit)
+    if form.fit != "stretch":  # as sets had it before there were others, with every pixel decoded
+        scale = max(size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1]))
+        factor = draft(image, 2 * scale)
+        left, top, right, bottom = (edge / factor for edge in box)
+        box = (left, top, right, bottom)
+    found = decode(image, form.white)
     if found.mode == "RGB":
         found = convert(found, form.mode)
     if (size, box) != (found.size, (0, 0, *found.size)):
@@ -268,8 +273,7 @@ def find_form(
     headers = dict(zip(paths, _read_each(_read_header, paths), strict=True))
     good = {path: header for path, header in headers.items() if isinstance(header, Form)}
     modes = {path: good[path].mode for path, _ in train if path in good}
-    is_gray = all(mode in ("1", "L", "LA") or mode[0] in "IF" for mode in modes.values())
-    mode = "L" if is_gray else "RGB"
+    mode = common_mode(modes.values())
     deep = [path for path, mode in modes.items() if mode[0] in "IF"]
     with ThreadPoolExecutor(_count_threads(deep)) as pool:
         most = [most for most in _read_each(_read_most, deep, pool.map) if isinstance(most, float)]
@@ -285,6 +289,12 @@ def find_form(
             f"data.size={min(common[0][0])} makes them one"
         )
     return Form(mode, common[0][0] if common else (1, 1), fit, white)
+
+
+def common_mode(modes: Iterable[str]) -> str:
+    """L if all of these modes of PIL are gray, or else RGB."""
+    is_gray = all(mode in ("1", "L", "LA") or mode[0] in "IF" for mode in modes)
+    return "L" if is_gray else "RGB"
 
 
 def write_images(

@@ -22,7 +22,14 @@ from mnist_exp.data.cache import (
     load,
     replace_array,
 )
-from mnist_exp.data.dataset import Channels, Dataset, compute_mean_and_std, split_dataset
+from mnist_exp.data.dataset import (
+    Channels,
+    Dataset,
+    Size,
+    compute_mean_and_std,
+    split_dataset,
+    width_and_height,
+)
 from mnist_exp.data.splits import ArrayFile, Rows, make_split
 from mnist_exp.errors import BadInput
 
@@ -37,7 +44,7 @@ DECODER = 2  # raised when it reads files in another way: older caches are made 
 def image_folder(
     root: str,
     cache: str,
-    size: int | Sequence[int] | None = None,
+    size: Size = None,
     fit: str = "stretch",
     mean: Channels = None,
     std: Channels = None,
@@ -62,12 +69,10 @@ def image_folder(
     listing = _list_files(folder)
     options = f"{folder}\0{size}\0{fit}\0{skip_bad}"
     cached = Path(cache) / "image_folder" / f"{folder.name}-{hash_text(options)[:12]}"
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    sides = (width, height) if width and height else None
     record = ensure_record(
         cached,
         hash_text(f"{DECODER}{options}{listing}"),
-        lambda: _decode(folder, cached, sides, fit, skip_bad),
+        lambda: _decode(folder, cached, width_and_height(size), fit, skip_bad),
     )
     if skipped := record["left_out"]:
         log.warning("data.root=%s: skipped: %s", root, abbreviate(skipped))

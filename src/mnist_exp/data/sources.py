@@ -188,7 +188,7 @@ def from_mirrors(published: Published, mirrors: Sequence[str] | None, timeout: f
     else:
         resources, addresses = theirs.resources, theirs.mirrors
     reasons = []
-    with tempfile.TemporaryDirectory() as folder, _silence_download(timeout):
+    with tempfile.TemporaryDirectory() as folder, silence_download(timeout):
         for mirror in addresses if mirrors is None else mirrors:
             address = mirror.rstrip("/") + "/"
             try:
@@ -202,7 +202,7 @@ def from_mirrors(published: Published, mirrors: Sequence[str] | None, timeout: f
 
 
 @contextmanager
-def _silence_download(timeout: float) -> Iterator[None]:
+def silence_download(timeout: float) -> Iterator[None]:
     """Suppress torchvision's progress bars, and its endless wait on a firewall."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout)

@@ -106,6 +106,8 @@ OPTION_RULES = {
         lambda value: value is None or all(map(is_group, value)),
     ),
     "optimizer.options": Rule("null or a mapping such as {momentum: 0.9}", (NoneType, dict)),
+    "data.options": Rule("null or a mapping such as {split: letters}", (NoneType, dict)),
+    "data.name": text,
     "scheduler.warmup_epochs": not_negative,
     "scheduler.cooldown_epochs": not_negative,
     "scheduler.every_epochs": positive,
@@ -136,7 +138,7 @@ def is_group(value: Any) -> bool:
 
 
 # Keys whose value is a mapping with arbitrary keys.
-MAPPINGS = {"optimizer.options"}
+MAPPINGS = {"optimizer.options", "data.options"}
 
 
 def rule_for(key: str, default: Any) -> Rule:

@@ -1,0 +1,173 @@
+"""Any classification set of torchvision.datasets, by its name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mnist_exp.data.cache import DataError, Record, ensure_record, hash_text, load, save
+from mnist_exp.data.dataset import Channels, Dataset, Size, split_dataset, width_and_height
+from mnist_exp.data.sources import silence_download
+from mnist_exp.data.splits import make_split
+from mnist_exp.errors import BadInput, one_line
+
+log = logging.getLogger(__name__)
+
+# The argument that chooses the training or the test images, and its values to try for each.
+PARTS: dict[str, tuple[list[Any], list[Any]]] = {
+    "train": ([True], [False]),
+    "split": (["train", "trainval"], ["test", "val", "valid"]),
+}
+OURS = {"self", "kwargs", "root", "download", "transform", "target_transform", "transforms"}
+BYTES = torch.tensor([1, 256])  # of a label, which has 16 bits
+TIMEOUT = 15  # seconds that a server may stay silent
+
+
+def torchvision_set(
+    name: str,
+    root: str,
+    cache: str,
+    options: Mapping[str, Any] | None = None,
+    size: Size = None,
+    mean: Channels = None,
+    std: Channels = None,
+    val_fraction: float = 0.15,
+    split_seed: int = 0,
+    memory_limit: float = 8.0,
+) -> Dataset:
+    """A set of torchvision.datasets that gives images and the number of their class.
+
+    root: the folder that torchvision reads, or downloads to; it checks the checksums that it knows.
+    options: other arguments of the set's class. size: for a set whose images differ in size. A
+    set without a test part gives every fifth image to it. While a set is decoded,
+    all of it is in memory.
+
+    Raises ValueError for an unknown name or option, BadInput for a set of another kind or of
+    several sizes, and DataError if torchvision cannot load it.
+    """
+    key = json.dumps([name, str(Path(root).absolute()), dict(options or {}), size], default=str)
+    folder = Path(cache) / "torchvision" / f"{name}-{hash_text(key)[:12]}"
+    record = ensure_record(folder, key, lambda: _decode(folder, name, root, options or {}, size))
+    arrays = load(folder, record["sums"], memory_limit)
+    train, test = (
+        make_split(arrays[f"{part}-images"], arrays[f"{part}-labels"].long() @ BYTES)
+        for part in ("train", "test")
+    )
+    digest = hash_text(json.dumps([record["classes"], record["sums"]]))
+    about = (name.lower(), tuple(record["classes"]), digest)
+    return split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
+
+
+def _decode(folder: Path, name: str, root: str, options: Mapping[str, Any], size: Size) -> Record:
+    """Write the set's arrays into the folder; returns their record."""
+    train, test = _open_parts(name, root, options)
+    log.info("data.name=%s: decoding %d images", name, len(train) + len(test or ()))
+    images, labels = _read(name, train, size)
+    if test is None:
+        is_test = np.arange(len(labels)) % 5 == 4
+        test_images, test_labels = images[is_test], labels[is_test]
+        images, labels = images[~is_test], labels[~is_test]
+    else:
+        test_images, test_labels = _read(name, test, size, images.shape[1:])
+    arrays = {"train-images": images, "train-labels": labels}
+    arrays |= {"test-images": test_images, "test-labels": test_labels}
+    numbers = range(1 + int(max(part.view("<u2").max() for part in (labels, test_labels))))
+    return {**save(folder, arrays), "classes": list(map(str, getattr(train, "classes", numbers)))}
+
+
+def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """torchvision's objects for the training and the test images; None for a set of one part."""
+    from torchvision import datasets  # over a second to import
+
+    names = {known.lower(): known for known in datasets.__all__}
+    if name not in names.values():
+        (near,) = get_close_matches(name.lower(), names, 1, cutoff=0)
+        raise ValueError(f"torchvision has no such data set; did you mean {names[near]}?")
+    kind, known = getattr(datasets, name), set[str]()
+    for base in kind.__mro__:
+        found = inspect.signature(base.__init__).parameters.keys()
+        known |= found
+        if "kwargs" not in found:  # it passes no arguments on to the next class
+            break
+    argument = next((argument for argument in PARTS if argument in known), None)
+    others = sorted(known - OURS - {argument})
+    for option in options:
+        if option not in others:
+            raise ValueError(f"has no option {option}; it has {', '.join(others) or 'none'}")
+    make = partial(kind, **options, **({"root": root} if "root" in known else {}))
+    can_download = "download" in known
+    if argument is None:
+        return _open(make, name, root, can_download), None
+
+    def open_first(values: list[Any]) -> Any:
+        """The part that the first of these values gives which the class knows."""
+        for value in values:
+            try:
+                return _open(partial(make, **{argument: value}), name, root, can_download)
+            except ValueError as error:
+                if value == values[-1] or not str(error).startswith("Unknown value"):
+                    raise
+
+    train_values, test_values = PARTS[argument]
+    return open_first(train_values), open_first(test_values)
+
+
+def _open(make: Callable[..., Any], name: str, root: str, can_download: bool) -> Any:
+    """torchvision's object, from the files under root or else from a download."""
+    try:
+        return make()
+    except (ImportError, TypeError, ValueError):  # a package, an argument, a value
+        raise
+    except Exception as error:  # whatever its class raises without the files
+        reason = one_line(error)
+    if can_download:
+        log.info("data.name=%s: not under %s; downloading", name, root)
+        try:
+            with silence_download(TIMEOUT):
+                return make(download=True)
+        except Exception as error:
+            reason = f"no files, and the download failed ({one_line(error)})"
+    raise DataError(f"data.name={name}: {reason}; put torchvision's files into data.root={root}")
+
+
+def _read(
+    name: str, part: Any, size: Size, shape: tuple[int, ...] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images [n, channels, height, width], and the two bytes of their labels [n, 2].
+
+    shape: of an image, where it is known. Raises BadInput.
+    """
+    from PIL import Image
+
+    from mnist_exp.data.decoding import Form, common_mode, to_form
+
+    modes, sizes, labels = set(), set(), np.empty(len(part), "<u2")
+    for number in range(len(part)):
+        image, label = part[number]
+        if not isinstance(image, Image.Image) or not isinstance(label, int | np.integer):
+            raise BadInput(f"data.name={name}: it does not give images with one class each")
+        labels[number] = label
+        modes.add(image.mode)
+        sizes.add(image.size)
+    if size is None and len(sizes) > 1:
+        raise BadInput(
+            f"data.name={name}: images of {len(sizes)} sizes; data.size=N makes them one"
+        )
+    if shape is None:
+        form = Form(common_mode(modes), width_and_height(size) or sizes.pop(), "pad")
+    else:
+        form = Form("L" if shape[0] == 1 else "RGB", (shape[2], shape[1]), "pad")
+    images = np.empty((len(part), *form.shape), np.uint8)
+    for number, row in enumerate(images):
+        row[:] = to_form(part[number][0], form)
+    return images, labels.view(np.uint8).reshape(-1, 2)
