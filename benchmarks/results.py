@@ -38,7 +38,7 @@ from mnist_exp import figures
 from mnist_exp.errors import Failure, first_line
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import load_model
-from mnist_exp.experiment.targets import initialize_hydra
+from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.files import replace_file
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.sweeps.records import Outcome, read_outcomes

@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads on cores with other work wait
 
 import mnist_exp.experiment.rules  # noqa: F401  registers the resolvers that the YAML files use
-from mnist_exp.experiment.targets import initialize_hydra
+from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.paths import REPOSITORY, add_config_dir, config_dirs
 
 if TYPE_CHECKING:

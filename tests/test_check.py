@@ -233,7 +233,9 @@ def test_no_option_has_a_problem() -> None:
             groups.setdefault(group, []).append(option)
     sweep = [f"{group}={','.join(options)}" for group, options in groups.items()]
     presets = [argument for argument in sweep if argument.startswith("experiment=")]
-    for arguments in ([a for a in sweep if a not in presets], presets):
+    sweeps = [f"sweep={option}" for option in groups["sweep"]]
+    once = [a for a in sweep if a not in presets and not a.startswith("sweep=")]
+    for arguments in (once, presets, *([option] for option in sweeps)):
         assert problems(arguments, multirun=True) == []
     assert problems(["data=image_folder", "data.root=photos"]) == []
 
@@ -296,6 +298,7 @@ SWEEPS = {
     "-m optimizer.lr=interval(0.1,1)": [],  # which a search can do
     "-m optimizer.lr=interval(-1,1)": ["optimizer.lr=-1.0: …number > 0"],
     "-m hydra.run.dir=a,b": ["hydra.run.dir=a,b: several values…Hydra…"],
+    "-m sweep=seeds,lr_batch": ["sweep=seeds,lr_batch: several values…"],
     # Without -m the values are checked all the same.
     "model.hidden_sizes=128,64": [
         f"model.hidden_sizes=128,64: {SEVERAL}",

@@ -40,18 +40,6 @@ class Argument(NamedTuple):
     settings: list[Setting]
 
 
-class Arguments(NamedTuple):
-    """Every key=value of a command line, parsed."""
-
-    words: list[str]  # as typed
-    parsed: list[Argument]
-    errors: list[str]  # a line for each word that Hydra cannot parse
-
-    def drop_sweeps(self) -> list[str]:
-        """The words that have one value, which all jobs of a sweep share."""
-        return [a.text for a in self.parsed if not a.override.is_sweep_override()]
-
-
 def parse_flags() -> Namespace:
     """Hydra's flags in sys.argv, and as `overrides` the rest; adds the folder of --config-dir.
 
@@ -77,20 +65,20 @@ def refuse(message: str) -> NoReturn:
     raise BadInput(f"{message}; {advice}")
 
 
-def parse(words: Iterable[str], loader: ConfigLoader) -> Arguments:
-    """Parse each key=value.
+def parse(words: Iterable[str], loader: ConfigLoader) -> tuple[list[Argument], list[str]]:
+    """Each key=value, and a line for each word that Hydra cannot parse.
 
     loader: lists the options of a group, for glob(*).
     """
-    arguments = Arguments(list(words), [], [])
-    for word in arguments.words:
+    arguments, problems = [], []
+    for word in words:
         try:
-            arguments.parsed.append(parse_word(word, loader))
+            arguments.append(parse_word(word, loader))
         except Exception as error:  # Hydra's functions raise what Python raises: range(1,9,0)
             what = str(error).partition("\n")[0].partition(" expecting ")[0]
             advice = "write key=value, or 'key=\"value\"' for special characters"
-            arguments.errors.append(sanitize(f"{word}: not understood ({what}); {advice}"))
-    return arguments
+            problems.append(sanitize(f"{word}: not understood ({what}); {advice}"))
+    return arguments, problems
 
 
 def parse_word(word: str, loader: ConfigLoader) -> Argument:

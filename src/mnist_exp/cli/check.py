@@ -6,73 +6,91 @@ Hydra itself stops at the first problem, and notices a wrong value only when the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from hydra import compose
 from hydra.conf import HydraConf
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp.cli.arguments import Argument, Setting, parse
-from mnist_exp.cli.check_job import check_job, explain
+from mnist_exp.cli.check_job import Job, check_job, compose_job, explain
 from mnist_exp.errors import sanitize
+from mnist_exp.experiment.presets import Loader, initialize_hydra, set_overrides
 from mnist_exp.experiment.rules import check_secret, leaves
-from mnist_exp.experiment.targets import SEVERAL, TARGET, initialize_hydra
+from mnist_exp.experiment.targets import SEVERAL, TARGET
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
 
-
-class Plugin(NamedTuple):
-    """The package that an option needs, and the extra that installs it."""
-
-    package: str
-    extra: str
+Found = list[tuple[str, str | None]]  # what was typed, and what is wrong with it, if anything
 
 
+# Option → the package that it needs, and the extra that installs it.
 PLUGINS = {
-    "joblib": Plugin("joblib", "sweep"),
-    "submitit_local": Plugin("submitit", "sweep"),
-    "submitit_slurm": Plugin("submitit", "sweep"),
-    "optuna": Plugin("optuna", "sweep"),
-    "tensorboard": Plugin("tensorboard", "tensorboard"),
+    "joblib": ("joblib", "sweep"),
+    "submitit_local": ("submitit", "sweep"),
+    "submitit_slurm": ("submitit", "sweep"),
+    "optuna": ("optuna", "sweep"),
+    "tensorboard": ("tensorboard", "tensorboard"),
 }
 
 
+class Checked(NamedTuple):
+    """What a command line asks for, and what is wrong with it."""
+
+    problems: list[str]  # lines for a person: key, value, what is allowed
+    arguments: list[Argument]  # in a sweep, those of its preset first
+    config: DictConfig  # of the run, or of a job of the sweep; only where there is no problem
+
+
 def problems(words: Sequence[str], multirun: bool = False) -> list[str]:
-    """One line for each thing that is wrong with these overrides: key, value, what is allowed.
+    """One line for each thing that is wrong with these overrides.
 
     The YAML files that they choose are checked with them.
     """
     with initialize_hydra() as loader:
-        arguments = parse(words, loader)
-        return [*arguments.errors, *check(arguments.parsed, multirun, loader)]
+        return check(words, multirun, loader).problems
 
 
-def check(arguments: Sequence[Argument], multirun: bool, loader: ConfigLoader) -> list[str]:
-    """What is wrong with arguments that Hydra can parse, as lines for a person."""
-    found: list[tuple[str, str | None]] = []
+def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
+    arguments, lines = parse(words, loader)
+    found, choices, settings = sort_arguments(arguments, multirun, loader)
+    first = job = compose_job(next(combine(choices)), loader)
+    wrong = set_typed(first, arguments, settings, loader) if first.defaults else []
+    if multirun:
+        params = OmegaConf.select(first.config, "hydra.sweeper.params") or {}
+        typed = {argument.override.key_or_group for argument in arguments}
+        preset, more = parse([f"{k}={v}" for k, v in params.items() if k not in typed], loader)
+        arguments, lines = preset + arguments, more + lines
+        found, choices, settings = sort_arguments(arguments, multirun, loader)
+    unknown = [group for group, texts in choices.items() if not texts]
+    for options in combine(choices):
+        if options != first.options:
+            job = compose_job(options, loader)
+        wrong += check_job(job, settings, unknown)
+    lines += [sanitize(f"{text}: {problem}") for text, problem in found + wrong if problem]
+    return Checked(list(dict.fromkeys(lines)), arguments, first.config)  # jobs can share a problem
+
+
+def sort_arguments(
+    arguments: Sequence[Argument], multirun: bool, loader: Loader
+) -> tuple[Found, dict[str, list[str]], list[Setting]]:
+    """What is wrong with each argument alone, the valid options of each group, and our keys."""
+    found: Found = []
     choices: dict[str, list[str]] = {}  # group → its valid overrides, several in a sweep
-    settings: list[Setting] = []  # of keys
+    settings: list[Setting] = []
     for text, override, singles in arguments:
         found.append((text, check_mode(override, multirun)))
         found.append((text, check_sweep(override, singles, multirun)))
-        options = loader.get_group_options(override.key_or_group)
-        if options:
+        if options := loader.get_group_options(override.key_or_group):
             wrong = {single.text: check_option(single, options) for single in singles}
             found += wrong.items()
             choices[override.key_or_group] = [text for text in wrong if not wrong[text]]
-        else:
+        elif not override.is_hydra_override():
             settings += singles
-    hydra_options = [texts[0] for group, texts in choices.items() if texts and "/" in group]
-    found += [(s.text, check_hydra_key(s, hydra_options)) for s in settings if is_hydras(s)]
-    ours = [s for s in settings if not is_hydras(s)]
-    unknown = [group for group, texts in choices.items() if not texts]
-    for options in combine(choices):
-        found += check_job(options, ours, unknown)
-    lines = [sanitize(f"{text}: {problem}") for text, problem in found if problem]
-    return list(dict.fromkeys(lines))  # several jobs can have the same problem
+    return found, choices, settings
 
 
 def combine(choices: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
@@ -104,8 +122,8 @@ def check_sweep(override: Override, singles: Sequence[Setting], multirun: bool) 
         return None
     if not multirun:
         return "several values; a sweep over them needs -m"
-    if override.is_hydra_override():
-        return "several values; Hydra cannot sweep over its own keys"
+    if override.is_hydra_override() or override.key_or_group.partition(".")[0] == "sweep":
+        return "several values; jobs can differ neither in Hydra's keys nor in the sweep's"
     values = [repr(single.value) for single in singles]
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
@@ -124,28 +142,41 @@ def check_option(setting: Setting, options: Sequence[str]) -> str | None:
     for name in names:
         if wrong := one_of(*options).wrong(name):
             return wrong
-        if name in PLUGINS and find_spec(PLUGINS[name].package) is None:
-            return f"is not installed; pip install -e '.[{PLUGINS[name].extra}]'"
+        if name in PLUGINS and find_spec(PLUGINS[name][0]) is None:
+            return f"is not installed; pip install -e '.[{PLUGINS[name][1]}]'"
     return None
 
 
-def is_hydras(setting: Setting) -> bool:
-    return setting.key.startswith(("hydra.", "hydra/"))
+def set_typed(
+    job: Job, arguments: Sequence[Argument], settings: Sequence[Setting], loader: Loader
+) -> Found:
+    """Set what was typed; return what is wrong with Hydra's own keys."""
+    found: Found = []
+    for text, override, _ in arguments:
+        if override.key_or_group.startswith("hydra.") and not override.is_sweep_override():
+            found.append((text, set_hydra_key(job.config, override, loader)))
+    for setting in settings:
+        if setting.key in job.defaults:
+            with suppress(OmegaConfBaseException):  # check_job says what is wrong
+                OmegaConf.update(job.config, setting.key, setting.value, merge=False)
+    set_overrides(job.config, [argument.override for argument in arguments])
+    return found
 
 
-def check_hydra_key(setting: Setting, options: Sequence[str]) -> str | None:
-    """What Hydra says about one of its own keys; it stops at the first, so ask about each alone."""
-    if setting.key == "hydra.searchpath":
+def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str | None:
+    """Set what was typed for one of Hydra's own keys; return what is wrong with it."""
+    key = override.key_or_group
+    if key == "hydra.searchpath":
         return "not supported; --config-dir FOLDER adds a folder of options"
-    if TARGET in setting.text:
+    if TARGET in str(override.input_line):
         return f"a {TARGET} cannot be typed; name it in a YAML file"
-    if problem := check_secret(setting.key, setting.value):
-        return problem
     try:
-        compose("config", [*options, setting.text])
+        if problem := check_secret(key, override.value()):
+            return problem
+        loader._apply_overrides_to_config([override], config)
     except Exception as error:  # of more kinds than Hydra's own
         keys = leaves(OmegaConf.structured(HydraConf), resolve=False)
-        known = [f"hydra.{key}" for key, _ in keys]
-        near = "" if setting.key in known else did_you_mean(setting.key, known)
+        known = [f"hydra.{name}" for name, _ in keys]
+        near = "" if key in known else did_you_mean(key, known)
         return explain(error) + near
     return None

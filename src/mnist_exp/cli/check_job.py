@@ -3,53 +3,81 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.cli.arguments import Setting
 from mnist_exp.errors import one_line
+from mnist_exp.experiment.presets import PRESETS, Loader
 from mnist_exp.experiment.rules import RULES, check_secret, check_with_others, leaves, rule_for
 from mnist_exp.experiment.targets import target_problems
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
 
-PRESETS = "experiment"  # the group whose options are laid over all others
-
 # Values that every machine supports. For others torch is asked, which takes a second to import.
 EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
 
+NONE: Mapping[str, Any] = MappingProxyType({})
+
 
 class Job(NamedTuple):
-    """The config of a job, as the YAML files have it."""
+    """A job as the YAML files have it."""
 
-    config: DictConfig
-    choices: dict[str, str]  # group → option
-    defaults: dict[str, Any]  # every key that can be set, with its value below the preset
-    in_files: list[Setting]
+    options: Sequence[str]
+    config: DictConfig  # with Hydra's part
+    choices: Mapping[str, str] = NONE  # group → option
+    defaults: Mapping[str, Any] = NONE  # of every key that can be set, below a preset
+    in_files: Sequence[Setting] = ()
+    unknown: Sequence[str] = ()  # groups whose keys are not known
+    problem: str | None = None  # why its options cannot be composed
+
+
+def compose_job(options: Sequence[str], loader: Loader) -> Job:
+    """The job with these options; without any, and with a problem, if they cannot be composed."""
+    try:
+        config = compose("config", list(options), return_hydra_config=True)
+    except Exception as error:  # YAML files can make Hydra raise anything
+        plain = compose_job([], loader) if options else Job([], OmegaConf.create())
+        groups = [option.partition("=")[0] for option in options]
+        return plain._replace(options=options, unknown=groups, problem=explain(error))
+    choices = dict(config.hydra.runtime.choices)
+    choices |= dict(o.split("=", 1) for o in options if "=[" in o)  # Hydra leaves lists out
+    ours = {group: name for group, name in choices.items() if name and "hydra/" not in group}
+    files = {key: file for file, values in loader.files.items() for key in values}
+    below: dict[str, Any] = {}
+    for file, values in loader.files.items():
+        below |= {} if file.startswith(f"{PRESETS}/") else values
+    defaults, in_files = {}, []
+    for key, value in iterate_settable(config):
+        text = f"{key}={json.dumps(value, default=str)} (conf/{files[key]})"
+        in_files.append(Setting(text, key, value))
+        if key in below:
+            refers = "${" in str(below[key])
+            defaults[key] = resolve_or_none(config, key) if refers else below[key]
+    return Job(options, config, ours, defaults, in_files)
 
 
 def check_job(
-    options: Sequence[str], typed: Sequence[Setting], unknown: Collection[str]
+    job: Job, typed: Sequence[Setting], unknown: Sequence[str]
 ) -> Iterator[tuple[str, str | None]]:
-    """What is wrong with a job that has these options: with what was typed, or in the YAML files.
+    """What is wrong with a job: with what was typed for our keys, or in the YAML files.
 
-    unknown: groups whose option is not known, so that their keys are not known either.
+    unknown: groups without a valid option, so that their keys are not known either.
     """
-    try:
-        job = compose_job(options)
-    except Exception as error:  # YAML files can make Hydra raise anything
-        yield " ".join(options) or "conf/config.yaml", explain(error)
-        if options:  # check the rest of what was typed, without the keys of these options
-            yield from check_job([], typed, [option.partition("=")[0] for option in options])
+    if job.problem:
+        yield " ".join(job.options) or "conf/config.yaml", job.problem
+    if not job.defaults:
         return
+    unknown = [*unknown, *job.unknown]
     for key, rule in RULES.items():
         yield key, None if key in job.defaults else f"in no YAML file; must be {rule.allowed}"
     typed = [s for s in typed if s.key in job.defaults or s.key.partition(".")[0] not in unknown]
@@ -59,7 +87,8 @@ def check_job(
     for setting in [*typed, *in_force.values()]:  # now that all are set
         yield setting.text, check_support(setting, job.config)
         yield setting.text, check_with_others(setting.key, setting.value, job.config)
-    yield from target_problems(OmegaConf.to_container(job.config))
+    ours = [str(key) for key in job.config if key != "hydra"]
+    yield from target_problems(OmegaConf.to_container(OmegaConf.masked_copy(job.config, ours)))
 
 
 def check_setting(setting: Setting, job: Job) -> str | None:
@@ -127,42 +156,10 @@ def find_in_other_options(key: str, group: str) -> str:
     return f"; {key} is there with {group}={' | '.join(having)}" if having else ""
 
 
-def compose_job(options: Sequence[str]) -> Job:
-    """Raises what Hydra raises for YAML files that it cannot read or combine."""
-    config, choices = compose_options(options)
-    plain = config
-    if PRESETS in choices:
-        below = [f"{group}={option}" for group, option in choices.items() if group != PRESETS]
-        plain, _ = compose_options(below)
-    before = dict(iterate_settable(plain))
-    in_files = []
-    for key, value in iterate_settable(config):
-        group = key.partition(".")[0] if before.get(key, ...) == value else PRESETS
-        file = f"{group}/{choices[group]}" if group in choices else "config"
-        text = f"{key}={json.dumps(value, default=str)} (conf/{file}.yaml)"
-        in_files.append(Setting(text, key, value))
-    defaults = {
-        k: MISSING if v == MISSING else resolve_or_none(plain, k) for k, v in before.items()
-    }
-    return Job(config, choices, defaults, in_files)
-
-
-def compose_options(options: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """The config with these options, without Hydra's part, and the option of each group in it."""
-    config = compose("config", list(options), return_hydra_config=True)
-    choices = config.hydra.runtime.choices.items()
-    ours = {group: option for group, option in choices if option and "hydra/" not in group}
-    lists = (option.partition("=") for option in options if "=[" in option)
-    ours |= {group: names for group, _, names in lists}  # Hydra leaves them out
-    with open_dict(config):
-        del config["hydra"]
-    return config, ours
-
-
 def iterate_settable(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Every key that can be set, with its value as it is written; `_target_` cannot."""
+    """Each of our keys that can be set, with its value as it is written; `_target_` cannot."""
     for key, value in leaves(config, resolve=False):
-        if not key.rpartition(".")[2].startswith("_"):
+        if not key.startswith("hydra.") and not key.rpartition(".")[2].startswith("_"):
             yield key, value
 
 

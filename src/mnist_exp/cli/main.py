@@ -17,7 +17,6 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import _run_hydra, get_args_parser
@@ -29,20 +28,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 import mnist_exp.experiment.rules  # noqa: F401  first, before a joblib worker gets the resolvers
-from mnist_exp.cli.arguments import parse, parse_flags
+from mnist_exp.cli.arguments import parse_flags
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, run_and_exit
 from mnist_exp.errors import BadInput, Failure
+from mnist_exp.experiment.find import check_new, find_run
+from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.experiment.versions import HYDRA_MAIN
 from mnist_exp.paths import CONF, add_config_dir
+from mnist_exp.sweeps.records import SweepPlan, plan_sweep, show_jobs
+from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import start_worker
-from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank
-
-if TYPE_CHECKING:
-    from mnist_exp.sweeps.records import SweepPlan
+from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank, restarts
 
 log = logging.getLogger(__name__)
 
@@ -84,25 +83,24 @@ def execute(flags: Namespace) -> int:
         return 0
     check_flags(flags)
     from mnist_exp.cli.check import check  # 30 ms that --help does not need
-    from mnist_exp.cli.plan import add_preset, plan_run, plan_sweep
 
     with initialize_hydra() as loader:
-        arguments = parse(flags.overrides, loader)
-        if flags.multirun:
-            arguments = add_preset(arguments, loader)
-        if found := [*arguments.errors, *check(arguments.parsed, flags.multirun, loader)]:
-            print(*found, sep="\n", file=sys.stderr)
+        checked = check(flags.overrides, flags.multirun, loader)
+        if checked.problems:
+            print(*checked.problems, sep="\n", file=sys.stderr)
             return BadInput.exit_code
+        HydraConfig.instance().set_config(checked.config)  # for ${hydra:...} in a path
         if flags.multirun:
-            return execute_sweep(plan_sweep(arguments), bool(flags.cfg), loader)
-        plan = plan_run(arguments, needs_new_folder=not only_show)
-        if not only_show:
-            if is_distributed() or is_torchrun():
-                launch_together(arguments.words, plan.folder)
-            else:
-                launch(plan.overrides)
-            return 0
-    show(flags)
+            overrides = {a.override.get_key_element(): a.override for a in checked.arguments}
+            plan = plan_sweep(checked.config, overrides, flags.overrides)
+            return execute_sweep(plan, bool(flags.cfg), loader)
+        folder = find_folder(checked.config, needs_new_folder=not only_show)
+        if only_show:
+            show(flags)
+        elif is_distributed() or is_torchrun():
+            launch_together(flags.overrides, folder)
+        else:
+            launch([*flags.overrides, f"hydra.run.dir={quote(str(folder))}"])
     return 0
 
 
@@ -117,11 +115,25 @@ def check_flags(flags: Namespace) -> None:
         raise BadInput("--resolve is for --cfg")
 
 
+def find_folder(config: DictConfig, needs_new_folder: bool) -> Path:
+    """The output folder of a new run, or of the run to resume.
+
+    Raises BadInput if `resume` finds no run, and, if needed, for the folder of another run.
+    """
+    if config.resume is None:
+        folder = Path(config.hydra.run.dir)
+        if needs_new_folder and not restarts():
+            check_new(folder)
+        return folder
+    if config.reproduce is not None:
+        raise BadInput("resume continues a run, reproduce trains one again; leave out one of them")
+    uri = config.tracking.uri if "uri" in config.tracking else tracking_uri()
+    return find_run(str(config.resume), uri)
+
+
 def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int:
     """List the jobs of a sweep or run them; returns the exit code."""
     if only_list:
-        from mnist_exp.cli.plan import show_jobs
-
         show_jobs(plan, loader)
         return 0
     start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
@@ -129,7 +141,7 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
     def launch_jobs() -> None:
         try:
-            launch(plan.overrides)
+            launch(plan.for_hydra)
         finally:
             if "joblib" in sys.modules:  # whose workers wait minutes for more, a gigabyte each
                 from joblib.externals.loky import get_reusable_executor
@@ -169,7 +181,13 @@ def launch(overrides: list[str]) -> None:
 @hydra.main(**HYDRA_MAIN)
 def show(flags: Namespace) -> None:
     """What Hydra's own flags print, such as --cfg, --info and --hydra-help."""
-    _run_hydra(flags, get_args_parser(), run_with_hydra, str(CONF), "config")
+    app = GlobalHydra.instance().hydra
+    if app is None:
+        _run_hydra(flags, get_args_parser(), run_with_hydra, str(CONF), "config")
+    elif flags.cfg:
+        app.show_cfg("config", flags.overrides, flags.cfg, flags.package, flags.resolve)
+    else:
+        app.show_info(flags.info, "config", flags.overrides)
 
 
 def run_with_hydra(config: DictConfig) -> object:

@@ -11,21 +11,16 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.experiment.renamed import find_new_name, rename
 from mnist_exp.experiment.rules import leaves, rule_for
-from mnist_exp.experiment.versions import VERSION_BASE
 from mnist_exp.paths import config_dirs
 
 SEVERAL = ("tracking",)  # groups that take a list of options, each of which is a named entry
@@ -33,13 +28,6 @@ TARGET = "_target_"
 MOST_VALUES = 100_000  # in a saved config
 
 Place = tuple[str, ...]  # the keys that lead to a value
-
-
-@contextmanager
-def initialize_hydra() -> Iterator[ConfigLoader]:
-    """Let `hydra.compose` read conf/; our search path plugin adds the folder of --config-dir."""
-    with initialize_config_dir(str(config_dirs[0]), **VERSION_BASE):
-        yield GlobalHydra.instance().config_loader()
 
 
 def find_target(name: str) -> Any:

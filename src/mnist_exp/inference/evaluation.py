@@ -19,9 +19,9 @@ from mnist_exp.experiment import screen
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import TrainedModel, load_model
 from mnist_exp.experiment.metrics import name_metrics
+from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
-from mnist_exp.experiment.targets import initialize_hydra
 from mnist_exp.inference.hooks import draw_curves, draw_filters, draw_predictions
 from mnist_exp.inference.scores import Predictions, Scores, wilson_interval
 from mnist_exp.paths import FIGURES

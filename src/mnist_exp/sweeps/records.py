@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-from omegaconf import DictConfig
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, open_dict
 
-from mnist_exp.errors import BadInput, Failure, one_line
-from mnist_exp.experiment.shell import quote_path, train_command
+from mnist_exp.errors import BadInput, Failure, one_line, print_line, sanitize
+from mnist_exp.experiment.shell import quote, quote_path, show_path, train_command
 from mnist_exp.files import replace_file
 from mnist_exp.paths import LAST, REPOSITORY, SWEEP
 
@@ -31,30 +34,6 @@ NOT_THE_JOBS = ("hydra.", "hydra/launcher=", "sweep.", "tracking")
 
 class Damaged(Failure):
     """A file that a sweep wrote has changed since, or is incomplete."""
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """A sweep, as its command line and its preset describe it."""
-
-    config: DictConfig  # what all jobs share
-    folder: Path  # of the sweep to resume, or of a new one
-    typed: list[str]
-    overrides: list[str]  # for Hydra: what was typed, and the folder
-    axes: dict[str, str]  # swept key → its values, as typed
-    choices: dict[str, list[str]]  # key → an override for each of its values; empty for a search
-    search: bool  # by Optuna
-
-    @property
-    def job_count(self) -> int:
-        """How many jobs there are; for a search, the most."""
-        if self.search:
-            return int(self.config.hydra.sweeper.n_trials)
-        return math.prod(map(len, self.choices.values()))
-
-    def jobs(self) -> Iterator[list[str]]:
-        """The overrides of each job, in the order in which Hydra numbers them."""
-        return map(list, product(*self.choices.values()))
 
 
 @dataclass(frozen=True)
@@ -154,6 +133,87 @@ def read_record(kind: type[Record], path: Path) -> Record:
     except OSError as error:
         reason = one_line(error)
     raise Damaged(f"{path}: damaged ({reason})")
+
+
+# --- the plan ---
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep, as its command line and its preset describe it."""
+
+    config: DictConfig  # what all jobs share
+    folder: Path  # of the sweep to resume, or of a new one
+    typed: Sequence[str]
+    for_hydra: list[str]  # what was typed, and the folder
+    axes: Mapping[str, str]  # swept key → its values, as typed
+    jobs: Sequence[list[str]]  # the overrides of each; empty for a search
+    job_count: int  # for a search, the most
+    search: bool  # by Optuna
+
+
+def plan_sweep(
+    config: DictConfig, overrides: Mapping[str, Override], typed: Sequence[str]
+) -> SweepPlan:
+    """A new sweep, or one to resume.
+
+    config: what all jobs share. overrides: of each key, those of a preset before those typed.
+
+    Raises BadInput for an interval without a search, seeds in a search, a search without
+    validation, more jobs than sweep.max_jobs, and where `sweep.resume` finds no sweep.
+    """
+    swept = {key: override for key, override in overrides.items() if override.is_sweep_override()}
+    axes = {key: str(override.input_line).partition("=")[2] for key, override in swept.items()}
+    search = "n_trials" in config.hydra.sweeper
+    if search and "seed" in axes:
+        reason = "a search trains each configuration once; give one seed"
+        raise BadInput(f"seed={axes['seed']}: {reason}, then sweep the winner over several")
+    if search and config.data.val_fraction == 0:
+        raise BadInput("data.val_fraction=0: a search needs validation")
+    for key, override in swept.items():
+        if not search and not override.is_discrete_sweep():
+            raise BadInput(f"{key}={axes[key]}: an interval, which needs hydra/sweeper=optuna")
+    folder = Path(config.hydra.sweep.dir)
+    if config.sweep.resume is not None:
+        folder = find_sweep(config.sweep.resume)
+    order = dict.fromkeys([*(config.hydra.sweeper.params or ()), *overrides])
+    choices = {} if search else list_choices({key: overrides[key] for key in order})
+    count = config.hydra.sweeper.n_trials if search else math.prod(map(len, choices.values()))
+    if count > config.sweep.max_jobs:
+        raise BadInput(f"{count:,} jobs; if this is intended: sweep.max_jobs={count}")
+    jobs = [] if search else [*map(list, product(*choices.values()))]
+    for_hydra = [*typed, f"hydra.sweep.dir={quote(str(folder))}", "hydra.mode=MULTIRUN"]
+    return SweepPlan(config, folder, typed, for_hydra, axes, jobs, count, search)
+
+
+def list_choices(overrides: Mapping[str, Override]) -> dict[str, list[str]]:
+    """Key → an override for each of its values, as Hydra's sweeper writes them."""
+    choices = {}
+    for key, override in overrides.items():
+        if override.is_hydra_override():
+            continue
+        if override.is_sweep_override():
+            values = list(override.sweep_string_iterator())
+        else:
+            values = [override.get_value_element_as_str()]
+        choices[key] = [f"{key}={value}" for value in values]
+    return choices
+
+
+def show_jobs(plan: SweepPlan, loader: ConfigLoader) -> None:
+    """Print each job's number, folder and overrides, or the space of a search."""
+    if plan.search:
+        where = show_path(plan.folder)
+        print_line(f"at most {plan.job_count} jobs in {where}, chosen as the search runs from")
+        for key, values in plan.axes.items():
+            print_line(f"{key}={values}")
+    for number, overrides in enumerate(plan.jobs):
+        config = loader.load_sweep_config(plan.config, overrides)  # as a launcher does
+        with open_dict(config):
+            config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        folder = plan.folder / str(config.hydra.sweep.subdir)
+        print_line(f"{number}  {sanitize(show_path(folder))}  {' '.join(overrides)}")
 
 
 def open_sweep(plan: SweepPlan) -> Sweep:
