@@ -240,6 +240,13 @@ def test_no_option_has_a_problem() -> None:
     assert problems(["data=image_folder", "data.root=photos"]) == []
 
 
+@pytest.mark.parametrize("preset", PRESETS.split(" | "))
+def test_a_preset_runs_with_any_other_option(preset: str) -> None:
+    groups = ("data=mnist,digits", "model=glob(*)", "optimizer=glob(*)", "scheduler=glob(*)")
+    others = (*groups, "augment=glob(*)", "trainer=default,debug")
+    assert problems([f"experiment={preset}", *others], multirun=True) == []
+
+
 ONE_OF = "…mlflow | none | tensorboard"
 BOTH = "tracking=[mlflow,tensorboard]"
 

@@ -24,6 +24,7 @@ from conftest import (
     read_sweep_metrics,
     signal_after,
 )
+from omegaconf import OmegaConf
 
 from mnist_exp.errors import BadInput
 from mnist_exp.files import lock_folder
@@ -496,3 +497,23 @@ def test_parallel_jobs_find_the_same_as_serial_jobs(
     other, _ = list_sweep_runs(in_turn)
     for key in ("test/loss", "test/accuracy", "val/accuracy"):
         assert parent.data.metrics[key] == other.data.metrics[key]
+
+
+def test_keys_of_a_preset_do_not_apply_to_another_option(clone: Clone) -> None:
+    typed = ("experiment=speedrun", "data=digits", "model=linear", "tracking=none")
+    chosen = ("optimizer=sgd,adamw", "scheduler=constant", "hydra.sweep.dir=outputs/a/b")
+    done = clone.run("train.py", "-m", *typed, *chosen)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        Like(f"experiment=speedrun: …optimizer.lr…scheduler.pct_start…={name} scheduler=constant")
+        for name in ("sgd", "adamw")
+    ]
+    for number, rate in enumerate((0.1, 0.001)):
+        folder = f"outputs/a/b/{number}"
+        config = OmegaConf.load(clone.root / folder / "config.yaml")
+        assert (config.optimizer.lr, config.batch_size, config.trainer.epochs) == (rate, 256, 1)
+        overrides = read_outcome(clone.root / folder).overrides
+        shown = clone.run("train.py", "--cfg", "job", "--package", "optimizer.lr", *overrides)
+        assert shown.stdout == f"{rate}\n"
+    resumed = clone.run("train.py", "-m", *typed, *chosen, "sweep.resume=outputs/a/b")
+    assert (resumed.returncode, resumed.stderr) == (0, done.stderr)

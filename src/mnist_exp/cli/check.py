@@ -41,6 +41,7 @@ class Checked(NamedTuple):
     """What a command line asks for, and what is wrong with it."""
 
     problems: list[str]  # lines for a person: key, value, what is allowed
+    notes: list[str]  # a line for each preset whose keys do not all apply
     arguments: list[Argument]  # in a sweep, those of its preset first
     config: DictConfig  # of the run, or of a job of the sweep; only where there is no problem
 
@@ -66,12 +67,15 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
         arguments, lines = preset + arguments, more + lines
         found, choices, settings = sort_arguments(arguments, multirun, loader)
     unknown = [group for group, texts in choices.items() if not texts]
+    notes = []
     for options in combine(choices):
         if options != first.options:
             job = compose_job(options, loader)
         wrong += check_job(job, settings, unknown)
+        notes += [job.note] if job.note else []
     lines += [sanitize(f"{text}: {problem}") for text, problem in found + wrong if problem]
-    return Checked(list(dict.fromkeys(lines)), arguments, first.config)  # jobs can share a problem
+    lines, notes = list(dict.fromkeys(lines)), list(dict.fromkeys(notes))  # jobs can share them
+    return Checked(lines, notes, arguments, first.config)
 
 
 def sort_arguments(

@@ -39,6 +39,7 @@ class Job(NamedTuple):
     in_files: Sequence[Setting] = ()
     unknown: Sequence[str] = ()  # groups whose keys are not known
     problem: str | None = None  # why its options cannot be composed
+    note: str | None = None  # which keys of the preset do not apply
 
 
 def compose_job(options: Sequence[str], loader: Loader) -> Job:
@@ -63,7 +64,12 @@ def compose_job(options: Sequence[str], loader: Loader) -> Job:
         if key in below:
             refers = "${" in str(below[key])
             defaults[key] = resolve_or_none(config, key) if refers else below[key]
-    return Job(options, config, ours, defaults, in_files)
+    note = None
+    if keys := [key for keys in loader.dropped.values() for key in keys]:
+        instead = [option for option in options if option.partition("=")[0] in loader.dropped]
+        preset = f"{PRESETS}={ours[PRESETS]}"
+        note = f"{preset}: its {', '.join(keys)} do not apply to {' '.join(instead)}"
+    return Job(options, config, ours, defaults, in_files, note=note)
 
 
 def check_job(

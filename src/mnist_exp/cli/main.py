@@ -31,7 +31,7 @@ import mnist_exp.experiment.rules  # noqa: F401  first, before a joblib worker g
 from mnist_exp.cli.arguments import parse_flags
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, run_and_exit
-from mnist_exp.errors import BadInput, Failure
+from mnist_exp.errors import BadInput, Failure, print_line
 from mnist_exp.experiment.find import check_new, find_run
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
@@ -89,6 +89,8 @@ def execute(flags: Namespace) -> int:
         if checked.problems:
             print(*checked.problems, sep="\n", file=sys.stderr)
             return BadInput.exit_code
+        for note in checked.notes:
+            print_line(note, sys.stderr)
         HydraConfig.instance().set_config(checked.config)  # for ${hydra:...} in a path
         if flags.multirun:
             overrides = {a.override.get_key_element(): a.override for a in checked.arguments}
