@@ -35,13 +35,14 @@ RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
 WALL = Column("wall, s", lambda run: run.wall, ".2f")
 CPU = Column("CPU, s", lambda run: run.cpu, ".2f")
 MEMORY = Column("peak memory, MB", lambda run: run.memory, ",.0f")
-EPOCH = Column("epoch, s", lambda run: run.epoch("epoch_seconds"), ".3f")
-EPOCHS = Column("all epochs, s", lambda run: sum(run.values("epoch_seconds")), ".2f")
-SPEED = Column("images/s", lambda run: run.epoch("images_per_second"), ",.0f")
+SECONDS, IMAGES = "speed/epoch_seconds", "speed/images_per_second"  # in metrics.jsonl
+EPOCH = Column("epoch, s", lambda run: run.epoch(SECONDS), ".3f")
+EPOCHS = Column("all epochs, s", lambda run: sum(run.values(SECONDS)), ".2f")
+SPEED = Column("images/s", lambda run: run.epoch(IMAGES), ",.0f")
 VAL = Column("val accuracy", lambda run: run.last("val/accuracy"), ".4f")
 TEST = Column("test accuracy", lambda run: run.last("test/accuracy"), ".4f")
-PER_EPOCH = Column("an epoch", lambda run: fmean(run.values("epoch_seconds")), ".2f", relative=True)
-PER_IMAGE = Column("an image", lambda run: 1 / run.epoch("images_per_second"), ".2f", relative=True)
+PER_EPOCH = Column("an epoch", lambda run: fmean(run.values(SECONDS)), ".2f", relative=True)
+PER_IMAGE = Column("an image", lambda run: 1 / run.epoch(IMAGES), ".2f", relative=True)
 
 TUTORIAL = "benchmarks/tutorial.py DATA"
 TRACKED = "hydra.run.dir=OUT hydra.sweep.dir=OUT tracking.experiment=bench"

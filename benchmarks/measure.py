@@ -122,7 +122,10 @@ def parse_metrics(text: str) -> list[dict[str, float]]:
     epochs = re.findall(r"^epoch .* ([\d.]+) s +([\d,]+) images/s$", text, re.MULTILINE)
     tests = re.findall(r"^test .*accuracy +([\d.]+)$", text, re.MULTILINE)
     lines = [
-        {"epoch_seconds": float(seconds), "images_per_second": float(speed.replace(",", ""))}
+        {
+            "speed/epoch_seconds": float(seconds),
+            "speed/images_per_second": float(speed.replace(",", "")),
+        }
         for seconds, speed in epochs
     ]
     return [*lines, *({"test/accuracy": float(accuracy)} for accuracy in tests)]

@@ -163,8 +163,7 @@ def run_command(command: Sequence[str]) -> tuple[int, str]:
 def read_run(job: Outcome, number: int) -> Run:
     metrics = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
     (accuracy,) = (line["test/accuracy"] for line in metrics if "test/accuracy" in line)
-    seconds = sum(line.get("epoch_seconds", 0.0) for line in metrics)
-    return Run(number, read_seed(job), accuracy, seconds)
+    return Run(number, read_seed(job), accuracy, job.seconds)
 
 
 def read_seed(job: Outcome) -> int:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Done = subprocess.CompletedProcess[str]
 Environment = Mapping[str, str]
 EMPTY: Environment = {}
-TIMES = {"epoch_seconds", "images_per_second"}  # metrics that differ between two equal runs
+TIMES = {"speed/epoch_seconds", "speed/images_per_second"}  # differ between two equal runs
 
 
 def compose_config(*overrides: str) -> DictConfig:
@@ -222,7 +222,7 @@ def list_sweep_runs(clone: Clone) -> tuple[Run, list[Run]]:
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
-    return parent, sorted(children, key=lambda run: int(run.data.tags["job"]))
+    return parent, sorted(children, key=lambda run: int(run.data.tags["mnist_exp.job"]))
 
 
 def find_sweep(clone: Clone) -> Path:

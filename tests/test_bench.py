@@ -41,7 +41,8 @@ def test_what_a_program_printed_is_read_as_metrics_jsonl_is() -> None:
         "epoch 1  train 0.2841 0.9169  val 0.1678 0.9504  9.415 s  6,309 images/s\n"
         "test   loss 0.0903  accuracy 0.9747\n"
     )
-    file = '{"epoch_seconds": 9.415, "images_per_second": 6309}\n{"test/accuracy": 0.9747}\n'
+    speed = '{"speed/epoch_seconds": 9.415, "speed/images_per_second": 6309}'
+    file = speed + '\n{"test/accuracy": 0.9747}\n'
     assert parse_metrics(printed) == parse_metrics(file)
 
 

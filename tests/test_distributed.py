@@ -93,7 +93,7 @@ def test_two_processes_find_what_one_finds(clone: Clone) -> None:
     assert (folder / "train.log").read_text().count("epoch 2/2") == 1
     run = only_run(clone.client)
     assert run.info.status == "FINISHED"
-    assert "2 processes" in run.data.tags["device"]
+    assert "2 processes" in run.data.tags["mnist_exp.device"]
     assert clone.run("train.py", *settings, "batch_size=50").returncode == 0
     one, two = (
         read_metrics(folder) for folder in sorted(clone.folders(), key=lambda f: f != folder)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mnist_exp.experiment.record import shorten
 from mnist_exp.sweeps.leaderboard import (
     abbreviate,
     format_table,
     name_job,
     rank,
-    shorten,
     write_csv,
 )
 from mnist_exp.sweeps.records import Outcome, read_outcomes

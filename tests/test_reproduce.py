@@ -35,7 +35,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
     assert done.stdout.count(" equal\n") == 4  # three epochs and the test
     again = only_run(client, "again")
     assert again.info.status == "FINISHED"
-    assert again.data.tags["reproduces"] == run_id
+    assert again.data.tags["mnist_exp.reproduces"] == run_id
     assert again.data.params["trainer.checkpoint_every_steps"] == "7"
 
     model = clone.root / "src" / "mnist_exp" / "models" / "networks.py"

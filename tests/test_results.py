@@ -189,8 +189,8 @@ def test_a_preset_that_cannot_be_composed_is_a_failed_row(monkeypatch: pytest.Mo
 def test_a_row_is_read_from_what_the_jobs_left_with_validation_or_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_val = {"epoch": 1, "val/accuracy": 0.5, "epoch_seconds": 2.0}
-    without = {"epoch": 1, "train/accuracy": 0.5, "epoch_seconds": 1.5}
+    with_val = {"epoch": 1, "val/accuracy": 0.5}
+    without = {"epoch": 1, "train/accuracy": 0.5}
     tested = {"epoch": 1, "test/loss": 0.1, "test/accuracy": 0.75}
     for number, lines in enumerate(([with_val, with_val, tested], [without, tested], [without])):
         folder = tmp_path / str(number)
@@ -199,14 +199,18 @@ def test_a_row_is_read_from_what_the_jobs_left_with_validation_or_without(
         (folder / "metrics.jsonl").write_text(lines)
         ended = "FINISHED" if number < 2 else "FAILED"
         outcome = {"job": number, "chosen": {}, "overrides": ["data=digits", f"seed={number + 4}"]}
-        outcome |= {"status": ended, "reason": "no memory" if number == 2 else ""}
+        outcome |= {
+            "seconds": number + 1.5,
+            "status": ended,
+            "reason": "no memory" if number == 2 else "",
+        }
         (folder / "outcome.json").write_text(json.dumps(outcome))
     printed = "seed=4 on cpu, 2 threads, x86_64: 1,000 parameters, 0.1 MFLOP an image\n"
     printed += f"epoch 1/1\noutputs  {tmp_path}\n"
     monkeypatch.setattr(results, "run_command", lambda command: (1, printed))
     row = Row(**HERE)
     finished = results.run_sweep(row, 3, ["train.py"])
-    assert row.runs == [Run(3, 4, 0.75, 4.0), Run(3, 5, 0.75, 1.5)]
+    assert row.runs == [Run(3, 4, 0.75, 1.5), Run(3, 5, 0.75, 2.5)]
     assert row.failures == ["seed 6: FAILED no memory"]
     assert (row.device, [job.job for job in finished]) == ("cpu, 2 threads, x86_64", [0, 1])
 

@@ -44,7 +44,11 @@ def colour_set() -> Dataset:
         (["model=linear", "optimizer=sgd", "batch_size=32"], "linear-sgd-lr0.1-bs32"),
         (["model=torchvision", "model.name=vgg11"], "vgg11-adam-lr0.001-bs64"),
         (["seed=7", "optimizer.lr=0.01"], "mlp-adam-lr0.01-bs64-seed=7"),
-        (["data=digits", "trainer.epochs=9"], "mlp-adam-lr0.001-bs64-data=digits-trainer.epochs=9"),
+        (["data=digits", "trainer.epochs=9"], "mlp-adam-lr0.001-bs64-data=digits-epochs=9"),
+        (["data.root=/a", "resume='/b/c'"], "mlp-adam-lr0.001-bs64"),
+        (["data=image_folder", "data.root='/b c'"], "mlp-adam-lr0.001-bs64-data=image_folder"),
+        (["tracking.run_name=a name / of mine"], "a name / of mine"),
+        (["seed=1" + 60 * "0"], "mlp-adam-lr0.001-bs64-seed=10000000000000000000000000000000…"),
     ],
 )
 def test_a_run_is_named_by_what_differs_from_the_defaults(
@@ -73,8 +77,8 @@ def test_the_test_set_is_opened_once_after_the_last_epoch(
     assert events == [
         "opened",
         "opened",
-        "epoch_seconds",
-        "epoch_seconds",
+        "lr",
+        "lr",
         "test opened",
         "test/accuracy",
     ]

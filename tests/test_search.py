@@ -203,7 +203,9 @@ def test_a_search_prunes_and_resumes_after_an_interruption(clone: Clone) -> None
     assert (done.returncode, done.stderr) == (0, "")
     parent, children = list_sweep_runs(clone)
     assert parent.info.status == "FINISHED"
-    assert [run.data.tags["job"] for run in children] == [str(number) for number in range(20)]
+    assert [run.data.tags["mnist_exp.job"] for run in children] == [
+        str(number) for number in range(20)
+    ]
     ends = [row["status"] for row in read_leaderboard(find_sweep(clone))]
     assert ends.count("FINISHED") + ends.count("PRUNED") == 20
     assert ends.count("PRUNED") >= 3

@@ -266,7 +266,9 @@ def measure(clone: Any, *typed: str) -> Measured:
     assert process.returncode == 0
     (folder,) = set(clone.folders()) - before
     epochs = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    speeds = [epoch["images_per_second"] for epoch in epochs if "images_per_second" in epoch]
+    speeds = [
+        epoch["speed/images_per_second"] for epoch in epochs if "speed/images_per_second" in epoch
+    ]
     return Measured(resident * 1024 / 1e9, max(speeds), read_metrics(folder))
 
 

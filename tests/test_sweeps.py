@@ -59,7 +59,9 @@ def test_jobs_are_nested_under_one_parent_and_named_by_their_overrides(
         "lr=0.01, batch_size=64",
     ]
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
-    assert {run.data.tags["sweep"] for run in (parent, *children)} == {find_sweep(grid[0]).name}
+    assert {run.data.tags["mnist_exp.sweep"] for run in (parent, *children)} == {
+        find_sweep(grid[0]).name
+    }
 
 
 def test_only_the_best_job_on_validation_is_tested_and_only_the_parent_logs_it(
@@ -97,7 +99,7 @@ def test_the_leaderboard_is_ranked_by_validation_on_the_screen_and_in_the_artifa
     assert accuracies == sorted(accuracies, reverse=True)
     by_job = {row["outputs"]: float(row["val_accuracy"]) for row in rows}
     for run in children:
-        assert by_job[run.data.tags["job"]] == run.data.metrics["val/accuracy"]
+        assert by_job[run.data.tags["mnist_exp.job"]] == run.data.metrics["val/accuracy"]
     assert re.search(r"^rank  lr +batch_size  val accuracy  val loss", printed, re.MULTILINE)
     assert (find_sweep(clone) / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
 

@@ -28,8 +28,8 @@ EPOCH_METRICS = {
     "val/loss",
     "val/accuracy",
     "lr",
-    "epoch_seconds",
-    "images_per_second",
+    "speed/epoch_seconds",
+    "speed/images_per_second",
 }
 VAL_METRICS = {"val/loss", "val/accuracy"}
 
@@ -69,14 +69,14 @@ def test_a_pipe_gets_plain_lines_one_per_epoch_and_a_closing_table(
         rf"accuracy {number}  \d+\.\d s  [\d,]+ images/s"
     )
     expected = [
-        r"mlp-adam-lr0\.001-bs64-data=digits-seed=7-trainer\.epochs=3 on cpu, .+, float32: "
+        r"mlp-adam-lr0\.001-bs64-data=digits-seed=7-epochs=3 on cpu, .+, float32: "
         r"17,226 parameters, 34,048 FLOP an image",
         *(epoch % n for n in (1, 2, 3)),
         r"Weights of epoch \d",
         r"split  loss    accuracy",
         *(rf"{split:<5}  {number}  {number}" for split in ("train", "val", "test")),
         rf"outputs  {re.escape(str(folder.relative_to(clone.root)))}",
-        r"compare  mlflow ui",
+        r"compare  mlflow ui, then http://127\.0\.0\.1:5000/#/experiments/1/runs\?.+",
     ]
     lines = printed.splitlines()
     assert len(lines) == len(expected)
@@ -155,9 +155,9 @@ def test_mlflow_holds_every_config_leaf_name_tags_and_data_set(run: Run, folder:
     assert run.data.params["parameters"] == "17226"
     assert run.data.params["flops_per_image"] == "34048"
     assert len(run.data.params) == leaves + 2
-    assert run.info.run_name == "mlp-adam-lr0.001-bs64-data=digits-seed=7-trainer.epochs=3"
+    assert run.info.run_name == "mlp-adam-lr0.001-bs64-data=digits-seed=7-epochs=3"
     assert run.data.tags["torch"] == torch.__version__
-    assert run.data.tags["device"].startswith("cpu, 1 thread,")
+    assert run.data.tags["mnist_exp.device"].startswith("cpu, 1 thread,")
     assert run.data.tags["mlflow.source.git.commit"]
     assert run.data.tags["mlflow.source.git.dirty"] in ("true", "false", "unknown")
     (inputs,) = run.inputs.dataset_inputs
@@ -197,7 +197,7 @@ def test_another_start_folder_changes_nothing_but_the_hint(clone: Clone, tmp_pat
     done = clone.run(script, "data=digits", "trainer=debug", cwd=tmp_path)
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
-    assert done.stdout.endswith(f"compare  cd {clone.root} && mlflow ui\n")
+    assert f"compare  cd {clone.root} && mlflow ui, then http://" in done.stdout
     (folder,) = clone.folders()
     assert f"outputs  {folder}\n" in done.stdout
     assert (clone.root / "mlflow.db").exists()

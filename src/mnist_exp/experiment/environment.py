@@ -123,18 +123,22 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {processes} processes" if processes > 1 else name
 
 
-def tags(device: torch.device) -> dict[str, str]:
-    """Commit, dirty state, versions and device, by MLflow's own names where there are some."""
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+def tags(device: torch.device | None = None) -> dict[str, str]:
+    """Commit, dirty state, versions and device, by MLflow's own names where there are some.
+
+    device: None for a sweep, whose jobs may have different ones.
+    """
+    commit, changes = run_git("rev-parse", "HEAD"), run_git("status", "--porcelain")
+    of_device = {"device": device_name(device)} if device else {}
     return {
-        "mlflow.source.git.commit": commit or "unknown",
+        "mlflow.source.git.commit": (commit or b"unknown").decode().strip(),
         "mlflow.source.git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL",
         "mlflow.user": os.environ.get("USER", "unknown"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": device_name(device),
+        **of_device,
     }
 
 
@@ -169,12 +173,10 @@ def installed_versions() -> str:
     return "".join(f"{name}=={version}\n" for name, version in sorted(found))
 
 
-def _git(*arguments: str) -> str | None:
+def run_git(*arguments: str) -> bytes | None:
     """The output of git in this repository, or None without git or a repository."""
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()

@@ -18,6 +18,7 @@ from mnist_exp.paths import BEST, FIGURES, LAST, METRICS, SERVED
 
 CONFIG, VERSIONS, MODEL = "config.yaml", "requirements.txt", "model.txt"
 WEIGHTS = "mnist_model.pth"
+PATCH, CHANGES = "changes.patch", "changes"  # see record.find_changes
 TEST_FIGURES = FIGURES / "test"
 
 
@@ -50,6 +51,13 @@ class RunFolder:
         (self.path / VERSIONS).write_text(versions)
         (self.path / MODEL).write_text(model, "utf-8")
 
+    def save_changes(self, changes: Mapping[str, bytes]) -> None:
+        """Write changes.patch and changes/, by their names in this folder."""
+        for name, content in changes.items():
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
     def save_metrics(self, lines: Iterable[str]) -> None:
         """Replace metrics.jsonl."""
         with replace_file(self.path / METRICS) as temporary:
@@ -62,7 +70,7 @@ class RunFolder:
     def artifacts(self) -> dict[str, list[Path]]:
         """The files that are there for the tracker, by the folder that they have in it."""
         named: dict[str, tuple[str | Path, ...]] = {
-            "": (CONFIG, MODEL, VERSIONS, METRICS, WEIGHTS),
+            "": (CONFIG, MODEL, VERSIONS, METRICS, WEIGHTS, PATCH),
             "checkpoints": (LAST, BEST),
         }
         files = {
@@ -71,6 +79,8 @@ class RunFolder:
         }
         for figures in (FIGURES, TEST_FIGURES):
             files[figures.as_posix()] = sorted((self.path / figures).glob("*.png"))
+        for path in (self.path / CHANGES).rglob("*.*"):
+            files.setdefault(path.parent.relative_to(self.path).as_posix(), []).append(path)
         return files
 
     @property

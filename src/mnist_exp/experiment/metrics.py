@@ -51,8 +51,8 @@ def epoch_entry(epoch: Epoch) -> Entry:
         **name_metrics("train", epoch.train),
         **name_metrics("val", epoch.val),
         "lr": epoch.lr,
-        "epoch_seconds": epoch.seconds,
-        "images_per_second": epoch.images_per_second,
+        "speed/epoch_seconds": epoch.seconds,
+        "speed/images_per_second": epoch.images_per_second,
     }
     return Entry(epoch.number, epoch.ended, metrics)
 

@@ -14,6 +14,7 @@ from mnist_exp.experiment.renamed import new_target
 from mnist_exp.experiment.resume import FREE, OF_DATA_SET, PLACES, apply_overrides
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import NO_HOOKS, Hooks, Run
+from mnist_exp.experiment.shell import train_command
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.tracking.store import RecordedRun, read_run
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 History = dict[str, dict[int, float]]  # by name and epoch
 
-TIMES = ("epoch_seconds", "images_per_second")  # differ between two equal runs
+TIMES = "speed/"  # how the names begin of metrics that differ between two equal runs
 
 
 def reproduce(
@@ -47,10 +48,16 @@ def reproduce(
             known = place is not None and OmegaConf.select(config, key) is not None
             if known and (same_set or key not in OF_DATA_SET):
                 OmegaConf.update(config, key, place, merge=False)
-        tags = {"reproduces": composed.reproduce}
-        run = Run(config, folder, first.name, tags, hooks=hooks)
+        command = train_command(*overrides)
+        tags = {"reproduces": composed.reproduce, "command": command}
+        name = composed.tracking.get("run_name") or first.name.partition(" #")[0]
+        run = Run(config, folder, name, tags, hooks=hooks)
     for line in list_differences(first, run):
         log.info("differs  %s", line)
+    if changes := first.tags.get("changes"):
+        where = first.tags.get("output_folder", "its folder")
+        text = "changes  that run had uncommitted changes; its artifacts and %s have %s"
+        log.info(text, where, changes)
     run.train()
 
     again: History = {}
@@ -105,7 +112,7 @@ def compare(first: History, again: History) -> list[str]:
     All metrics that both runs have are compared, but for times.
     """
     rows, differing = [], []
-    common = [key for key in again if key in first and key not in TIMES]
+    common = [key for key in again if key in first and not key.startswith(TIMES)]
     of_test = [key for key in common if key.startswith("test/")]
     of_epochs = [key for key in common if key not in of_test]
     for shown, keys in (("val/loss", of_epochs), ("test/loss", of_test)):

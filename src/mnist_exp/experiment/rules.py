@@ -7,6 +7,7 @@ torch is imported.
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Iterator
 from types import NoneType
@@ -41,6 +42,16 @@ from mnist_exp.training.rules import (
 register_resolver("repository", lambda: str(REPOSITORY))
 register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 register_resolver("tracking_uri", tracking_uri)
+
+
+def are_tags(tags: dict[Any, Any] | None) -> bool:
+    """Whether MLflow takes them; names that begin with mlflow. or mnist_exp. have a meaning."""
+    return all(
+        re.fullmatch(r"(?!mlflow\.|mnist_exp\.)[\w./-]{1,250}", str(name), re.ASCII)
+        and isinstance(value, str | int | float)
+        for name, value in (tags or {}).items()
+    )
+
 
 # The keys that this code reads itself.
 RULES = {
@@ -118,6 +129,9 @@ OPTION_RULES = {
     "scheduler.final_div_factor": positive,
     "tracking.experiment": Rule("a name without / and \\, not . or ..", (str,), is_name),
     "tracking.uri": optional(text),
+    "tracking.run_name": optional(text),
+    "tracking.note": optional(text),
+    "tracking.tags": Rule("null or a mapping such as {study: x}", (NoneType, dict), are_tags),
     "tracking.logdir": text,
     "tracking.log_checkpoints": flag,
     "tracking.log_model": flag,
@@ -138,7 +152,7 @@ def is_group(value: Any) -> bool:
 
 
 # Keys whose value is a mapping with arbitrary keys.
-MAPPINGS = {"optimizer.options", "data.options"}
+MAPPINGS = {"optimizer.options", "data.options", "tracking.tags"}
 
 
 def rule_for(key: str, default: Any) -> Rule:

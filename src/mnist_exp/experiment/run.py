@@ -40,9 +40,16 @@ from mnist_exp.experiment.metrics import (
     load_test_result,
     test_entry,
 )
+from mnist_exp.experiment.record import (
+    describe,
+    describe_metrics,
+    find_changes,
+    name_changes,
+    name_run,
+)
 from mnist_exp.experiment.resume import apply_overrides, is_elsewhere
 from mnist_exp.experiment.rules import leaves
-from mnist_exp.experiment.shell import quote, resume_command, show_path
+from mnist_exp.experiment.shell import quote, resume_command, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.paths import FIGURES, LAST
@@ -93,7 +100,8 @@ def train(
     learns it.
     """
     with get_process_group().fail_together():
-        return Run(config, folder, name_run(config, overrides), hooks=hooks).train()
+        tags = {"command": train_command(*overrides)}
+        return Run(config, folder, name_run(config, overrides), tags, hooks=hooks).train()
 
 
 def resume(
@@ -177,10 +185,11 @@ class Run:
         with self.folder.lock(), defer_signals() as check_signals:
             if not self.loaded and self.parent is None:
                 check_new(self.folder.path)  # again: another process may have trained there since
+            self.keep_changes()
             self.save_epoch()  # first, so that each run in the tracker has a checkpoint
             self.log.start(self.record(), self.entries())
             try:
-                self.describe()
+                self.save_description()
                 self.fit(check_signals)
                 result = self.finish()
                 if show:
@@ -194,8 +203,15 @@ class Run:
             self.log.show_links(viewers=show)
         return result
 
-    def describe(self) -> None:
+    def keep_changes(self) -> None:
+        """Save what no commit has: without it nobody can train this run again."""
+        if changes := find_changes():
+            self.folder.save_changes(changes)
+            self.tags = {**self.tags, "changes": name_changes(changes)}
+
+    def save_description(self) -> None:
         """Save the config, the versions and the model's layers, and print what will be trained."""
+        self.describe()
         versions = environment.installed_versions()
         self.folder.save_description(self.config, versions, self.summary.table())
         how = [environment.device_name(self.device), self.parts.precision.name]
@@ -284,6 +300,7 @@ class Run:
 
     def close(self, status: Status) -> None:
         """End the run in the tracker, and say how to resume it."""
+        self.describe(status)
         if status == "FINISHED" and self.log.tracker.takes_models:
             self.log_model()
         if not self.log.end(status, self.resume_command()):
@@ -358,12 +375,25 @@ class Run:
         address = [f"tracking.uri={quote(uri)}"] if is_elsewhere(uri) else []
         return resume_command(self.folder.path, *address)
 
+    def describe(self, status: Status | None = None) -> None:
+        """Show the run's command in the tracker, and its outcome once there is one."""
+        resume, outcome = self.resume_command(), ""
+        if status == "FINISHED":
+            tested = [test_entry(self.tested)] if self.tested else []
+            outcome = describe_metrics([epoch_entry(self.result().epoch), *tested])
+        elif status:
+            epoch = self.state.progress.number
+            outcome = f"{status} in epoch {epoch}; to resume:\n```\n{resume}\n```"
+        command = self.tags.get("command", resume)
+        self.log.tracker.describe(describe(command, Outcome=outcome))
+
     def record(self) -> RunRecord:
         """What the tracker gets. Databases take sanitized text, not every byte of a path."""
         params = {k: sanitize(v) if isinstance(v, str) else v for k, v in leaves(self.config)}
         kind, total = self.dataset.kind, self.summary.total
         size = {"parameters": total.parameters, "flops_per_image": total.flops}
         output_folder = {"output_folder": str(self.folder.path)}
+        epochs = self.state.progress.epochs
         return RunRecord(
             key=self.key,
             name=sanitize(self.name),
@@ -371,6 +401,7 @@ class Run:
             tags={**environment.tags(self.device), **output_folder, **self.tags},
             dataset=DatasetRecord(kind.name, kind.digest, self.dataset.sizes),
             parent=self.parent,
+            started=epochs[0].ended - epochs[0].seconds if epochs else time(),
         )
 
     # --- checkpoints ---
@@ -409,18 +440,3 @@ class Run:
         self.tested = load_test_result(saved["tested"])
         done = self.state.progress.is_done(self.options.epochs, self.options.patience)
         self.ended = saved["ended"] and done  # not if epochs were added
-
-
-def name_run(config: DictConfig, overrides: Sequence[str]) -> str:
-    """Model, optimizer, learning rate and batch size, then what else was typed."""
-
-    def short(node: DictConfig) -> str:
-        return str(node.get("name") or node._target_.rpartition(".")[2]).lower()
-
-    named = (
-        *("model=", "model.name=", "optimizer=", "optimizer.name=", "optimizer.lr="),
-        *("batch_size=", "tracking", "data.root="),
-    )
-    more = [override for override in overrides if not override.startswith(named)]
-    parts = [short(config.model), short(config.optimizer), f"lr{config.optimizer.lr:g}"]
-    return "-".join([*parts, f"bs{config.batch_size}", *more])

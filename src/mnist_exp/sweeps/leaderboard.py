@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from mnist_exp.experiment.record import name_values
 from mnist_exp.files import replace_file
 from mnist_exp.sweeps.records import Outcome
 
 SEED = "seed"  # not a hyperparameter: jobs that differ only in it share a row
+MARKDOWN_ROWS = 40
 MAX_WIDTH = 8  # of a number on the screen, in characters
 FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "best_epoch": "g", "seconds": ".1f"}
 
@@ -114,6 +116,15 @@ def format_row(row: Row, number: int) -> dict[str, str]:
     return texts | {column: str(cells[column]) for column in ("status", "outputs")}
 
 
+def format_markdown(rows: Sequence[Row], names: Mapping[str, str]) -> str:
+    """The same as a table in Markdown; of many rows the first."""
+    header, lines = format_table(rows[:MARKDOWN_ROWS], names)
+    table = [header, ["---"] * len(header), *lines]
+    escaped = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in table]
+    more = f"\n\nand {len(rows) - len(lines)} more" if len(rows) > len(lines) else ""
+    return "\n".join(f"| {line} |" for line in escaped) + more
+
+
 def abbreviate(value: str) -> str:
     """A long number in four digits; anything else unchanged."""
     try:
@@ -122,18 +133,9 @@ def abbreviate(value: str) -> str:
         return value
 
 
-def shorten(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key → its last part, or the whole key if two have the same last part."""
-    lasts = {key: key.rpartition(".")[2] for key in keys}
-    return {
-        key: key if list(lasts.values()).count(last) > 1 else last for key, last in lasts.items()
-    }
-
-
 def name_job(chosen: Mapping[str, str]) -> str:
     """A job by its overrides: lr=0.001, batch_size=64."""
-    names = shorten(chosen)
-    return ", ".join(f"{names[key]}={abbreviate(value)}" for key, value in chosen.items())
+    return ", ".join(name_values({key: abbreviate(value) for key, value in chosen.items()}))
 
 
 def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:

@@ -7,17 +7,21 @@ finds the sweep in the folder above its own, and writes its outcome into its own
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.errors import Failure, one_line
-from mnist_exp.experiment import screen
+from mnist_exp.errors import Failure, one_line, sanitize
+from mnist_exp.experiment import environment, screen
+from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.environment import code_digest
 from mnist_exp.experiment.load import TrainedModel, load_model
+from mnist_exp.experiment.record import cut_name, describe, shorten
 from mnist_exp.experiment.run import Run, Stopped, load_run
 from mnist_exp.experiment.shell import quote_path, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted
@@ -26,11 +30,13 @@ from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.paths import LAST
 from mnist_exp.sweeps import leaderboard, records
 from mnist_exp.sweeps.records import ENDED, Outcome, Sweep, SweepPlan
-from mnist_exp.tracking import RunRecord, Status
+from mnist_exp.tracking import DatasetRecord, RunRecord, Status
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.state import Epoch
 
 log = logging.getLogger(__name__)
+
+RENEW_SECONDS = 5  # between two looks at what jobs have ended
 
 
 # --- the sweep ---
@@ -57,7 +63,8 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
             if sweep.test == "all":
                 text = "sweep.test=all: each job opens the test set; a choice that saw it is biased"
                 log.warning(text)
-            launch()
+            with renew_description(folder, sweep, tracker):
+                launch()
             status = "FINISHED"
         except Interrupted:
             status = "KILLED"
@@ -72,15 +79,71 @@ def start_parent(sweep: Sweep, plan: SweepPlan) -> Trackers:
     """The parent run's trackers. Raises TrackerError."""
     options: Any = OmegaConf.to_container(plan.config.tracking, resolve=True)
     tracker = Trackers(options)
+    names = shorten(sweep.swept).values() or ["one job"]
+    where = {"sweep": plan.folder.name, "output_folder": str(plan.folder)}
     record = RunRecord(
         key=sweep.key,
-        name="sweep of " + " × ".join(leaderboard.shorten(sweep.swept).values() or ["one job"]),
+        name=options.get("run_name") or cut_name(f"sweep of {' × '.join(names)}"),
         params=dict(plan.axes),
-        tags={"sweep": plan.folder.name, "output_folder": str(plan.folder)},
+        tags={**environment.tags(), **where, "command": train_command("-m", *sweep.typed)},
+        dataset=describe_dataset(plan),
+        started=sweep.begun,
     )
     tracker.start(record)
     tracker.get_viewers()  # waits for the start
     return tracker
+
+
+def describe_dataset(plan: SweepPlan) -> DatasetRecord | None:
+    """The data set of all jobs; None if they differ in it, or this machine does not have it."""
+    if any(key.partition(".")[0] in ("data", "experiment") for key in plan.axes):
+        return None
+    try:
+        dataset = load_dataset(OmegaConf.to_yaml(plan.config.data, resolve=True))
+    except (Failure, OSError):  # the jobs say what is wrong, if they run here
+        return None
+    return DatasetRecord(dataset.kind.name, dataset.kind.digest, dataset.sizes)
+
+
+@contextmanager
+def renew_description(folder: Path, sweep: Sweep, tracker: Trackers) -> Iterator[None]:
+    """Keep the parent's description up to date while jobs run, in whichever processes."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        shown = ""
+        while not ended.wait(RENEW_SECONDS):
+            if (text := describe_sweep(sweep, records.read_outcomes(folder, sweep.swept))) != shown:
+                tracker.describe(text)
+                shown = text
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def describe_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
+    """The command of the sweep, that of the winner so far, and the leaderboard; Markdown."""
+    rows = leaderboard.rank(outcomes)
+    winner = find_winner(rows)
+    command = f"```\n{sanitize(winner_command(winner))}\n```" if winner else ""
+    table = leaderboard.format_markdown(rows, shorten(sweep.swept)) if rows else ""
+    return describe(train_command("-m", *sweep.typed), Winner=command, Leaderboard=table)
+
+
+def find_winner(rows: Sequence[leaderboard.Row]) -> leaderboard.Row | None:
+    """The best row; None if no job has finished, or nothing says which of several is best."""
+    best = rows[0] if rows else None
+    is_winner = best and best.finished and (best.accuracy is not None or len(rows) == 1)
+    return best if is_winner else None
+
+
+def winner_command(winner: leaderboard.Row) -> str:
+    return train_command(*winner.finished[0].overrides)
 
 
 def finish(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> int:
@@ -111,16 +174,17 @@ def report(
     warn_of_mixed_code(outcomes)
     rows = leaderboard.rank(outcomes)
     if rows:
-        names = leaderboard.shorten(sweep.swept)
+        names = shorten(sweep.swept)
         screen.show_table("Leaderboard", *leaderboard.format_table(rows, names))
         leaderboard.write_csv(folder / "leaderboard.csv", rows)
         leaderboard.draw(folder / "leaderboard.png", rows, names)
-    if rows and rows[0].finished and rows[0].accuracy is None and len(rows) > 1:
-        log.warning("data.val_fraction=0: without validation there is no winner")
-    elif rows and rows[0].finished:
-        log.info("winner   %s", train_command(*rows[0].finished[0].overrides))
+    tracker.describe(describe_sweep(sweep, outcomes))
+    if winner := find_winner(rows):
+        log.info("winner   %s", winner_command(winner))
         if with_test:
-            test_winner(folder, sweep, rows[0], tracker)
+            test_winner(folder, sweep, winner, tracker)
+    elif rows and rows[0].finished:
+        log.warning("data.val_fraction=0: without validation there is no winner")
 
 
 def warn_of_mixed_code(outcomes: Iterable[Outcome]) -> None:
@@ -269,7 +333,8 @@ def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
         run.tags = {**run.tags, "code": "+".join(codes)}
     else:
         tags = {"sweep": folder.parent.name, "job": str(outcome.job), "code": outcome.code}
-        name = leaderboard.name_job(outcome.chosen) or f"job {outcome.job}"
+        tags["command"] = train_command(*outcome.overrides)
+        name = cut_name(leaderboard.name_job(outcome.chosen) or f"job {outcome.job}")
         run = Run(config, folder, name, tags, sweep.key, HOOKS)
     if sweep.search:
         from mnist_exp.sweeps.search import get_pruner  # imports optuna

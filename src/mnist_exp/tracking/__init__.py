@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from mnist_exp.errors import Failure, one_line
 
-EXPERIMENT = "mnist_exp"  # in MLflow, as in conf/tracking/mlflow.yaml
-DIGEST_LETTERS = 36  # of a data set's digest; MLflow allows no more
+EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME", "mnist_exp")  # as in conf/tracking
+DIGEST_LETTERS = 12  # of a data set's digest, which MLflow shows behind the name
+DESCRIPTION = "### Command"  # how our part of a run's description begins
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -36,8 +39,9 @@ class RunRecord:
     name: str
     params: Mapping[str, object]  # every config leaf by its dotted key, and the model's size
     tags: Mapping[str, str]
-    dataset: DatasetRecord | None = None  # None for the parent run of a sweep
+    dataset: DatasetRecord | None = None  # None for a sweep over several data sets
     parent: str | None = None  # key of the sweep that this run is a job of
+    started: float = field(default_factory=time.time)  # the training, Unix time, seconds
 
 
 class FinishedRun(NamedTuple):
@@ -66,7 +70,8 @@ class ModelRecord:
 class Tracker(Protocol):
     """Records one run. Methods are called in this order: start, log and upload, log_model, end.
 
-    Calling a method again with the same arguments changes nothing.
+    Calling a method again with the same arguments changes nothing. `describe` may be called at any
+    time between start and end.
     """
 
     def start(self, record: RunRecord) -> str | None:
@@ -77,6 +82,9 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         """Log metrics of one epoch: `step` is its number, from 1, `at` its Unix time in seconds."""
+
+    def describe(self, text: str) -> None:
+        """Show this Markdown, which begins with DESCRIPTION, in place of what was shown before."""
 
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
         """Keep these files with the run, in this folder of its artifacts."""

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mnist_exp.tracking import DIGEST_LETTERS, ModelRecord, RunRecord, Status, TrackerError, store
+from mnist_exp.errors import sanitize
+from mnist_exp.tracking import (
+    DESCRIPTION,
+    DIGEST_LETTERS,
+    ModelRecord,
+    RunRecord,
+    Status,
+    TrackerError,
+    store,
+)
 
 # The store has set environment variables that mlflow reads when it is imported.
 # isort: split
@@ -15,7 +25,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 
 
 class MLflowTracker:
-    """One MLflow run, logged through a client that leaves MLflow's global state alone."""
+    """One MLflow run, logged through a client that leaves MLflow's global state alone.
+
+    note: of a person's, above the description. tags: of a person's own. run_name: whether a person
+    has chosen the name in the record; otherwise it is numbered if other runs have it.
+    """
 
     def __init__(
         self,
@@ -24,9 +38,13 @@ class MLflowTracker:
         log_checkpoints: bool = True,
         log_model: bool = False,
         register: str | None = None,
+        run_name: str | None = None,
+        note: str | None = None,
+        tags: Mapping[str, object] | None = None,
     ) -> None:
         self.experiment, self.uri = experiment, uri or store.LOCAL_URI
         self.log_checkpoints, self.register = log_checkpoints, register
+        self.chosen_name, self.note, self.tags = run_name, note or "", tags or {}
         if log_model or register:
             # Takes half a second: now, during the training, rather than after it.
             import mnist_exp.tracking.models  # noqa: F401
@@ -43,20 +61,34 @@ class MLflowTracker:
                     raise TrackerError(f"{deletion}, or {store.ANOTHER_EXPERIMENT}")
                 self.client.update_run(run_id, status="RUNNING")
             else:
-                tags = {store.KEY: record.key}
-                run = self.client.create_run(experiment_id, tags=tags, run_name=record.name)
+                name = record.name
+                if not (self.chosen_name or record.parent):
+                    name = self._number(experiment_id, name)
+                started, tags = int(record.started * 1000), {store.KEY: record.key}
+                run = self.client.create_run(experiment_id, started, tags, name)
                 run_id = run.info.run_id
             self.run_id = run_id
-            self._describe(record, experiment_id)
-            return store.get_viewer(self.uri)
+            self._log_record(record, experiment_id)
+            return store.get_viewer(self.uri, experiment_id)
 
-    def _describe(self, record: RunRecord, experiment_id: str) -> None:
+    def _number(self, experiment_id: str, name: str) -> str:
+        """The name, or name #2, #3, ... if other runs of the experiment have it."""
+        plain = re.sub(r"[^\w.,=+-]", "_", name)  # where _ stands for any character
+        for pattern in (f"{plain} #%", plain):
+            called = f"attributes.run_name LIKE '{pattern}'"
+            if found := self.client.search_runs([experiment_id], called, max_results=1):
+                number = re.search(r" #(\d+)$", found[0].info.run_name)
+                return f"{name} #{int(number[1]) + 1 if number else 2}"
+        return name
+
+    def _log_record(self, record: RunRecord, experiment_id: str) -> None:
         """Log tags, params and the data set. A param that was changed on resume keeps its value."""
         known = self.client.get_run(self.run_id).data.params
         params = [
             Param(key, str(value)) for key, value in record.params.items() if key not in known
         ]
-        tags = [RunTag(key, value) for key, value in record.tags.items()]
+        tags = [RunTag(store.name_tag(key), value) for key, value in record.tags.items()]
+        tags += [RunTag(str(key), sanitize(str(value))) for key, value in self.tags.items()]
         if record.parent and (parent := store.find_key(self.client, record.parent, experiment_id)):
             tags.append(RunTag("mlflow.parentRunId", parent))
         self.client.log_batch(self.run_id, params=params, tags=tags)
@@ -75,6 +107,14 @@ class MLflowTracker:
         # MLflow ignores a metric that it already has with the same value, step and time.
         batch = [Metric(key, value, int(at * 1000), step) for key, value in metrics.items()]
         self.client.log_batch(self.run_id, batch)
+
+    def describe(self, text: str) -> None:
+        """Replace our part of the description; what a person wrote above it stays."""
+        tag = "mlflow.note.content"
+        above = self.client.get_run(self.run_id).data.tags.get(tag, "").partition(DESCRIPTION)[0]
+        if self.note not in above:
+            above = f"{self.note}\n\n{above}"
+        self.client.set_tag(self.run_id, tag, f"{above.strip()}\n\n{text}".strip())
 
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
         if folder == "checkpoints" and not self.log_checkpoints:

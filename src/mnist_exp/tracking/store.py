@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import re
@@ -18,8 +19,8 @@ from filelock import FileLock
 
 from mnist_exp.errors import BadInput, Failure, Formatter
 from mnist_exp.paths import REPOSITORY, is_name
-from mnist_exp.tracking import EXPERIMENT, FinishedRun, TrackerError, root_cause
-from mnist_exp.tracking.addresses import REMEDY, restore_secret
+from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, TrackerError, root_cause
+from mnist_exp.tracking.addresses import REMEDY, restore_secret, strip_user
 
 # Read by mlflow: no telemetry unless the user has turned it on, no progress bar for each small
 # file, and seconds instead of minutes until a request fails (`RetryQueue` tries again later).
@@ -41,9 +42,18 @@ LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` 
 LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
 
 MAX_RUNS = 50_000  # in one answer; MLflow allows no more
-KEY = "key"  # the tag by which a run is found again: MLflow chooses the run's id
+PREFIX = "mnist_exp."  # of our tags; up to version 0.2 they had none
+KEY = f"{PREFIX}key"  # the tag by which a run is found again: MLflow chooses the run's id
 ANOTHER_EXPERIMENT = "log to another experiment with tracking.experiment=NAME"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows training runs first
+# For MLflow's UI: show training runs first, with columns of metrics when opened by this key.
+VIEW = "mnist_exp"
+COLUMNS = ("metrics.`val/accuracy`", "metrics.`val/loss`", "metrics.`test/accuracy`")
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {"selectedColumns": [*COLUMNS, "attributes.`Dataset`"]}
+    ),
+}
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -80,12 +90,18 @@ def raise_tracker_errors(uri: str) -> Iterator[None]:
         raise TrackerError(f"{reason}; tracking=none trains without it") from error
 
 
-def get_viewer(uri: str) -> str:
-    """The command that shows the store, or its address."""
+def get_viewer(uri: str, experiment_id: str) -> str:
+    """The address of the experiment's runs, after the command that serves it where one has to."""
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    page = f"#/experiments/{experiment_id}/runs?{query}"
+    if uri.startswith("http"):
+        return f"{strip_user(uri).rstrip('/')}/{page}"
+    command = "mlflow ui"
     if uri != LOCAL_URI:
-        return uri
-    here = Path.cwd() == REPOSITORY
-    return "mlflow ui" if here else f"cd {shlex.quote(str(REPOSITORY))} && mlflow ui"
+        command += f" --backend-store-uri {shlex.quote(uri)}"
+    elif Path.cwd() != REPOSITORY:
+        command = f"cd {shlex.quote(str(REPOSITORY))} && {command}"
+    return f"{command}, then http://127.0.0.1:5000/{page}"
 
 
 def get_or_create_experiment(client: MlflowClient, experiment: str, uri: str) -> str:
@@ -98,16 +114,34 @@ def get_or_create_experiment(client: MlflowClient, experiment: str, uri: str) ->
             # Set here, because `mlflow ui` would choose a scheme that a client of the database
             # cannot write to.
             artifacts = (LOCAL_ARTIFACTS / experiment).as_uri() if uri == LOCAL_URI else None
-            return client.create_experiment(experiment, artifacts, KIND)
+            return client.create_experiment(experiment, artifacts, EXPERIMENT_TAGS)
     if found.lifecycle_stage == "deleted":
         raise TrackerError(f"{explain_restoring(found)}, or {ANOTHER_EXPERIMENT}")
+    for tag, value in EXPERIMENT_TAGS.items():
+        if found.tags.get(tag) != value:
+            client.set_experiment_tag(found.experiment_id, tag, value)
     return found.experiment_id
 
 
 def find_key(client: MlflowClient, key: str, *experiment_ids: str) -> str | None:
     """The id of the newest run whose record has this key, even if it is deleted."""
-    found = client.search_runs([*experiment_ids], f"tags.{KEY} = '{key}'", ViewType.ALL, 1)
-    return found[0].info.run_id if found else None
+    for tag in (KEY, KEY.removeprefix(PREFIX)):
+        found = client.search_runs([*experiment_ids], f"tags.`{tag}` = '{key}'", ViewType.ALL, 1)
+        if found:
+            return found[0].info.run_id
+    return None
+
+
+def name_tag(name: str) -> str:
+    """A tag's name in MLflow, which has names of its own for some."""
+    return name if name.startswith("mlflow.") else f"{PREFIX}{name}"
+
+
+def read_tags(run: Run) -> dict[str, str]:
+    """All tags of a run, ours without their prefix."""
+    tags = run.data.tags
+    ours = {key.removeprefix(PREFIX): tags[key] for key in tags if key.startswith(PREFIX)}
+    return tags | ours
 
 
 def explain_deletion(client: MlflowClient, run_id: str) -> str | None:
@@ -139,7 +173,7 @@ class RecordedRun:
     """What MLflow has recorded of a run."""
 
     name: str
-    tags: dict[str, str]
+    tags: dict[str, str]  # ours without their prefix
     params: dict[str, str]
     metrics: dict[str, dict[int, float]]  # by name and epoch
     config: str  # YAML
@@ -184,8 +218,10 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
         deleted = run.info.lifecycle_stage == "deleted"
         if not deleted and run.info.status != "FINISHED":
             continue
-        known |= {run.data.tags.get(tag, "") for tag in (KEY, "output_folder")}
-        inputs = run.inputs.dataset_inputs if run.inputs else []  # none of a sweep's parent
+        tags = read_tags(run)
+        known |= {tags.get(tag, "") for tag in ("key", "output_folder")}
+        is_parent = "sweep" in tags and "job" not in tags
+        inputs = run.inputs.dataset_inputs if run.inputs and not is_parent else []
         complete = run.data.params.get("trainer.max_batches", "None") == "None"
         if inputs and complete and not deleted:
             finished.append(
@@ -193,7 +229,7 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
                     run.info.run_id,
                     run.info.run_name,
                     inputs[0].dataset.name,
-                    inputs[0].dataset.digest,
+                    inputs[0].dataset.digest[:DIGEST_LETTERS],
                     run.info.start_time / 1000,
                     get_kept_accuracy(client, run),
                 )
@@ -213,7 +249,7 @@ def get_kept_accuracy(client: MlflowClient, run: Run) -> float | None:
 def find_output_folder(run_id: str, uri: str | None) -> Path:
     """The run's output folder on the machine that it ran on. Raises what `find_run` does."""
     _, run = find_run(run_id, uri)
-    return Path(run.data.tags.get("output_folder", "(unknown)"))
+    return Path(read_tags(run).get("output_folder", "(unknown)"))
 
 
 def find_output_file(run_id: str, name: Path, uri: str | None) -> Path:
@@ -222,7 +258,7 @@ def find_output_file(run_id: str, name: Path, uri: str | None) -> Path:
     Raises what `find_run` does, and BadInput if the file is nowhere.
     """
     client, run = find_run(run_id, uri)
-    file = Path(run.data.tags.get("output_folder", "(unknown)"), name)
+    file = Path(read_tags(run).get("output_folder", "(unknown)"), name)
     if file.is_file():
         return file
     copies = tempfile.mkdtemp()
@@ -251,7 +287,7 @@ def read_run(run_id: str, uri: str | None) -> RecordedRun:
         except (MlflowException, OSError) as error:
             raise TrackerError(f"{run_id}: artifacts are missing ({root_cause(error)})") from None
     data = run.data
-    return RecordedRun(run.info.run_name, data.tags, data.params, metrics, config, versions)
+    return RecordedRun(run.info.run_name, read_tags(run), data.params, metrics, config, versions)
 
 
 def log_to_run(

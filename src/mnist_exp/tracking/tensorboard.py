@@ -54,12 +54,13 @@ class TensorBoardTracker:
                 f"TensorBoard's folder {self.logdir} cannot be written ({error.strerror}); "
                 "tracking=none trains without it"
             ) from error
-        now = time.time()
         params = {
             key: value if isinstance(value, int | float) else str(value)
             for key, value in record.params.items()
         }
-        self._add(hparams_pb(params, trial_id=record.key, start_time_secs=now), now)
+        self._add(
+            hparams_pb(params, trial_id=record.key, start_time_secs=record.started), record.started
+        )
         return f"tensorboard --logdir {shlex.quote(os.path.relpath(self.logdir))}"
 
     def _folder(self, record: RunRecord) -> Path:
@@ -71,8 +72,13 @@ class TensorBoardTracker:
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         self.step = step
-        values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
+        # TensorBoard sorts by name: a ~ comes behind train, val and test.
+        tags = {f"~{key}" if key.startswith("speed/") else key: metrics[key] for key in metrics}
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
         self._add(Summary(value=values), at)
+
+    def describe(self, text: str) -> None:
+        """Nothing: TensorBoard shows no descriptions."""
 
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
         """Log PNG files as images; TensorBoard stores no other files."""

@@ -62,6 +62,9 @@ class Trackers:
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         self._call("log", metrics, step, at)
 
+    def describe(self, text: str) -> None:
+        self._call("describe", text)
+
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
         self._call("upload", paths, folder)
 
@@ -109,13 +112,20 @@ class Trackers:
 
 def start_worker(options: Mapping[str, Any]) -> Worker | None:
     """The worker process, which starts to import these trackers; None where there are none."""
-    targets = [str(node["_target_"]) for node in options.values() if isinstance(node, Mapping)]
-    if not targets:
+    nodes, _ = split_options(options)
+    if not nodes:
         return None
     worker = get_worker()
-    for module in sorted({target.rpartition(".")[0] for target in targets}):
+    for module in sorted({str(node["_target_"]).rpartition(".")[0] for node in nodes}):
         worker.submit(_import, module)
     return worker
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The trackers of the config group, and the options that they share."""
+    is_tracker = {k: isinstance(v, Mapping) and "_target_" in v for k, v in options.items()}
+    nodes = [dict(value) for key, value in options.items() if is_tracker[key]]
+    return nodes, {key: value for key, value in options.items() if not is_tracker[key]}
 
 
 class Worker:
@@ -234,9 +244,8 @@ def _start(options: Mapping[str, Any], record: RunRecord) -> list[str]:
 
 
 def _build(options: Mapping[str, Any]) -> list[Tracker]:
-    nodes = [dict(value) for value in options.values() if isinstance(value, Mapping)]
-    shared = {key: value for key, value in options.items() if not isinstance(value, Mapping)}
     trackers = []
+    nodes, shared = split_options(options)
     for own in nodes:
         tracker = resolve_name(own.pop("_target_"))
         names = signature(tracker).parameters.keys() & shared.keys() - own.keys()
