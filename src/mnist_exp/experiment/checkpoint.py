@@ -14,10 +14,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from omegaconf.errors import OmegaConfBaseException
 
 from mnist_exp import __version__
 from mnist_exp.errors import Failure, first_line, one_line
@@ -64,19 +63,21 @@ def load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about what it then refuses
             content = torch.load(records, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError:  # torch's message advises to let the file run its code
-        reason = "it contains more than numbers, strings and tensors"
-        raise CheckpointError(f"{path}: unreadable checkpoint ({reason})") from None
     except Exception as error:  # a foreign file can make the reader raise anything
         reason = first_line(error).partition(". ")[0]  # torch adds advice
+        if isinstance(error, pickle.UnpicklingError):  # to let the file run its code
+            reason = "it contains more than numbers, strings and tensors"
         raise CheckpointError(f"{path}: unreadable checkpoint ({reason})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise foreign(path)
     return upgrade(content, path)
 
 
-def upgrade(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A checkpoint's content as FORMAT has it. Raises CheckpointError for a newer format."""
+def upgrade(content: Any, path: Path) -> dict[str, Any]:
+    """A checkpoint's content as FORMAT has it.
+
+    Raises CheckpointError for another file's content, and for a newer format.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise foreign(path)
     if content["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: format {content['format']} is newer than this code, which reads {FORMAT}"
@@ -90,51 +91,42 @@ def upgrade(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_and_check(path: Path) -> io.BytesIO:
-    """The archive that torch.save wrote, after a check of the CRC-32 of each record.
+    """A copy of the archive that torch.save wrote, after a check of the CRC-32 of each record.
+
+    torch checks no CRC-32, and can read other bytes than zipfile checked: one flipped bit marks a
+    record as a folder, for which torch returns whatever was in memory. So torch gets the checked
+    bytes. A copy of 200 MB takes a third of a second.
 
     Raises CheckpointError for a file that is absent, damaged, or not such an archive.
     """
+    copy = io.BytesIO()
     try:
         check_file(path)
-        file = path.open("rb")
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\3\4":
+                raise foreign(path)
+            with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
+                entries, names = archive.infolist(), archive.namelist()
+                stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+                if not stored or not any(name.endswith("/data.pkl") for name in names):
+                    raise foreign(path)  # torch.save compresses nothing
+                if sum(entry.file_size for entry in entries) > file.seek(0, io.SEEK_END):
+                    raise zipfile.BadZipFile("its records overlap")
+                if len(set(names)) < len(names):
+                    raise zipfile.BadZipFile("two records have one name")
+                for entry in entries:
+                    checked.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    with file:
-        if file.read(4) != b"PK\3\4":
-            raise foreign(path)
-        try:
-            copy = copy_and_check(file)
-        except Exception as error:  # a damaged archive can make zipfile raise anything
-            raise CheckpointError(
-                f"{path}: the checkpoint is damaged ({one_line(error)}); restore it from a copy, "
-                f"or use {BEST.name} or {LAST.name} beside it"
-            ) from None
-    if copy is None:
-        raise foreign(path)
-    return copy
-
-
-def copy_and_check(file: BinaryIO) -> io.BytesIO | None:
-    """A copy of the archive in `file`, in memory; None where torch.save did not write it.
-
-    torch checks no CRC-32, and can read other bytes than zipfile checked: one flipped bit marks a
-    record as a folder, for which torch returns whatever was in memory. So torch gets the checked
-    bytes. A copy of 200 MB takes a third of a second. Raises BadZipFile and others.
-    """
-    copy = io.BytesIO()
-    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
-        entries, names = archive.infolist(), archive.namelist()
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not stored or not any(name.endswith("/data.pkl") for name in names):
-            return None  # torch.save compresses nothing
-        if sum(entry.file_size for entry in entries) > file.seek(0, io.SEEK_END):
-            raise zipfile.BadZipFile("its records overlap")
-        if len(set(names)) < len(names):
-            raise zipfile.BadZipFile("two records have one name")
-        for entry in entries:
-            checked.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+    except Exception as error:  # a damaged archive can make zipfile raise anything
+        raise CheckpointError(
+            f"{path}: the checkpoint is damaged ({one_line(error)}); restore it from a copy, "
+            f"or use {BEST.name} or {LAST.name} beside it"
+        ) from None
     copy.seek(0)
     return copy
 
@@ -159,8 +151,6 @@ def peek(path: Path) -> dict[str, Any]:
             content = TensorsIgnored(io.BytesIO(archive.read(entry))).load()
     except Exception as error:  # a foreign file can make the reader raise anything
         raise CheckpointError(f"{path}: not a checkpoint ({first_line(error)})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise foreign(path)
     return upgrade(content, path)
 
 
@@ -181,29 +171,19 @@ class TensorsIgnored(pickle.Unpickler):
         """Leave the values of a tensor in the file."""
 
 
-# What loading values of another kind, size or shape can raise.
-MISFITS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OmegaConfBaseException,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
 @contextmanager
 def raise_misfits(source: object) -> Iterator[None]:
-    """Raise CheckpointError, which names the source, for a state or a config that does not fit."""
+    """Raise CheckpointError, which names the source, for a state or a config that does not fit.
+
+    What that raises is of many kinds; those of a file or a person's input pass.
+    """
     try:
         yield
-    except MISFITS as error:
+    except (Failure, OSError):
+        raise
+    except Exception as error:
+        # in one line: torch lists every weight that does not fit
+        reason = textwrap.shorten(one_line(error), MOST_LETTERS, placeholder=" …")
         raise CheckpointError(
-            f"{source}: does not fit this code ({type(error).__name__}: {shorten(error)})"
+            f"{source}: does not fit this code ({type(error).__name__}: {reason})"
         ) from error
-
-
-def shorten(error: Exception) -> str:
-    """What the error says, in one line: torch lists every weight that does not fit."""
-    return textwrap.shorten(one_line(error), MOST_LETTERS, placeholder=" …")
