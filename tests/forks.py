@@ -21,15 +21,20 @@ from pathlib import Path
 from typing import NoReturn
 
 IMPORTED = (
-    *("fastapi", "hydra.main", "matplotlib.figure", "mlflow", "mlflow.store.db.utils"),
-    *("rich.progress", "sklearn.datasets", "torch._inductor", "torch.optim.swa_utils"),
-    *("torch.utils.flop_counter", "uvicorn"),
+    *("alembic.command", "fastapi", "filelock", "hydra.main", "matplotlib.figure", "mlflow"),
+    *("hydra._internal.core_plugins.basic_launcher", "hydra._internal.core_plugins.basic_sweeper"),
+    *("hydra._internal.core_plugins.fish_completion", "hydra._internal.core_plugins.zsh_completion"),
+    *("mlflow.pyfunc", "mlflow.pyfunc.loaders", "mlflow.store.db.utils"),
+    *("mlflow.store.tracking.sqlalchemy_store", "rich.progress", "sklearn.datasets"),
+    *("torch._inductor", "torch.optim.swa_utils", "torch.utils.flop_counter", "uvicorn"),
 )
 
 
 def main() -> None:
     for module in IMPORTED:
         import_module(module)
+    # Where MLflow logs a model, it looks once through all installed packages: half a second.
+    import_module("mlflow.utils.requirements_utils")._check_requirement_satisfied("mlflow")
     gc.freeze()
     # From Python 3.12 on; the other threads are those of torch's and MLflow's libraries, at rest.
     warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
