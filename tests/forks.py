@@ -20,10 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+PLUGINS = "hydra._internal.core_plugins"
 IMPORTED = (
     *("alembic.command", "fastapi", "filelock", "hydra.main", "matplotlib.figure", "mlflow"),
-    *("hydra._internal.core_plugins.basic_launcher", "hydra._internal.core_plugins.basic_sweeper"),
-    *("hydra._internal.core_plugins.fish_completion", "hydra._internal.core_plugins.zsh_completion"),
+    *(f"{PLUGINS}.{name}" for name in ("basic_launcher", "basic_sweeper", "zsh_completion")),
     *("mlflow.pyfunc", "mlflow.pyfunc.loaders", "mlflow.store.db.utils"),
     *("mlflow.store.tracking.sqlalchemy_store", "rich.progress", "sklearn.datasets"),
     *("torch._inductor", "torch.optim.swa_utils", "torch.utils.flop_counter", "uvicorn"),
