@@ -29,7 +29,7 @@ def find_problems(command: str) -> list[str]:
 
 
 TOP = (
-    "no such key… augment, batch_size, data, model, optimizer, reproduce, resume, "
+    "no such key… augment, batch_size, data, init, model, optimizer, reproduce, resume, "
     "scheduler, seed, sweep, tracking, trainer"
 )
 ADAM = "no such key… optimizer=adam has lr, betas, eps, weight_decay, fused, groups"

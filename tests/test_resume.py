@@ -646,6 +646,7 @@ SAVED = OmegaConf.create(
     [
         (["batch_size=32"], ["batch_size=32: …64…"]),
         (["optimizer=sgd", "optimizer.lr=0.2"], ["optimizer.lr=0.2: …0.1…"]),
+        (["init=weights.pth"], ["init=weights.pth: …None…"]),
         (["model.hidden_sizes=[64]"], ["model.hidden_sizes=[64]: …[128, 64]…"]),
         (["trainer.epochs=2"], ["trainer.epochs=2: …3…raised"]),
         (

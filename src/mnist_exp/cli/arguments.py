@@ -11,8 +11,11 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
 from mnist_exp.errors import BadInput, sanitize
+from mnist_exp.experiment.find import find_init
+from mnist_exp.experiment.shell import quote
 from mnist_exp.paths import add_config_dir
 
 # Flags of Hydra's that the check of the command line does not see, or that unpickle a file.
@@ -102,3 +105,16 @@ def parse_word(word: str, loader: ConfigLoader) -> Argument:
     key = override.key_or_group
     settings = [Setting(str(o.input_line), key, o.value(), changes) for o in singles]
     return Argument(word, override, settings)
+
+
+def pin_init(arguments: Sequence[Argument], config: DictConfig) -> dict[str, str]:
+    """Each `init=` as it was typed, and with paths: "latest" is another run once this one exists.
+
+    Raises BadInput if there is nothing of that name.
+    """
+    pinned = {}
+    for text, override, settings in arguments:
+        if override.key_or_group == "init":
+            found = [s.value and find_init(str(s.value), config)[0] for s in settings]
+            pinned[text] = f"init={','.join(quote(word) if word else 'null' for word in found)}"
+    return pinned

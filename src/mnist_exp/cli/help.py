@@ -38,7 +38,7 @@ Hydra's own flags: python train.py --hydra-help
 """
 COMMON = (
     *("optimizer.lr", "batch_size", "seed", "trainer.epochs", "trainer.device", "trainer.keep"),
-    *("data.val_fraction", "data.root", "resume", "sweep.resume", "reproduce"),
+    *("data.val_fraction", "data.root", "init", "resume", "sweep.resume", "reproduce"),
 )
 
 

@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 import mnist_exp.experiment.rules  # noqa: F401  first, before a joblib worker gets the resolvers
-from mnist_exp.cli.arguments import parse_flags
+from mnist_exp.cli.arguments import parse_flags, pin_init
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, run_and_exit
 from mnist_exp.errors import BadInput, Failure, print_line
@@ -91,6 +91,9 @@ def execute(flags: Namespace) -> int:
             return BadInput.exit_code
         for note in checked.notes:
             print_line(note, sys.stderr)
+        if pinned := pin_init(checked.arguments, checked.config):
+            flags.overrides = [pinned.get(word, word) for word in flags.overrides]
+            checked = check(flags.overrides, flags.multirun, loader)
         HydraConfig.instance().set_config(checked.config)  # for ${hydra:...} in a path
         if flags.multirun:
             overrides = {a.override.get_key_element(): a.override for a in checked.arguments}
@@ -162,6 +165,8 @@ def launch_together(words: list[str], folder: Path | None = None) -> None:
     from mnist_exp.training.distributed import rendezvous
 
     folder, resumes = rendezvous(folder)
+    if resumes or rank() > 0:  # the weights are in the checkpoint, or come from rank 0
+        words = [word for word in words if not word.startswith("init=")]
     overrides = [*words, f"hydra.run.dir={quote(str(folder))}"]
     if resumes:
         overrides.append(f"resume={quote(str(folder))}")
@@ -206,6 +211,9 @@ def run_with_hydra(config: DictConfig) -> object:
         del config["sweep"]  # a run does not depend on the sweep that started it
     if rank() == 0:
         start_worker(config.tracking)  # imports MLflow while this process imports torch
+    from mnist_exp.experiment.init import normalize_as_imagenet
+
+    normalize_as_imagenet(config, overrides)
     if hydra_config.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps.sweep import run_job
 

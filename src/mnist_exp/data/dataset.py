@@ -13,8 +13,10 @@ from torch import Tensor
 from mnist_exp.data.splits import Rows, Split, Streamed, join, split_fold, split_off
 from mnist_exp.errors import BadInput, sanitize
 
-Channels = float | Sequence[float] | None  # for all channels, per channel, or None: computed
+# For all channels, per channel, "imagenet", or None: computed.
+Channels = float | Sequence[float] | str | None
 Size = int | Sequence[int] | None  # of square images, [height, width], or None: as they are
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # red, green, blue
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def split_dataset(
 ) -> Dataset:
     """The data set, with a validation split taken from its training images.
 
-    mean, std: computed from the training images if None. Raises ValueError if one has another
-    number of channels than the images.
+    mean, std: computed from the training images if None; "imagenet" is ImageNet's. Raises
+    ValueError if one has another number of channels than the images.
     """
     if mean is None or std is None:
         found_mean, found_std = compute_mean_and_std(train.images)
@@ -148,8 +150,13 @@ def split_dataset(
     return Dataset(kind, rest, val, test)
 
 
-def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * channels
+def _per_channel(
+    name: str, value: float | Sequence[float] | str, channels: int
+) -> tuple[float, ...]:
+    if isinstance(value, str):  # "imagenet"; for gray images the mean of the three colors
+        colors = IMAGENET[name]
+        return colors if channels == 3 else (sum(colors) / 3,) * channels
+    values = (value,) * channels if isinstance(value, int | float) else tuple(value)
     if len(values) != channels:
         raise ValueError(f"{name} has {len(values)} numbers, the images have {channels} channels")
     return values

@@ -57,12 +57,19 @@ def load_checked_dataset(config: DictConfig, device: torch.device) -> Dataset:
     return dataset
 
 
-def build_model(config: DictConfig, kind: Kind, device: torch.device) -> Parts:
-    """A new model for images of this kind. Raises what `build` does."""
+def build_model(
+    config: DictConfig, kind: Kind, device: torch.device, pretrained: bool = False
+) -> Parts:
+    """A model for images of this kind, with initial weights.
+
+    pretrained: whether `model.pretrained` counts; not where weights of a checkpoint follow, so that
+    nothing looks for others. Raises what `build` does.
+    """
     precision = Precision(config.trainer.precision, device)
     torch.manual_seed(config.seed)
     shape, classes = kind.image_shape, kind.classes
-    model: nn.Module = build(config, "model", input_shape=shape, classes=classes)
+    skip = () if pretrained else ("pretrained",)
+    model: nn.Module = build(config, "model", skip=skip, input_shape=shape, classes=classes)
     layout = memory_format(config.trainer.channels_last, model)
     model.to(device, precision.dtype).to(memory_format=layout)
     with raise_bad_input(f"trainer.freeze={config.trainer.freeze}"):

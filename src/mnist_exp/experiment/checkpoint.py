@@ -58,17 +58,21 @@ def load(path: Path) -> dict[str, Any]:
     Raises CheckpointError for a file that is absent, damaged, foreign, of a newer format, or that
     contains anything but numbers, strings and tensors.
     """
+    return upgrade(read(path), path)
+
+
+def read(path: Path) -> Any:
+    """Read what torch.save wrote, in the same way. Raises CheckpointError, as `load` does."""
     records = read_and_check(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about what it then refuses
-            content = torch.load(records, weights_only=True, map_location="cpu")
+            return torch.load(records, weights_only=True, map_location="cpu")
     except Exception as error:  # a foreign file can make the reader raise anything
         reason = first_line(error).partition(". ")[0]  # torch adds advice
         if isinstance(error, pickle.UnpicklingError):  # to let the file run its code
             reason = "it contains more than numbers, strings and tensors"
         raise CheckpointError(f"{path}: unreadable checkpoint ({reason})") from None
-    return upgrade(content, path)
 
 
 def upgrade(content: Any, path: Path) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.shell import quote_path, train_command
 from mnist_exp.paths import CONF, LAST, METRICS, REPOSITORY, SWEEP
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun
+from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.training.rules import did_you_mean
 
 RUN_ID = re.compile("[0-9a-f]{32}")  # in MLflow
@@ -43,14 +44,19 @@ def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Pa
 
         folder = find_output_folder(word, tracking_uri)
     if folder is None:
-        near = did_you_mean(word, ["latest"] if option == "resume=" else ["best", "latest"])
-        raise BadInput(f"{option}{word}: neither a folder, nor an MLflow run id, nor latest{near}")
+        file, words = (
+            ("", ["latest"]) if option == "resume=" else ("a file, nor ", ["best", "latest"])
+        )
+        known = f"neither {file}a folder, nor an MLflow run id, nor {' or '.join(words)}"
+        raise BadInput(f"{option}{word}: {known}{did_you_mean(word, words)}")
     if not (folder / LAST).is_file():
         raise BadInput(f"{option}{word}: there is no {folder / LAST}")
     return folder
 
 
-def find_checkpoint(word: str, uri: str | None = None, experiment: str = EXPERIMENT) -> Path:
+def find_checkpoint(
+    word: str, uri: str | None = None, experiment: str = EXPERIMENT, option: str = "--run "
+) -> Path:
     """The checkpoint that a word stands for: "best", "best:NAME", a file, or as for `find_run`.
 
     uri: of MLflow, None for the repository's own. Raises what `find_best_run` and `find_run` do.
@@ -58,12 +64,23 @@ def find_checkpoint(word: str, uri: str | None = None, experiment: str = EXPERIM
     if Path(word).is_file():
         return Path(word)
     if re.fullmatch("best(:.+)?", word):
-        word = find_best_run(word, experiment, uri).reference
+        word = find_best_run(word, experiment, uri, option).reference
     if RUN_ID.fullmatch(word) and not find_folder(word):
         from mnist_exp.tracking.store import find_output_file  # two seconds to import
 
         return find_output_file(word, LAST, uri)
-    return find_run(word, uri, "--run ") / LAST
+    return find_run(word, uri, option) / LAST
+
+
+def find_init(word: str, config: DictConfig) -> tuple[str, Path]:
+    """The file that `init=` stands for, after what stands for it later, too: a path or a run id.
+
+    Raises what `find_checkpoint` does.
+    """
+    uri = config.tracking.uri if "uri" in config.tracking else tracking_uri()
+    experiment = config.tracking.get("experiment", EXPERIMENT)
+    path = find_checkpoint(word, uri, experiment, "init=").absolute()
+    return word if RUN_ID.fullmatch(word) and not Path(word).exists() else str(path), path
 
 
 def find_folder(word: str) -> Path | None:
@@ -86,7 +103,9 @@ def check_new(folder: Path) -> None:
         raise BadInput(f"hydra.run.dir={quote_path(folder)}: {sweep} is a sweep's; {advice}")
 
 
-def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
+def find_best_run(
+    word: str, experiment: str, uri: str | None, option: str = "--run "
+) -> FinishedRun:
     """The best run of a data set: "best" means the one in conf/config.yaml, "best:NAME" NAME.
 
     Only runs on the same images as the last run of that name are compared: the images in a folder
@@ -104,11 +123,11 @@ def find_best_run(word: str, experiment: str, uri: str | None) -> FinishedRun:
     if names:
         words = [f"best:{name}" for name in names]
         near = did_you_mean(word, words) if ":" in word else ""
-        advice = f"there are runs of {', '.join(names)}: --run {shlex.quote(words[0])}{near}"
+        advice = f"there are runs of {', '.join(names)}: {option}{shlex.quote(words[0])}{near}"
     else:
         advice = f"train one: {train_command()}"
     raise BadInput(
-        f"--run {word}: {experiment} has no finished run of {data} with validation and without "
+        f"{option}{word}: {experiment} has no finished run of {data} with validation and without "
         f"trainer.max_batches; {advice}"
     )
 

@@ -23,9 +23,11 @@ KEYS: dict[str, str | None] = {
     "tracking.none": None,  # it named a tracker that did nothing
 }
 
-# Keys of an image folder that are younger than its config, and their old behavior.
-IMAGE_FOLDER = "mnist_exp.data.image_folder"
-OF_IMAGE_FOLDER = {"fit": "stretch"}
+# `_target_` → keys that are younger than some configs, with the value that changes nothing.
+YOUNGER: dict[str, dict[str, Any]] = {
+    "mnist_exp.data.image_folder": {"fit": "stretch"},
+    "mnist_exp.models.torchvision_model": {"pretrained": False},
+}
 
 
 def new_target(name: str) -> str:
@@ -62,8 +64,9 @@ def rename(config: Any) -> Any:
         if isinstance(saved := find_node(renamed, [group]), dict):
             defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
             renamed[group] = defaults | saved
-            if saved.get("_target_") == IMAGE_FOLDER:
-                renamed[group] = OF_IMAGE_FOLDER | renamed[group]
+    for group in ("data", "model"):
+        if isinstance(saved := find_node(renamed, [group]), dict):
+            renamed[group] = YOUNGER.get(str(saved.get("_target_")), {}) | saved
     return renamed
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint, environment, screen
+from mnist_exp.experiment.init import DIGEST
 from mnist_exp.experiment.renamed import new_target
 from mnist_exp.experiment.resume import FREE, OF_DATA_SET, PLACES, apply_overrides
 from mnist_exp.experiment.rules import leaves
@@ -52,6 +53,8 @@ def reproduce(
         tags = {"reproduces": composed.reproduce, "command": command}
         name = composed.tracking.get("run_name") or first.name.partition(" #")[0]
         run = Run(config, folder, name, tags, hooks=hooks)
+    if (was := first.tags.get(DIGEST)) != (now := run.tags.get(DIGEST)):
+        raise BadInput(f"init={config.init}: the run's weights had SHA-256 {was}, these have {now}")
     for line in list_differences(first, run):
         log.info("differs  %s", line)
     if changes := first.tags.get("changes"):

@@ -40,7 +40,8 @@ def apply_overrides(
     typed = set(find_typed_keys(overrides, now))
     scheduled = not str(config.scheduler._target_).endswith(".constant")  # over all epochs
     problems = []
-    for key in sorted(key for key in typed if not key.startswith(FREE)):
+    free = FREE if further else (*FREE, "init")  # whose weights are compared
+    for key in sorted(key for key in typed if not key.startswith(free)):
         growing = further and key == "trainer.epochs" and not scheduled
         if was.get(key) != now[key] and not (growing and now[key] > was[key]):
             verdict = "can only be raised" if growing else "cannot change"

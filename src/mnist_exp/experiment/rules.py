@@ -57,6 +57,7 @@ def are_tags(tags: dict[Any, Any] | None) -> bool:
 RULES = {
     "batch_size": integer(1),
     "seed": seed,
+    "init": optional(text),
     "resume": optional(text),
     "reproduce": optional(text),
     "sweep.test": one_of("winner", "all"),
@@ -73,8 +74,8 @@ OPTION_RULES = {
     "data.root": text,
     "data.cache": text,
     "data.mirrors": optional(list_of(text)),
-    "data.mean": optional(per_channel(finite)),
-    "data.std": optional(per_channel(positive)),
+    "data.mean": optional(per_channel(finite, "imagenet")),
+    "data.std": optional(per_channel(positive, "imagenet")),
     "data.size": optional(
         Rule(
             "an integer >= 1 or a list of two, [height, width]",

@@ -31,6 +31,7 @@ from mnist_exp.experiment.build import (
 )
 from mnist_exp.experiment.find import check_new
 from mnist_exp.experiment.folder import TEST_FIGURES, RunFolder
+from mnist_exp.experiment.init import initialize
 from mnist_exp.experiment.log import RunLog
 from mnist_exp.experiment.metrics import (
     Entry,
@@ -132,7 +133,7 @@ def load_run(
         config = check_saved_config(saved["config"], folder / LAST)
         config = apply_overrides(config, composed, overrides)
         name, tags = str(saved["name"]), dict(saved["tags"])
-        run = Run(config, folder, name, tags, saved["parent"], hooks)
+        run = Run(config, folder, name, tags, saved["parent"], hooks, new=False)
         run.load_state_dict(saved)
     return run
 
@@ -148,6 +149,7 @@ class Run:
         tags: Mapping[str, str] = EMPTY,
         parent: str | None = None,
         hooks: Hooks = NO_HOOKS,
+        new: bool = True,
     ) -> None:
         self.config, self.name, self.tags, self.parent = config, name, tags, parent
         self.hooks, self.folder = hooks, RunFolder(folder)
@@ -156,7 +158,9 @@ class Run:
         self.device = environment.choose_device(self.options.device, self.group)
         environment.set_arithmetic(self.options.deterministic)
         self.dataset = load_checked_dataset(config, self.device)
-        self.parts = build_model(config, self.dataset.kind, self.device)
+        self.parts = build_model(config, self.dataset.kind, self.device, pretrained=new)
+        if new:  # else the weights of a checkpoint follow
+            self.tags = {**tags, **initialize(self.parts.model, config)}
         self.summary = dry_run(config, self.parts, min(self.smallest_micro_batch, 2))
         local_batch = config.batch_size / self.group.world_size
         environment.set_threads(self.options.threads, self.summary.total.flops * local_batch)

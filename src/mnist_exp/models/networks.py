@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
+from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mnist_exp.errors import first_line
+from mnist_exp.models.weights import load_fitting
+
+log = logging.getLogger(__name__)
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -226,11 +235,17 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Con
     return layer
 
 
-def torchvision_model(input_shape: tuple[int, int, int], classes: int, name: str) -> nn.Module:
-    """A classifier of torchvision.models by its name, with new weights.
+def torchvision_model(
+    input_shape: tuple[int, int, int], classes: int, name: str, pretrained: bool = False
+) -> nn.Module:
+    """A classifier of torchvision.models by its name.
 
     If the images do not have three channels, the first convolution is initialized again for their
-    number. Raises ValueError for an unknown name.
+    number. pretrained: whether to start from torchvision's weights, as far as `load_fitting` takes
+    them; they were trained on images with the mean and deviation of ImageNet.
+
+    Raises ValueError for an unknown name, and for weights that are neither in the cache of
+    torch.hub nor can be downloaded.
     """
     from torchvision import models  # a second to import
 
@@ -245,4 +260,22 @@ def torchvision_model(input_shape: tuple[int, int, int], classes: int, name: str
         weight = first.weight.new_empty(first.out_channels, input_shape[0], *first.kernel_size)
         first.in_channels, first.weight = input_shape[0], nn.Parameter(weight)
         first.reset_parameters()
+    if pretrained:
+        log.info("model.pretrained: %s", load_fitting(model, torchvision_weights(name)))
     return model
+
+
+def torchvision_weights(name: str) -> Mapping[str, Tensor]:
+    """torchvision's default weights, from the cache of torch.hub or by download."""
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        return weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except Exception as error:  # of urllib, or for a damaged file whatever torch.load raises
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        raise ValueError(
+            f"no weights of torchvision ({first_line(error)}); put {weights.url} into {folder}"
+        ) from error

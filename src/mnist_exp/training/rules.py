@@ -70,12 +70,13 @@ def list_of(rule: Rule) -> Rule:
     return Rule(f"a list, each {rule.allowed}", (list,), lambda value: all(map(rule.admits, value)))
 
 
-def per_channel(rule: Rule) -> Rule:
+def per_channel(rule: Rule, word: str) -> Rule:
     each = list_of(rule)
     return Rule(
-        f"{rule.allowed}, or a list of them, one for each channel",
-        (*rule.types, list),
-        lambda value: rule.admits(value) or (each.admits(value) and len(value) > 0),
+        f"{word}, {rule.allowed}, or a list of them, one for each channel",
+        (*rule.types, str, list),
+        lambda value: value == word or rule.admits(value) or (each.admits(value) and value != []),
+        (word,),
     )
 
 
