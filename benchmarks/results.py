@@ -34,11 +34,11 @@ from omegaconf import DictConfig, OmegaConf
 from page import Row, Run, render_page
 from sklearn.metrics import confusion_matrix
 
-from mnist_exp import figures
 from mnist_exp.errors import Failure, first_line
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import load_model
 from mnist_exp.experiment.presets import initialize_hydra
+from mnist_exp.figures import draw
 from mnist_exp.files import replace_file
 from mnist_exp.paths import LAST, REPOSITORY
 from mnist_exp.sweeps.records import Outcome, read_outcomes
@@ -194,7 +194,7 @@ def load_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
     if labels:
         names = trained.kind.class_names
         counts = confusion_matrix(labels, predictions, labels=range(len(names)))
-        figures.confusion(REPOSITORY / picture, names, counts)
+        draw.confusion(REPOSITORY / picture, names, counts)
         row.picture = picture
 
 

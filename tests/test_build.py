@@ -145,7 +145,7 @@ def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list
 def test_a_models_own_option_that_torch_refuses_is_bad_input(quick: list[str]) -> None:
     config = compose_config(*quick, "model=cnn")
     config.model.hidden_size = -1
-    with pytest.raises(BadInput, match=r"^model=mnist_exp\.models\.CNN: .*negative dimension -1"):
+    with pytest.raises(BadInput, match=r"^model=cnn: .*negative dimension -1"):
         build_model(config, load_checked_dataset(config, CPU).kind, CPU)
 
 

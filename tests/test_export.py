@@ -33,6 +33,8 @@ from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_m
 from mnist_exp.models.summary import memory_format
 from mnist_exp.training.precision import Precision
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.load`")  # read here, too
+
 CPU = torch.device("cpu")
 MODELS: dict[str, Any] = {
     "linear": Linear,

@@ -76,7 +76,7 @@ def classify_files(options: Namespace) -> int:
             print_line(f"{sanitize(str(path)):{width}}  {'   '.join(columns)}")
         shown.append((sanitize(path.name), image.permute(1, 2, 0).tolist(), probabilities))
     if options.show and shown:
-        from mnist_exp import figures
+        from mnist_exp.figures import draw
 
-        figures.predictions(options.show, names, shown)
+        draw.predictions(options.show, names, shown)
     return code

@@ -18,7 +18,7 @@ from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.data.dataset import take_fold
 from mnist_exp.errors import BadInput, first_line
 from mnist_exp.experiment import environment
-from mnist_exp.experiment.targets import TARGET, find_target
+from mnist_exp.experiment.targets import TARGET, find_target, read_options
 from mnist_exp.models.summary import Summary, memory_format, summarize
 from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.parameters import freeze, set_groups, set_train_mode
@@ -199,6 +199,7 @@ def raise_bad_input(source: str) -> Iterator[None]:
 
 
 def describe(config: DictConfig, group: str) -> str:
-    """What was chosen in this group, by its name if the group has one."""
+    """What was chosen in this group, as it is typed: an option or, if the group has one, a name."""
     name, target = config[group].get("name"), config[group]._target_
-    return f"{group}.name={name}" if name else f"{group}={target}"
+    files = (file for file, options in read_options(group, target) if options[TARGET] == target)
+    return f"{group}.name={name}" if name else f"{group}={next(files, target)}"

@@ -23,7 +23,6 @@ from mnist_exp.errors import Failure, first_line, one_line
 from mnist_exp.files import check_file, replace_file
 from mnist_exp.paths import BEST, LAST
 
-MOST_LETTERS = 300  # of an error of torch's
 FORMAT = 2  # raised when an older reader would misread a newer file
 STATE_OF_FORMAT_1 = ("model", "average", "optimizer", "scheduler", "scaler", "progress", "random")
 
@@ -186,8 +185,7 @@ def raise_misfits(source: object) -> Iterator[None]:
     except (Failure, OSError):
         raise
     except Exception as error:
-        # in one line: torch lists every weight that does not fit
-        reason = textwrap.shorten(one_line(error), MOST_LETTERS, placeholder=" …")
+        reason = textwrap.shorten(one_line(error), 300, placeholder=" …")  # torch's are long
         raise CheckpointError(
             f"{source}: does not fit this code ({type(error).__name__}: {reason})"
         ) from error

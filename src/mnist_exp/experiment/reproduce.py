@@ -67,7 +67,7 @@ def reproduce(
     for entry in run.entries():
         for key, value in entry.metrics.items():
             again.setdefault(key, {})[entry.epoch] = value
-    if differing := compare(keep_last_test(first.metrics), again):
+    if differing := compare(first.metrics, again):
         raise Failure(f"not reproduced; the first that differs is {differing[0]}")
     log.info("reproduced: every metric is the same, bit for bit")
 
@@ -101,25 +101,18 @@ def list_differences(first: RecordedRun, run: Run) -> Iterator[str]:
         yield f"{old} was installed, {new} is"
 
 
-def keep_last_test(metrics: History) -> History:
-    """The metrics without all tests but the last: a run that was trained further has several."""
-    return {
-        key: {max(found): found[max(found)]} if key.startswith("test/") else found
-        for key, found in metrics.items()
-    }
-
-
 def compare(first: History, again: History) -> list[str]:
     """Show both side by side, to the last epoch of the first; return the differences in order.
 
-    All metrics that both runs have are compared, but for times.
+    All metrics that both runs have are compared, but for times, and for all tests but the last: a
+    run that was trained further has several.
     """
     rows, differing = [], []
     common = [key for key in again if key in first and not key.startswith(TIMES)]
     of_test = [key for key in common if key.startswith("test/")]
     of_epochs = [key for key in common if key not in of_test]
-    for shown, keys in (("val/loss", of_epochs), ("test/loss", of_test)):
-        for epoch in sorted({e for key in keys for e in first[key]}):
+    for shown, keys, start in (("val/loss", of_epochs, 0), ("test/loss", of_test, -1)):
+        for epoch in sorted({e for key in keys for e in first[key]})[start:]:
             was, now = ({key: f[key].get(epoch) for key in keys} for f in (first, again))
             unequal = [key for key in keys if was[key] != now[key]]
             differing += [

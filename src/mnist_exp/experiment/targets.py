@@ -57,7 +57,8 @@ def target_problems(config: Any) -> Iterator[tuple[str, str]]:
             (place, value) in find_directives(options, (group,))
             for _, options in read_options(group, value)
         ):
-            places = f"{group}/ in {list_config_dirs()}"
+            folders = " or ".join(f"{folder}/" for folder in ("conf", *config_dirs[1:]))
+            places = f"{group}/ in {folders}"
             yield key, f"{value!r} is in no YAML file of {places}; --config-dir adds a folder"
 
 
@@ -90,10 +91,6 @@ def read_options(group: str, target: Any) -> Iterator[tuple[str, dict[Any, Any]]
                     yield path.stem, options
         except Exception:  # YAML has its own kinds
             continue  # Hydra reports the file if an option chooses it
-
-
-def list_config_dirs() -> str:
-    return " or ".join(f"{folder}/" for folder in ("conf", *map(str, config_dirs[1:])))
 
 
 def value_problems(config: DictConfig) -> Iterator[tuple[str, str]]:

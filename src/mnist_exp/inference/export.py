@@ -6,8 +6,7 @@ import copy
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,19 +76,26 @@ def export(
     if not preprocessing:
         module, example = model, kind.normalize(example, CPU)
     about = {"input": str(example.dtype), "kind": json.dumps(asdict(kind))}
+    found = None
     with replace_file(path) as temporary:
-        with convert_errors(format_name), torch.no_grad():
-            temporary.write_bytes(write(module, example, about))
-        if test is None:
-            return None
-        with convert_errors(format_name):
-            found = compare(model, kind, read(temporary), preprocessing, test)
-        if not found.difference <= found.tolerance:  # nan is not, either
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                # what `export.py --help` says: PyTorch advises pt2 instead of TorchScript
+                warnings.filterwarnings(
+                    "ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)"
+                )
+                temporary.write_bytes(write(module, example, about))
+                if test is not None:
+                    found = compare(model, kind, read(temporary), preprocessing, test)
+        except (Failure, OSError):
+            raise
+        except Exception as error:  # exporters have dozens of types
+            raise ExportError(f"{format_name}: {first_line(error)}") from error
+        if found and not found.difference <= found.tolerance:  # nan is not, either
             raise ExportError(f"{format_name}: not written, its answers differ: {found}")
     return found
 
 
-@torch.no_grad()
 def compare(
     model: nn.Module, kind: Kind, predict: Predictor, preprocessing: bool, test: Split
 ) -> Comparison:
@@ -147,17 +153,6 @@ def read_onnx(path: Path) -> Predictor:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-@contextmanager
-def ignore_torchscript_deprecation() -> Iterator[None]:
-    """Silence what `export.py --help` says: PyTorch advises torch.export, the format pt2."""
-    message = r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14)"
-    with warnings.catch_warnings():
-        for category in (FutureWarning, DeprecationWarning):
-            warnings.filterwarnings("ignore", message, category)
-        yield
-
-
-@ignore_torchscript_deprecation()
 def write_torchscript(module: nn.Module, example: Tensor, about: Mapping[str, str]) -> bytes:
     """Trace the module: this loses branches that depend on an image, which `compare` detects."""
     content = io.BytesIO()
@@ -166,7 +161,6 @@ def write_torchscript(module: nn.Module, example: Tensor, about: Mapping[str, st
     return content.getvalue()
 
 
-@ignore_torchscript_deprecation()
 def read_torchscript(path: Path) -> Predictor:
     return torch.jit.load(path, map_location="cpu")
 
@@ -189,14 +183,3 @@ FORMATS: dict[str, tuple[Writer, Callable[[Path], Predictor]]] = {
     "torchscript": (write_torchscript, read_torchscript),
     "pt2": (write_pt2, read_pt2),
 }
-
-
-@contextmanager
-def convert_errors(format_name: str) -> Iterator[None]:
-    """Raise ExportError, with one line, for any error of a format's own code."""
-    try:
-        yield
-    except (Failure, OSError):
-        raise
-    except Exception as error:  # exporters have dozens of types
-        raise ExportError(f"{format_name}: {first_line(error)}") from error

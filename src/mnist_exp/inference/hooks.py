@@ -24,7 +24,7 @@ FILTERS = 48  # of the first layer
 
 def draw_curves(folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metrics | None) -> None:
     """Loss and accuracy of all epochs."""
-    from mnist_exp import figures
+    from mnist_exp.figures import draw
 
     lines = {
         "train": {epoch.number: epoch.train for epoch in epochs},
@@ -36,12 +36,12 @@ def draw_curves(folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metr
         for split, line in lines.items()
         if line
     }
-    figures.curves(folder / "curves.png", plain, kept.number)
+    draw.curves(folder / "curves.png", plain, kept.number)
 
 
 def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
     """The weights of the first layer, if they are images; otherwise draw nothing."""
-    from mnist_exp import figures
+    from mnist_exp.figures import draw
 
     weights = find_first_weights(model, kind.image_shape)
     if weights is None:
@@ -52,7 +52,7 @@ def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
     images = (chosen / bound + 1) / 2  # each on its own scale, nothing in the middle
     few = f"the {len(chosen)} largest of " if len(chosen) < len(weights) else ""
     heading = f"{few}{len(weights)} filters of the first layer"
-    figures.filters(folder / "filters.png", images.permute(0, 2, 3, 1).numpy(), heading)
+    draw.filters(folder / "filters.png", images.permute(0, 2, 3, 1).numpy(), heading)
 
 
 def find_first_weights(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor | None:
@@ -70,13 +70,13 @@ def find_first_weights(model: nn.Module, image_shape: tuple[int, int, int]) -> T
 
 def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind: Kind) -> None:
     """Confusion, reliability, and the most confident errors, of a split with raw images."""
-    from mnist_exp import figures
+    from mnist_exp.figures import draw
 
     names, labels = kind.class_names, predictions.labels
-    figures.confusion(folder / "confusion.png", names, predictions.confusion_matrix().numpy())
+    draw.confusion(folder / "confusion.png", names, predictions.confusion_matrix().numpy())
     counts, confidences, accuracies = zip(*predictions.bin_confidences(), strict=True)
     error = predictions.calibration_error()
-    figures.reliability(folder / "reliability.png", confidences, accuracies, counts, error)
+    draw.reliability(folder / "reliability.png", confidences, accuracies, counts, error)
     worst = predictions.find_worst(WORST)
 
     def describe(classes: Tensor) -> list[tuple[str, float]]:
@@ -92,7 +92,7 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
     heading = f"{few}{wrong:,} errors in {len(labels):,}: predicted class, true class"
     pixels = images.permute(0, 2, 3, 1).numpy()
     said, true = describe(predictions.classes), describe(labels)
-    figures.most_wrong(folder / "most_wrong.png", pixels, said, true, heading)
+    draw.most_wrong(folder / "most_wrong.png", pixels, said, true, heading)
 
 
 def draw_test(folder: Path, logits: Sequence[Tensor], split: Split, kind: Kind) -> None:

@@ -150,14 +150,14 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
         return
     if len(points) < 2 or len(points[0]) not in (1, 2):
         return
-    from mnist_exp import figures  # imports matplotlib
+    from mnist_exp.figures.draw import curve, heat_map, scatter  # imports matplotlib
 
     labels = [names[key] for key in rows[0].chosen]
     accuracies = [accuracy for _, accuracy in validated]
     if len(labels) == 2:
         cells = math.prod(len(set(axis)) for axis in zip(*points, strict=True))
-        picture = figures.heat_map if len(points) > cells / 2 else figures.scatter
+        picture = heat_map if len(points) > cells / 2 else scatter
         picture(path, labels, points, accuracies)
     else:
         spreads = [spread(job.accuracy for job in row.finished) or 0.0 for row, _ in validated]
-        figures.curve(path, labels[0], [x for (x,) in points], accuracies, spreads)
+        curve(path, labels[0], [x for (x,) in points], accuracies, spreads)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class ProcessGroup:
             yield
         except Exception as error:
             key = f"failed {restarts()}"
-            if not is_lost_connection(error):
+            lost = re.search("gloo|nccl|connection", str(error).lower())  # torch's RuntimeError
+            if not lost or not isinstance(error, RuntimeError):
                 _store().set(key, f"rank {self.rank}: {one_line(error)}")
                 raise
             if self.rank:
@@ -132,14 +134,6 @@ def rendezvous(folder: Path | None) -> tuple[Path, bool]:
         store.set(key, json.dumps([str(folder), restarted and (folder / LAST).is_file()]))
     name, resumes = json.loads(store.get(key))
     return Path(name), resumes
-
-
-def is_lost_connection(error: Exception) -> bool:
-    """Whether this is torch's error for a rank that has exited."""
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        word in message for word in ("gloo", "nccl", "connection")
-    )
 
 
 @functools.cache
