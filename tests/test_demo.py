@@ -114,9 +114,10 @@ def test_the_page_offers_the_runs_and_classifies_a_drawing(url: str) -> None:
         status, answer = ask(f"{url}/classify?run={number}", one())
         assert status == 200
         assert answer["names"] == list("0123456789")
-        assert sum(answer["probabilities"]) == pytest.approx(1)
-        assert [len(row) for row in answer["pixels"]] == [8] * 8
-        assert answer["probabilities"].index(max(answer["probabilities"])) == 1
+        (digit,) = answer["digits"]
+        assert sum(digit["probabilities"]) == pytest.approx(1)
+        assert [len(row) for row in digit["pixels"]] == [8] * 8
+        assert digit["probabilities"].index(max(digit["probabilities"])) == 1
 
     blank = io.BytesIO()
     Image.new("RGB", (560, 560), "white").save(blank, "PNG")
@@ -416,7 +417,7 @@ def test_a_digit_drawn_with_the_mouse_is_read_from_the_page(url: str, browser: A
     draw_one(browser)
     wait_until(lambda: label.text == "1")
     seen = browser.execute_script(
-        "const seen = document.getElementById('seen');"
+        "const seen = document.querySelector('#seen canvas');"
         "const data = seen.getContext('2d').getImageData(0, 0, seen.width, seen.height).data;"
         "return [seen.width, Math.max(...data.filter((_, n) => n % 4 == 0))]"  # of the reds
     )

@@ -46,7 +46,8 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> io.Bytes
 
 
 def prepare_drawing(image: Image.Image, file: str = "PNG", **options: object) -> Tensor:
-    return preprocess(encode(image, file, **options), MNIST)[0].float()
+    (found,) = preprocess(encode(image, file, **options), MNIST)
+    return found.image[0].float()
 
 
 def on_paper(image: Image.Image) -> Image.Image:
@@ -127,7 +128,7 @@ def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
     for image in dataset.test.images[:40]:
         small = Image.fromarray(255 - image[0].numpy())
         blown_up = ImageOps.expand(small.resize((200, 200), Image.Resampling.BICUBIC), 60, 255)
-        again = preprocess(encode(blown_up), dataset.kind)
+        ((again, _),) = preprocess(encode(blown_up), dataset.kind)
         assert again.shape == (1, 8, 8)
         differences.append((again.float() - image).abs().mean())
     assert torch.stack(differences).mean() < 20  # of 255; one pixel aside is 60
@@ -135,10 +136,12 @@ def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
 
 def test_other_sets_are_plainly_resized_in_their_colours() -> None:
     image = draw((10, 200, 30), (200, 0, 0))
-    found = preprocess(encode(image), kind("cifar10", 3, 32, 32))
+    ((found, box),) = preprocess(encode(image), kind("cifar10", 3, 32, 32))
+    assert box is None
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert (found.numpy() == expected).all()
-    assert preprocess(encode(image), kind("photos", 1, 20, 30)).shape == (1, 20, 30)
+    ((found, _),) = preprocess(encode(image), kind("photos", 1, 20, 30))
+    assert found.shape == (1, 20, 30)
 
 
 def draw_shaded() -> Image.Image:

@@ -12,8 +12,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +35,7 @@ OTHER_MODE = 9
 FORMAT_FACTORS = {"WEBP": 2, "AVIF": 2, "TIFF": 2, "JPEG2000": 4}  # the library makes copies
 PROGRESSIVE = 6  # of a JPEG, whose coefficients are all kept
 MOST_BYTES = 200_000_000  # 50 megapixels in RGB
+LARGE = 4_000_000  # pixels; threads decode one image of more at a time, for the sake of memory
 LONGEST_SIDE = 100_000  # pixels; to resize one takes memory for each
 WHITES = (1, 255, 4095, 65535)  # of floats from 0 to 1; of 8, 12 and 16 bits
 SEVERAL_TONES = 0.3  # of 0..1; the visible part of an image with a smaller range has one tone
@@ -51,6 +54,8 @@ LYING = (5, 6, 7, 8)  # they swap width and height
 
 CHUNK = 64  # images that are decoded before the first of them is written
 SLICE = 16  # images per task of a thread: a task costs as much as decoding a small image
+
+one_large = Lock()
 
 T = TypeVar("T")
 File = tuple[Path, int]  # an image file and its label
@@ -107,19 +112,21 @@ def to_form(image: Image.Image, form: Form) -> NDArray[np.uint8]:
     return pixels.transpose(2, 0, 1).copy()
 
 
-def read_colors(source: Path | BinaryIO, side: int) -> NDArray[np.uint8]:
-    """The image in RGB, uint8 [height, width, 3].
+def read_colors(source: Path | BinaryIO, side: int) -> tuple[NDArray[np.uint8], float]:
+    """The image in RGB, uint8 [height, width, 3], and how many pixels of the file one of its is.
 
     A large one is averaged down until its longer side has from `side` to twice as many pixels.
     Raises what `open_image` and `decode` do.
     """
     with open_image(source) as image:
-        orientation = find_orientation(image)
-        draft(image, 2 * side / max(image.size))
-        found = decode(image)
-    if (factor := max(found.size) // side) > 1:
-        found = found.reduce(factor)
-    return np.asarray(convert(turn(lay_on_paper(found), orientation), "RGB"))
+        longest, orientation = max(image.size), find_orientation(image)
+        draft(image, 2 * side / longest)
+        with one_large if image.width * image.height > LARGE else nullcontext():
+            found = decode(image)
+            if (factor := max(found.size) // side) > 1:
+                found = found.reduce(factor)
+    colors = np.asarray(convert(turn(lay_on_paper(found), orientation), "RGB"))
+    return colors, longest / max(found.size)
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:

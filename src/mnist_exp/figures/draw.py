@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from mnist_exp.files import replace_file
 
 Images = NDArray[np.uint8] | NDArray[np.float32]  # [n, height, width, 1 or 3]; floats: 0..1
+# A box (left, top, right, bottom) or None, the model's image, [height, width, 1 or 3], and the
+# probabilities by class, the highest first.
+Digit = tuple[tuple[int, int, int, int] | None, NDArray[np.uint8], Mapping[str, float]]
 
 COLORMAP = "viridis"  # perceptually uniform, also in gray
 BLUE, RED, PALE = "#0072B2", "#D55E00", "0.45"  # distinct for everyone (Okabe and Ito, 2008)
@@ -193,31 +196,48 @@ def shorten(name: str) -> str:
     return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
 
 
-@use_style
-def predictions(
-    path: Path,
-    names: Sequence[str],
-    images: Sequence[tuple[str, Sequence[Sequence[Sequence[int]]], Sequence[float]]],
-) -> None:
-    """Each image as the model gets it, next to the probabilities of the most probable classes.
+def list_bars(digits: Sequence[Digit]) -> list[tuple[str, float]]:
+    """The names and lengths of the bars beside a picture."""
+    if len(digits) > 1:
+        return [next(iter(probabilities.items())) for *_, probabilities in digits]
+    return list(digits[0][2].items())[:BARS]
 
-    names: of the classes; images: name, pixels 0..255 [height][width][1 or 3] and probabilities by
-    class of each image.
+
+@use_style
+def predictions(path: Path, pictures: Sequence[tuple[str, Images, float, Sequence[Digit]]]) -> None:
+    """Each picture with the boxes of its digits, what the model gets of them, and probabilities.
+
+    pictures: a name; the picture, uint8 [height, width, 3]; how many pixels of its file one of its
+    is; and its digits. The bars are the most probable classes of a picture's only digit, or of
+    several each one's own.
     """
-    count = min(len(names), BARS)
-    figure = Figure((5.2, (0.5 + 0.17 * count) * len(images)), layout="constrained")
-    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 1.6))
-    for (left, right), (name, pixels, probabilities) in zip(grid, images, strict=True):
-        left.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    bars = [list_bars(digits) for *_, digits in pictures]
+    heights = [0.5 + 0.17 * max(len(some), 4) for some in bars]
+    figure = Figure((7.2, sum(heights)), layout="constrained")
+    grid = figure.subplots(
+        len(pictures), 3, squeeze=False, width_ratios=(1.6, 1, 1.6), height_ratios=heights
+    )
+    for row, (name, picture, scale, digits), some in zip(grid, pictures, bars, strict=True):
+        left, middle, right = row
+        height, width = picture.shape[:2]
+        left.imshow(picture, extent=(0, scale * width, scale * height, 0))
         left.set_title(name, fontsize="small")
-        left.set_axis_off()
-        ranked = sorted(range(len(names)), key=lambda label: -probabilities[label])
-        labels = sorted(ranked[:count])
-        values = [probabilities[label] for label in labels]
-        colors = [BLUE if label == ranked[0] else "0.75" for label in labels]
-        bars = right.barh(range(count), values, color=colors)
-        right.bar_label(bars, [f"{v:.1%}" for v in values], padding=3, fontsize="x-small")
-        right.set_yticks(range(count), [names[label] for label in labels], fontsize="small")
+        for box, _, probabilities in digits:
+            if box:
+                x, y, *_ = box
+                size = box[2] - x, box[3] - y
+                left.add_patch(Rectangle((x, y), *size, fill=False, edgecolor=RED))
+                label = next(iter(probabilities))
+                left.text(x, y, label, color=RED, fontsize="small", va="bottom")
+        seen = [image for _, image, _ in digits]
+        tile(middle, np.stack(seen), math.ceil(len(seen) ** 0.5))
+        for axes in (left, middle):
+            axes.set_axis_off()
+        names, values = zip(*some, strict=True)
+        colors = [BLUE if n == 0 or len(digits) > 1 else "0.75" for n in range(len(some))]
+        drawn = right.barh(range(len(some)), values, color=colors)
+        right.bar_label(drawn, [f"{v:.1%}" for v in values], padding=3, fontsize="x-small")
+        right.set_yticks(range(len(some)), names, fontsize="small")
         right.invert_yaxis()
         right.set_xlim(0, 1.2)  # with space for the label of a full bar
         right.set_xticks([])

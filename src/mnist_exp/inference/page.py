@@ -1,4 +1,4 @@
-"""A web page to draw on, and a model that classifies the drawing.
+"""A web page to draw on, and a model that reads the drawing.
 
 FastAPI on uvicorn, which MLflow installs, and one HTML file: nothing is loaded from elsewhere.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -177,12 +178,16 @@ def classify(picture: bytes, load: Callable[[int], TrainedModel], number: int) -
     """Classify an image file by the model of a run; returns the answer, or an error."""
     try:
         trained = load(number)
-        image = preprocess(BytesIO(picture), trained.kind)
-        probabilities = trained.logits(image[None])[0].softmax(dim=0).tolist()
+        found = preprocess(BytesIO(picture), trained.kind)
+        logits = trained.logits(torch.stack([one.image for one in found]))
+        rows = logits.softmax(dim=1).tolist()
     except UnreadableImage as error:
         return {"error": str(error)}
     except Exception as error:  # its message may name folders, so it stays on this machine
         print_line(f"error: {one_line(error)}", sys.stderr)
         return {"error": "this run does not work; demo.py says why in its terminal"}
-    pixels = image.permute(1, 2, 0).tolist()
-    return {"names": trained.kind.class_names, "probabilities": probabilities, "pixels": pixels}
+    digits = [
+        {"box": one.box, "probabilities": row, "pixels": one.image.permute(1, 2, 0).tolist()}
+        for one, row in zip(found, rows, strict=True)
+    ]
+    return {"names": trained.kind.class_names, "digits": digits}

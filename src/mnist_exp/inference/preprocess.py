@@ -8,27 +8,41 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
 from mnist_exp.data import Kind
 from mnist_exp.data.decoding import Form, explain, read_colors, read_pixels
 from mnist_exp.errors import BadInput
-
-Floats = NDArray[np.float32]
-NEIGHBORS = np.ones((3, 3), bool)  # of a pixel: all eight
+from mnist_exp.inference.digits import (
+    NEIGHBORS,
+    Floats,
+    find_box,
+    find_digits,
+    remove_lines,
+    remove_specks,
+)
 
 
 class UnreadableImage(BadInput):
     """A file that cannot be classified."""
+
+
+class Box(NamedTuple):
+    """A place in the picture as a viewer shows it, in pixels; right and bottom are just outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
 
 
 class Layout(NamedTuple):
@@ -36,14 +50,15 @@ class Layout(NamedTuple):
 
     longer_side: int  # of the ink, in pixels
     by_mass: bool  # centers the mass; otherwise the bounding box
+    of_digits: bool = False  # a picture may have several
 
 
 # The published sets whose images were cropped and scaled. Images of other sets are resized.
 LAYOUTS = {
-    "mnist": Layout(20, by_mass=True),
+    "mnist": Layout(20, by_mass=True, of_digits=True),
     "kmnist": Layout(28, by_mass=False),
     "fashion_mnist": Layout(28, by_mass=False),
-    "digits": Layout(8, by_mass=False),
+    "digits": Layout(8, by_mass=False, of_digits=True),
 }
 ENOUGH = 512  # pixels of the longer side; an image of twice as many is downsampled
 FEWEST = 3  # pixels of a digit
@@ -51,34 +66,36 @@ FAINT = 0.15  # of full ink: less is only the edge of a stroke
 FULL = 5  # darkest pixels, whose mean becomes full ink
 FAINTEST = 0.06  # of black on white: less is not ink
 ABOVE_NOISE = 5  # standard deviations of the background: less is not ink
-SPECK = 0.05  # of the largest stroke's ink: a separate piece with less is dirt
+LINE = 0.1  # of full ink: a line of the paper has at least so much
+FITTED = 2_500  # pixels to which the background is fitted
 
 
-def preprocess(source: Path | BinaryIO, kind: Kind) -> Tensor:
-    """Convert an image file to this kind: uint8 [channels, height, width].
+class Found(NamedTuple):
+    """An image for the model, and where it is in the picture."""
 
+    image: Tensor  # uint8 [channels, height, width]
+    box: Box | None  # None for all of a picture that is plainly resized
+
+
+def preprocess(source: Path | BinaryIO, kind: Kind) -> list[Found]:
+    """Convert an image file to this kind; several digits on a picture are found in reading order.
+
+    A picture that is not larger than an image of the kind has one digit, and no lines of a paper.
     Raises UnreadableImage if `raise_unreadable` does, and if no ink is found.
     """
     layout = LAYOUTS.get(kind.name)
-    if layout is None:
-        channels, height, width = kind.image_shape
-        form = Form("L" if channels == 1 else "RGB", (width, height), kind.fit, kind.white)
-        with raise_unreadable(source):
-            return torch.from_numpy(read_pixels(source, form))
-    placed = place_ink(crop_ink(read_image(source)), layout, kind.image_shape[1:])
-    return torch.from_numpy(placed)[None]
-
-
-# --- from a file to colors ---
-
-
-def read_image(source: Path | BinaryIO) -> Floats:
-    """The image as a viewer shows it: RGB from 0 to 1, float32 [height, width, 3].
-
-    A large one is averaged down. Raises UnreadableImage.
-    """
+    channels, height, width = kind.image_shape
     with raise_unreadable(source):
-        return np.asarray(read_colors(source, ENOUGH), np.float32) / np.float32(255)
+        if layout is None:
+            form = Form("L" if channels == 1 else "RGB", (width, height), kind.fit, kind.white)
+            return [Found(torch.from_numpy(read_pixels(source, form)), None)]
+        colors, scale = read_colors(source, ENOUGH)
+    is_page = layout.of_digits and (colors.shape[0] > height or colors.shape[1] > width)
+    found = []
+    for ink, edges in crop_ink(extract_ink(colors), is_page):
+        image = torch.from_numpy(place_ink(ink, layout, (height, width)))[None]
+        found.append(Found(image, Box(*(round(scale * edge) for edge in edges))))
+    return found
 
 
 @contextmanager
@@ -97,68 +114,42 @@ def raise_unreadable(source: Path | BinaryIO) -> Iterator[None]:
 # --- from colors to ink ---
 
 
-def crop_ink(colors: Floats) -> Floats:
-    """The ink in its bounding box, [height, width], about 0 where there is none.
-
-    Raises UnreadableImage if there is no ink at all.
-    """
-    ink = extract_ink(colors)
-    rough, factor = downsample(ink)
-    below = np.minimum(rough, 0)  # half of the background's deviations
-    noise = float(np.sqrt(np.square(below).sum() / max(1, np.count_nonzero(below))))
-    least = max(ABOVE_NOISE * noise, FAINTEST / 2)
-    if (rough > least).sum() < FEWEST:
-        raise UnreadableImage("no digit found")
-    full = float(np.percentile(rough[rough > least], 95))
-    if full < FAINTEST:
-        raise UnreadableImage("no digit found")
-    strokes = remove_specks(np.where(rough > max(ABOVE_NOISE * noise, FAINT * full), rough, 0))
-    near = ndimage.binary_dilation(strokes, NEIGHBORS, iterations=2)
-    mask = near.repeat(factor, 0).repeat(factor, 1)[: ink.shape[0], : ink.shape[1]]
-    rows, columns = (np.flatnonzero(strokes.any(axis)) * factor for axis in (1, 0))
-    return (ink * mask)[rows[0] : rows[-1] + factor, columns[0] : columns[-1] + factor]
-
-
-def downsample(ink: Floats) -> tuple[Floats, int]:
-    """Average down by an integer factor, and remove the grain of paper; also returns the factor."""
-    factor = max(1, round(max(ink.shape) / 200))
-    image = Image.fromarray(ink).reduce(factor)
-    if max(image.size) > 100:
-        image = image.filter(ImageFilter.MedianFilter(3))
-    return np.asarray(image), factor
-
-
-def remove_specks(ink: Floats) -> NDArray[np.bool_]:
-    """The mask of the ink without small pieces that touch no larger one."""
-    pieces, _ = ndimage.label(ink > 0, NEIGHBORS)
-    masses = np.bincount(pieces.ravel(), ink.ravel())
-    return (masses > SPECK * masses.max())[pieces] & (ink > 0)
-
-
-def extract_ink(colors: Floats) -> Floats:
+def extract_ink(pixels: NDArray[np.uint8]) -> Floats:
     """The amount of ink, [height, width], for any color of the ink and the background.
 
     It is the difference from the background along its strongest direction in color space.
     """
-    difference = colors - fit_background(colors)
-    weights = np.square(difference).sum(axis=2, keepdims=True)
-    direction = (difference * weights).sum(axis=(0, 1))
+    height, width, _ = pixels.shape
+    step = max(1, round((height * width / FITTED) ** 0.5))
+    colors = np.divide(pixels, 255, dtype=np.float32)
+    terms = quadratic_terms(height, width)
+    colors -= terms @ fit_background(colors[::step, ::step], terms[::step, ::step])
+    some = colors[::step, ::step]
+    direction = (some * np.square(some).sum(axis=2, keepdims=True)).sum(axis=(0, 1))
     length = np.linalg.norm(direction)
     if not length:
         raise UnreadableImage("no digit found")
-    return difference @ (direction / length).astype(np.float32) / np.float32(np.sqrt(3))
+    return colors @ (direction / length).astype(np.float32) / np.float32(np.sqrt(3))
 
 
-def fit_background(colors: Floats) -> Floats:
+def quadratic_terms(height: int, width: int) -> Floats:
+    """1, x, y, x², xy, y² of each pixel, [height, width, 6], where x and y go from -1 to 1."""
+    x = np.linspace(-1, 1, width, dtype=np.float32)
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    terms = np.empty((height, width, 6), np.float32)
+    for n, term in enumerate((np.ones_like(x), x, y, x * x, x * y, y * y)):
+        terms[..., n] = term
+    return terms
+
+
+def fit_background(colors: Floats, terms: Floats) -> Floats:
     """The image without ink: a quadratic surface per color channel, which models the lighting.
 
     Fitted to the border first, then to all pixels as near to the surface as most of the background.
+    colors, [height, width, 3], and terms, [height, width, 6], of some pixels. Returns the factors
+    of the terms, [6, 3].
     """
-    height, width, _ = colors.shape
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    step = max(1, round((height * width / 20_000) ** 0.5))
-    some, at = colors[::step, ::step].reshape(-1, 3), terms[::step, ::step].reshape(-1, 6)
+    some, at = colors.reshape(-1, 3), terms.reshape(-1, 6)
     border = np.abs(at[:, 1:3]).max(axis=1) > 0.85
     surface = np.zeros((6, 3), np.float32)
     surface[0] = np.median(some[border], axis=0)
@@ -169,7 +160,52 @@ def fit_background(colors: Floats) -> Floats:
         chosen = distance <= limit
         surface = np.zeros((6, 3), np.float32)
         surface[:count] = np.linalg.lstsq(at[chosen][:, :count], some[chosen], rcond=None)[0]
-    return terms @ surface
+    return surface
+
+
+def crop_ink(ink: Floats, is_page: bool) -> Iterator[tuple[Floats, tuple[int, int, int, int]]]:
+    """The ink of each digit, about 0 where there is none, and its box: left, top, right, bottom.
+
+    is_page: whether lines of the paper are removed, and several digits are told apart. Raises
+    UnreadableImage if there is no ink at all.
+    """
+    rough, factor = downsample(ink)
+    least, full = measure_ink(rough)
+    if is_page:
+        cleaned = remove_lines(ink, LINE * full, full)
+        rest, _ = downsample(cleaned)
+        with suppress(UnreadableImage):  # if nothing is left, the lines were strokes
+            least, full = measure_ink(rest)
+            ink, rough = cleaned, rest
+    strokes = np.where(rough > max(least, FAINT * full), rough, 0)
+    for mask in find_digits(strokes) if is_page else [remove_specks(strokes)]:
+        near = ndimage.binary_dilation(mask, NEIGHBORS, iterations=2)
+        near = near.repeat(factor, 0).repeat(factor, 1)[: ink.shape[0], : ink.shape[1]]
+        top, bottom, left, right = (edge * factor for edge in find_box(mask))
+        bottom, right = min(bottom, ink.shape[0]), min(right, ink.shape[1])
+        yield (ink * near)[top:bottom, left:right], (left, top, right, bottom)
+
+
+def downsample(ink: Floats) -> tuple[Floats, int]:
+    """Average down by an integer factor, and remove the grain of paper; also returns the factor."""
+    factor = max(1, round(max(ink.shape) / 200))
+    image = Image.fromarray(ink).reduce(factor)
+    rough = np.asarray(image)
+    return ndimage.gaussian_filter(rough, 0.5) if max(image.size) > 100 else rough, factor
+
+
+def measure_ink(rough: Floats) -> tuple[float, float]:
+    """The least amount above the noise of the background, and that of a stroke.
+
+    Raises UnreadableImage if there is no ink.
+    """
+    below = np.minimum(rough, 0)  # half of the background's deviations
+    noise = float(np.sqrt(np.square(below).sum() / max(1, np.count_nonzero(below))))
+    inked = rough[rough > max(ABOVE_NOISE * noise, FAINTEST / 2)]
+    full = float(np.percentile(inked, 95)) if len(inked) >= FEWEST else 0
+    if full < FAINTEST:
+        raise UnreadableImage("no digit found")
+    return ABOVE_NOISE * noise, full
 
 
 # --- from ink to a field ---
