@@ -1,10 +1,11 @@
-"""What `make` does about Python and .venv, with shell scripts in the place of Python."""
+"""What `make` does about Python and .venv, with shell scripts in the place of Python; the wheel."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,34 @@ def test_another_venv_is_left_alone_where_it_cannot_be_used(content: str, root: 
     python.write_text(content)
     assert "not made by make" in fail_make(root, "train", "PYTHON=python3.13")
     assert python.read_text() == content
+
+
+@pytest.mark.slow
+def test_an_installed_package_has_its_config_and_writes_below_the_current_folder(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("hatchling", reason="needs hatchling, to build without a network")
+    venv, folder = tmp_path / "venv", tmp_path / "folder"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    present = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "present.pth").write_text("\n".join(present))
+
+    pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install"]
+    subprocess.run(
+        [*pip, "--no-index", "--no-build-isolation", "--no-deps", REPOSITORY], check=True
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(*words: str) -> str:
+        command = [venv / "bin" / words[0], *words[1:]]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert "\nepoch 1/1 " in run("mnist-exp", "data=digits", "trainer.epochs=1")
+    assert {path.name for path in folder.iterdir()} >= {"outputs", "mlruns", "mlflow.db", "data"}
+    assert "epoch 2/2 " in run("python", "-m", "mnist_exp", "resume=latest", "trainer.epochs=2")
+    assert '"images": 359' in run("mnist-exp", "evaluate", "--run", "latest", "--json")
+    assert "  mnist-exp train -m " in run("mnist-exp", "--help")

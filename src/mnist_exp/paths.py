@@ -1,11 +1,15 @@
-"""Where the repository lies: all that runs make goes there, wherever they are started."""
+"""Where the code, its config and the files of runs are."""
 
 from pathlib import Path
 
 from mnist_exp.errors import BadInput
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CONF = REPOSITORY / "conf"
+PACKAGE = Path(__file__).resolve().parent
+IS_INSTALLED = (PACKAGE / "conf").is_dir()  # by `pip install .`; otherwise this is a checkout
+# All that runs make goes here: into the checkout, wherever they are started.
+REPOSITORY = Path.cwd() if IS_INSTALLED else PACKAGE.parents[1]
+CONF = (PACKAGE if IS_INSTALLED else REPOSITORY) / "conf"
+SOURCES = PACKAGE if IS_INSTALLED else PACKAGE.parent
 
 config_dirs = [CONF]  # where the groups and their options are looked for, in this order
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mnist_exp.experiment.shell import name_commands
 from mnist_exp.paths import config_dirs
 
 TEXT = """\
@@ -35,6 +36,7 @@ The whole config:  python train.py --cfg job
 A sweep's jobs:    python train.py -m --cfg job [...]
 Compare runs:      mlflow ui                          in the repository's root
 Hydra's own flags: python train.py --hydra-help
+The trained model: python predict.py --help       likewise evaluate, export, demo
 """
 COMMON = (
     *("optimizer.lr", "batch_size", "seed", "trainer.epochs", "trainer.device", "trainer.keep"),
@@ -50,7 +52,7 @@ def help_text() -> str:
             groups.setdefault(path.parent.name, []).append(path.stem)
     keys = [(f"{key}={value}", comment) for key, value, comment in common_keys()]
     width = max(len(key) for key, _ in keys)
-    return TEXT.format(
+    return name_commands(TEXT).format(
         groups="\n".join(f"{group}: {', '.join(options)}" for group, options in groups.items()),
         keys="\n".join(f"  {key:{width}}  {comment}" for key, comment in keys),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mnist_exp.errors import BadInput, sanitize
+from mnist_exp.experiment.shell import name_commands
 from mnist_exp.paths import add_config_dir
 from mnist_exp.tracking import EXPERIMENT
 from mnist_exp.tracking.addresses import tracking_uri
@@ -25,7 +26,9 @@ class Parser(ArgumentParser):
 
     def __init__(self, description: str, device: bool = True) -> None:
         super().__init__(
-            description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+            description=name_commands(description),
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         source = self.add_mutually_exclusive_group()
         source.add_argument(

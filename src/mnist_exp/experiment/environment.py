@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mnist_exp.errors import BadInput
-from mnist_exp.paths import CONF, REPOSITORY
+from mnist_exp.paths import CONF, REPOSITORY, SOURCES
 from mnist_exp.training.distributed import SINGLE, ProcessGroup, get_process_group
 
 # Limited by OMP_NUM_THREADS, the number of cores, and Slurm.
@@ -152,7 +152,7 @@ def code_digest() -> str:
 
 @functools.cache
 def _source_digest() -> str:
-    return files_digest(REPOSITORY / "src")
+    return files_digest(SOURCES)
 
 
 def files_digest(folder: Path) -> str:

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from mnist_exp.paths import REPOSITORY, config_dirs
+from mnist_exp.paths import IS_INSTALLED, REPOSITORY, config_dirs
 
 
 def show_path(path: Path) -> str:
@@ -28,9 +28,15 @@ def quote(value: str) -> str:
 
 
 def train_command(*arguments: str) -> str:
-    """The shell command that runs train.py with these arguments."""
+    """The shell command that trains with these arguments."""
     own = [word for folder in config_dirs[1:] for word in ("--config-dir", show_path(folder))]
-    return shlex.join(["python", show_path(REPOSITORY / "train.py"), *own, *arguments])
+    script = ["mnist-exp"] if IS_INSTALLED else ["python", show_path(REPOSITORY / "train.py")]
+    return shlex.join([*script, *own, *arguments])
+
+
+def name_commands(text: str) -> str:
+    """The text with commands as they are where the package is installed, without its scripts."""
+    return re.sub(r"python (\w+)\.py", r"mnist-exp \1", text) if IS_INSTALLED else text
 
 
 def resume_command(folder: Path, *more: str) -> str:
