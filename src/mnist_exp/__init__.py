@@ -1,5 +1,7 @@
 """Handwritten digit classification: a small PyTorch experiment repository, whole.
 
+    from mnist_exp import compose, train, load    for a notebook; see api.py
+
 The packages, each importing only those below it:
 
     cli           options and checks, before anything heavy is imported
@@ -13,4 +15,22 @@ The packages, each importing only those below it:
     figures       pictures from plain numbers
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mnist_exp.api import compose, load, train
+
+__all__ = ["__version__", "compose", "load", "train"]
+
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import the functions of api.py when they are used: with torch that takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mnist_exp import api
+
+    return getattr(api, name)

@@ -17,6 +17,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import _run_hydra, get_args_parser
@@ -42,6 +43,9 @@ from mnist_exp.sweeps.records import SweepPlan, plan_sweep, show_jobs
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank, restarts
+
+if TYPE_CHECKING:
+    from mnist_exp.experiment.metrics import Result
 
 log = logging.getLogger(__name__)
 
@@ -225,17 +229,21 @@ def run_with_hydra(config: DictConfig) -> object:
 def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
     """A run that is new, resumed, or reproduced; ends the process where it fails."""
     try:
-        from mnist_exp.inference.hooks import HOOKS
-
-        if config.reproduce:
-            from mnist_exp.experiment.reproduce import reproduce  # imports MLflow
-
-            reproduce(config, folder, overrides, HOOKS)
-            return
-        from mnist_exp.experiment.run import resume, train
-
-        start = resume if config.resume else train
-        start(config, folder, overrides, HOOKS)
+        start_run(config, folder, overrides)
     except (Failure, OSError) as error:
         log.error("error: %s", error)  # so that it reaches the run's log file
         raise SystemExit(exit_code(error)) from error
+
+
+def start_run(config: DictConfig, folder: Path, overrides: list[str]) -> Result:
+    """Train, resume or reproduce. Raises what these raise."""
+    from mnist_exp.inference.hooks import HOOKS
+
+    if config.reproduce:
+        from mnist_exp.experiment.reproduce import reproduce  # imports MLflow
+
+        return reproduce(config, folder, overrides, HOOKS)
+    from mnist_exp.experiment.run import resume, train
+
+    start = resume if config.resume else train
+    return start(config, folder, overrides, HOOKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mnist_exp.training.state import Epoch, Metrics
@@ -26,6 +27,7 @@ class Result:
     epoch: Epoch
     test: Metrics | None  # None with trainer.test=false
     seconds: float  # of all epochs, training and validation
+    folder: Path  # with everything that the run leaves
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint, environment, screen
 from mnist_exp.experiment.init import DIGEST
+from mnist_exp.experiment.metrics import Result
 from mnist_exp.experiment.renamed import new_target
 from mnist_exp.experiment.resume import FREE, OF_DATA_SET, PLACES, apply_overrides
 from mnist_exp.experiment.rules import leaves
@@ -28,7 +29,7 @@ TIMES = "speed/"  # how the names begin of metrics that differ between two equal
 
 def reproduce(
     composed: DictConfig, folder: Path, overrides: Sequence[str] = (), hooks: Hooks = NO_HOOKS
-) -> None:
+) -> Result:
     """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
     composed: the defaults with `overrides`, of which only what was typed counts. Raises
@@ -61,7 +62,7 @@ def reproduce(
         where = first.tags.get("output_folder", "its folder")
         text = "changes  that run had uncommitted changes; its artifacts and %s have %s"
         log.info(text, where, changes)
-    run.train()
+    result = run.train()
 
     again: History = {}
     for entry in run.entries():
@@ -70,6 +71,7 @@ def reproduce(
     if differing := compare(first.metrics, again):
         raise Failure(f"not reproduced; the first that differs is {differing[0]}")
     log.info("reproduced: every metric is the same, bit for bit")
+    return result
 
 
 def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:

@@ -360,7 +360,8 @@ class Run:
         best = self.state.progress.best
         assert best is not None, "no epoch has ended"
         seconds = sum(epoch.seconds for epoch in self.state.progress.epochs)
-        return Result(best, self.tested.metrics if self.tested else None, seconds)
+        tested = self.tested.metrics if self.tested else None
+        return Result(best, tested, seconds, self.folder.path)
 
     def entries(self) -> list[Entry]:
         """The metrics of all epochs so far, and of the test if the run has ended."""

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,6 +30,11 @@ REDRAW_SECONDS = 0.2
 WINDOW = 100  # batches of which the progress bar shows loss and accuracy
 
 
+def can_draw() -> bool:
+    """Whether the screen is a terminal, or a notebook with ipywidgets, which rich draws with."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 class ScreenHandler(logging.Handler):
     """Prints records above the progress bar; on a terminal, a table in place of its message.
 
@@ -37,7 +43,7 @@ class ScreenHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         table = getattr(record, "table", None)
-        if table is not None and console.is_terminal:
+        if table is not None and can_draw():
             console.print(table)
         else:
             style = "red" if record.levelno >= logging.ERROR else None
@@ -54,7 +60,7 @@ def log_to(path: Path) -> None:
 @contextmanager
 def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable[[Training], None]]:
     """A bar for a whole training; yields the function that moves it, to be called at each step."""
-    if not console.is_terminal:
+    if not can_draw():
         yield lambda training: None
         return
     columns = (
