@@ -22,11 +22,12 @@ from typing import NoReturn
 
 PLUGINS = "hydra._internal.core_plugins"
 IMPORTED = (
-    *("alembic.command", "fastapi", "filelock", "hydra.main", "matplotlib.figure", "mlflow"),
+    *("alembic.command", "fastapi", "filelock", "hydra.main", "matplotlib.backends.backend_agg"),
     *(f"{PLUGINS}.{name}" for name in ("basic_launcher", "basic_sweeper", "zsh_completion")),
     *("mlflow.pyfunc", "mlflow.pyfunc.loaders", "mlflow.store.db.utils"),
-    *("mlflow.store.tracking.sqlalchemy_store", "rich.progress", "sklearn.datasets"),
-    *("torch._inductor", "torch.optim.swa_utils", "torch.utils.flop_counter", "uvicorn"),
+    *("mlflow.store.tracking.sqlalchemy_workspace_store", "pydantic.dataclasses", "rich.progress"),
+    *("sklearn.datasets", "sqlalchemy.dialects.sqlite", "torch._inductor"),
+    *("torch.optim.swa_utils", "torch.utils.flop_counter", "uvicorn"),
 )
 
 

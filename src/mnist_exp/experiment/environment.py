@@ -169,7 +169,8 @@ def files_digest(folder: Path) -> str:
 @functools.cache  # reads many files, which takes a tenth of a second
 def installed_versions() -> str:
     """Every installed distribution as a line name==version: a constraints file for pip."""
-    found = {(d.metadata["Name"], d.version) for d in metadata.distributions()}
+    packages = (distribution.metadata for distribution in metadata.distributions())
+    found = {(package["Name"], package["Version"]) for package in packages}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found))
 
 
