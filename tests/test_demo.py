@@ -27,7 +27,7 @@ from conftest import Clone, Like
 from PIL import Image, ImageDraw
 
 from mnist_exp.cli.demo import describe, list_runs
-from mnist_exp.tracking import FinishedRun
+from mnist_exp.tracking import FinishedRun, Score
 
 if TYPE_CHECKING:
     from mnist_exp.experiment.load import TrainedModel
@@ -108,7 +108,7 @@ def test_the_page_offers_the_runs_and_classifies_a_drawing(url: str) -> None:
     chosen, best = runs
     assert chosen == "digits, latest"
     assert re.fullmatch(
-        r"digits, mlp-adam-lr0.01-.*, 9\d\.\d\d% in validation, [-\d]{10} \d\d:\d\d", best
+        r"digits, mlp-adam-lr0.01-.*, val/accuracy 0\.9\d+, [-\d]{10} \d\d:\d\d", best
     )
     for number in (0, 1):
         status, answer = ask(f"{url}/classify?run={number}", one())
@@ -321,9 +321,10 @@ def test_the_page_is_opened_by_the_names_it_was_given(
 
 
 def test_a_run_is_described_by_data_set_name_accuracy_and_beginning() -> None:
-    run = FinishedRun("1", "resnet", "mnist", "", datetime(2026, 11, 25, 9, 5).timestamp(), 0.98765)
-    assert describe(run) == "mnist, resnet, 98.77% in validation, 2026-11-25 09:05"
-    blind = run._replace(accuracy=None)
+    score = Score("val/accuracy", 0.98765, True)
+    run = FinishedRun("1", "resnet", "mnist", "", datetime(2026, 11, 25, 9, 5).timestamp(), score)
+    assert describe(run) == "mnist, resnet, val/accuracy 0.9877, 2026-11-25 09:05"
+    blind = run._replace(score=None)
     assert describe(blind) == "mnist, resnet, not validated, 2026-11-25 09:05"
 
 
@@ -331,7 +332,7 @@ def test_the_runs_on_the_data_set_of_the_chosen_one_are_listed_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sets = ("kmnist", "digits", "cifar10", "digits")
-    ranked = [FinishedRun(str(n), "mlp", name, "", 0.0, 0.9) for n, name in enumerate(sets)]
+    ranked = [FinishedRun(str(n), "mlp", name, "", 0.0, None) for n, name in enumerate(sets)]
     monkeypatch.setattr("mnist_exp.experiment.find.rank_runs", lambda *arguments: ranked)
     assert [word for _, word in list_runs("mnist_exp", "digits")] == ["1", "3", "2", "0"]
 

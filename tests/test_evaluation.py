@@ -61,7 +61,7 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
         assert found.metrics == found.logged_metrics
         assert found.compare_with_log() == Like("equal…bit")
         right = int(found.predictions.correct.sum())
-        assert right / len(found.split) == found.metrics.accuracy
+        assert right / len(found.split) == found.metrics["accuracy"]
     assert len(found.split) == (80 if "trainer=debug" in typed else 216)
 
 
@@ -83,8 +83,8 @@ def test_json_has_everything_by_its_name(checkpoint: Path) -> None:
     evaluation = evaluate_checkpoint(checkpoint, "test")
     found = json.loads(evaluation.to_json())
     assert found["images"] == 359
-    assert (found["loss"], found["accuracy"]) == tuple(vars(evaluation.metrics).values())
-    assert found["logged"] == vars(evaluation.metrics)
+    assert (found["loss"], found["accuracy"]) == tuple(evaluation.metrics.values())
+    assert found["logged"] == evaluation.metrics
     low, high = found["accuracy_interval"]
     assert low < found["accuracy"] < high
     assert sum(map(sum, found["confusion"])) == 359

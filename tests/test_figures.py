@@ -19,16 +19,18 @@ def size(path: Path) -> tuple[int, int]:
 
 def test_a_heat_map_grows_with_its_grid_and_may_have_holes(tmp_path: Path) -> None:
     small, large = tmp_path / "small.png", tmp_path / "large.png"
-    draw.heat_map(small, ["lr", "batch"], [[0.1, 32], [0.01, 64]], [0.9, 0.95])
+    draw.heat_map(small, ["lr", "batch"], [[0.1, 32], [0.01, 64]], [0.9, 0.95], "val/accuracy")
     grid = [[lr, batch] for lr in (0.1, 0.01, 0.001) for batch in (32, 64, 128, 256)]
-    draw.heat_map(large, ["lr", "batch"], grid, [0.9 + 0.001 * n for n in range(12)])
+    draw.heat_map(
+        large, ["lr", "batch"], grid, [0.9 + 0.001 * n for n in range(12)], "val/accuracy"
+    )
     assert size(large) > size(small)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.png", "small.png"]
 
 
 def test_a_curve_and_a_scatter_are_drawn(tmp_path: Path) -> None:
-    draw.curve(tmp_path / "curve.png", "lr", [1e-2, 1e-4, 1e-3], [0.9, 0.8, 0.95], [0.0] * 3)
-    draw.scatter(tmp_path / "dots.png", ["a", "b"], [[1, 2], [3, 4], [5, 1]], [0.1, 0.2, 0.3])
+    draw.curve(tmp_path / "curve.png", "lr", [1e-2, 1e-4, 1e-3], [0.9, 0.8, 0.95], [0.0] * 3, "a")
+    draw.scatter(tmp_path / "dots.png", ["a", "b"], [[1, 2], [3, 4], [5, 1]], [1, 2, 3], "a")
     assert size(tmp_path / "curve.png") == (832, 512)
     assert size(tmp_path / "dots.png") == (832, 576)
 

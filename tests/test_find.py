@@ -88,7 +88,8 @@ def test_the_best_is_the_finished_run_whose_kept_weights_are_the_best_in_validat
     client.set_terminated(sweep.info.run_id)
     assert find_checkpoint("best", store, "mixed") == best
     ranked = [
-        (run.accuracy, time.time() - run.start_time < 60) for run in rank_runs("mixed", store)
+        (run.score and run.score.value, time.time() - run.start_time < 60)
+        for run in rank_runs("mixed", store)
     ]
     assert ranked == [(accuracy, True) for accuracy in (0.95, 0.95, 0.9, 0.6, None)]
 
@@ -174,7 +175,7 @@ def test_a_run_in_outputs_counts_once_and_not_if_it_is_deleted_in_mlflow(
     resumed, _ = record_run(store, "both", outputs / "elsewhere", [0.4], status="KILLED")
     client.set_tag(resumed, "output_folder", str(outputs / "resumed"))
     write_ended_run(outputs / "resumed", 0.4, config=config("both"))  # without MLflow
-    assert [run.accuracy for run in rank_runs("both", store)] == [0.6, 0.5, 0.4]
+    assert [run.score.value for run in rank_runs("both", store)] == [0.6, 0.5, 0.4]
 
 
 def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(

@@ -18,12 +18,16 @@ from mnist_exp.sweeps.leaderboard import (
 )
 from mnist_exp.sweeps.records import Outcome, read_outcomes
 
-JOB = Outcome(0, {}, [], Path("0"), "abc", "FINISHED", epoch=2, accuracy=0.9, loss=0.3, seconds=4.0)
+JOB = Outcome(0, {}, [], Path("0"), "abc", "FINISHED", epoch=2, seconds=4.0)
 
 
-def job(number: int, accuracy: float, status: str = "FINISHED", **chosen: str) -> Outcome:
+def job(
+    number: int, accuracy: float, status: str = "FINISHED", loss: float = 0.3, **chosen: str
+) -> Outcome:
     folder = Path(str(number))
-    return replace(JOB, job=number, folder=folder, chosen=chosen, status=status, accuracy=accuracy)
+    metrics = {"val/loss": loss, "val/accuracy": accuracy}
+    new = {"chosen": chosen, "status": status, "metrics": metrics, "score": accuracy}
+    return replace(JOB, job=number, folder=folder, **new)
 
 
 def test_the_best_row_is_first_and_failed_rows_are_last() -> None:
@@ -31,16 +35,16 @@ def test_the_best_row_is_first_and_failed_rows_are_last() -> None:
         job(0, 0.7, lr="1"),
         job(1, 0.0, "FAILED", lr="2"),
         job(2, 0.9, lr="3"),
-        job(3, 0.9, lr="4"),
+        job(3, 0.9, lr="4", loss=0.2),
     ]
-    assert [row.chosen["lr"] for row in rank(jobs)] == ["3", "4", "1", "2"]
+    assert [row.chosen["lr"] for row in rank(jobs)] == ["4", "3", "1", "2"]
 
 
 def test_seeds_are_one_row_with_mean_and_sample_standard_deviation() -> None:
     jobs = [job(n, accuracy, seed=str(n), lr="1") for n, accuracy in enumerate((0.1, 0.2, 0.6))]
     (row,) = rank(jobs)
     assert row.chosen == {"lr": "1"}
-    assert row.accuracy == pytest.approx(0.3)
+    assert row.score == pytest.approx(0.3)
     assert row.cells(1)["val_accuracy_sd"] == pytest.approx(0.2645751)
     header, (cells,) = format_table([row], shorten(["lr"]))
     assert header == [
@@ -52,13 +56,13 @@ def test_seeds_are_one_row_with_mean_and_sample_standard_deviation() -> None:
 def test_a_second_job_with_the_same_seed_does_not_count() -> None:
     jobs = [job(0, 0.8, lr="1"), job(1, 0.8, lr="1"), job(2, 0.7, lr="2", seed="1")]
     jobs += [job(3, 0.5, lr="2", seed="2"), job(4, 0.5, lr="2", seed="2")]
-    assert [(len(row.finished), row.accuracy) for row in rank(jobs)] == [(1, 0.8), (2, 0.6)]
+    assert [(len(row.finished), row.score) for row in rank(jobs)] == [(1, 0.8), (2, 0.6)]
 
 
 def test_jobs_of_other_code_are_other_rows() -> None:
     jobs = [job(0, 0.8, lr="1", seed="1"), job(1, 0.6, lr="1", seed="2")]
     jobs[1] = replace(jobs[1], code="def")
-    assert [(row.chosen, row.accuracy) for row in rank(jobs)] == [
+    assert [(row.chosen, row.score) for row in rank(jobs)] == [
         ({"lr": "1"}, 0.8),
         ({"lr": "1"}, 0.6),
     ]
@@ -67,7 +71,7 @@ def test_jobs_of_other_code_are_other_rows() -> None:
 def test_a_failed_seed_is_left_out_of_the_mean_and_reported() -> None:
     failed = replace(job(1, 0.0, "FAILED", seed="1"), reason="out of memory")
     (row,) = rank([job(0, 0.8, seed="0"), failed])
-    assert row.accuracy == 0.8
+    assert row.score == 0.8
     assert row.cells(1)["status"] == "FAILED: out of memory"
     assert row.cells(1)["n"] == 1
 

@@ -20,18 +20,26 @@ OLD_TARGETS = {
     "optimizer": "mnist_exp.optimizers.Muon",
     "scheduler": "mnist_exp.schedules.cosine",
 }
-YOUNGER = ("label_smoothing", "ema_decay", "accumulate", "deterministic")  # than the checkpoint
+YOUNGER = ("ema_decay", "accumulate", "deterministic", "monitor")  # than the checkpoint
 
 
 def write_as_version_1(path: Path) -> None:
     """Rewrite a checkpoint as version 0.1 wrote it, before it had some of the options."""
     content: dict[str, Any] = checkpoint.load(path)
     del content["version"]
+    progress = content["state"]["progress"]
+    sums = progress.pop("sums")  # right and wrong answers of the current epoch
+    progress["correct"] = [sums[0][0]] if sums else []
+    for name in ("first_of_equals", "monitor"):
+        del progress[name]
     state = content.pop("state")
     state["average"] = state.pop("ema")
     config = content["config"]
     for group, target in OLD_TARGETS.items():
         config[group]["_target_"] = target
+    config["trainer"]["label_smoothing"] = config["loss"]["label_smoothing"]
+    for name in ("loss", "metrics", "callbacks"):
+        del config[name]
     for name in YOUNGER:
         del config["trainer"][name]
     config["tracking"]["none"] = {"_target_": "mnist_exp.tracking.NoTracker"}

@@ -25,7 +25,8 @@ from mnist_exp.inference.hooks import (
 )
 from mnist_exp.inference.scores import Predictions
 from mnist_exp.models import CNN, MLP, ResNet
-from mnist_exp.training.state import Epoch, Metrics, Progress
+from mnist_exp.training.metrics import Epoch, Metrics, Monitor
+from mnist_exp.training.state import Progress
 
 NAMES = ("$cat$", "dog_with_a_long_name", "e")
 
@@ -75,9 +76,11 @@ def test_the_errors_are_shown_with_predicted_and_true_class(
 def test_curves_have_a_line_for_each_split_that_there_is(
     drawn: dict[str, Figure], tmp_path: Path
 ) -> None:
-    found = [Metrics(0.5, 0.8), Metrics(0.4, 0.9)]
-    epochs = [Epoch(n + 1, found[n], found[1 - n], 0.1, 1.0, 1.0, 0.0) for n in (0, 1)]
-    draw_curves(tmp_path, epochs, epochs[0], Metrics(0.3, 0.7))
+    found = [{"loss": 0.5, "accuracy": 0.8}, {"loss": 0.4, "accuracy": 0.9}]
+    progress = Progress(nn.Flatten())
+    progress.epochs = [Epoch(n + 1, found[n], found[1 - n], 0.1, 1.0, 1.0, 0.0) for n in (0, 1)]
+    progress.best = progress.epochs[0]
+    draw_curves(tmp_path, progress, {"loss": 0.3, "accuracy": 0.7})
     of_loss, of_accuracy = drawn["curves.png"].axes
     for axes, losses, val, test in (
         (of_loss, [0.5, 0.4], [0.4, 0.5], 0.3),
@@ -90,8 +93,9 @@ def test_curves_have_a_line_for_each_split_that_there_is(
             "val": ([1, 2], val),
             "test": ([1], [test]),
         }
-    without = [Epoch(1, found[0], None, 0.1, 1.0, 1.0, 0.0)]
-    draw_curves(tmp_path, without, without[0], None)
+    progress.epochs = [Epoch(1, found[0], None, 0.1, 1.0, 1.0, 0.0)]
+    (progress.best,) = progress.epochs
+    draw_curves(tmp_path, progress, None)
     assert [line.get_label() for line in drawn["curves.png"].axes[0].lines[1:]] == ["train"]
 
 
@@ -181,7 +185,8 @@ def test_pictures_need_one_pass_over_the_test_set_and_survive_a_resume(
     config.resume = str(tmp_path)
     resume(config, tmp_path, hooks=HOOKS)  # which has ended
     before = (tmp_path / TEST[0]).read_bytes(), (tmp_path / TRAINING[0]).read_bytes()
-    monkeypatch.setattr(Progress, "accuracies", [])  # so that the first epoch stays the best
+    first = lambda self, epochs, *more: epochs[0]  # noqa: E731
+    monkeypatch.setattr(Monitor, "find_best", first)  # so that the first epoch stays the best
     config.trainer.epochs = 2
     resume(config, tmp_path, ["trainer.epochs=2"], HOOKS)
     after = (tmp_path / TEST[0]).read_bytes(), (tmp_path / TRAINING[0]).read_bytes()

@@ -41,7 +41,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ["auto", "", 1, None],
     ),
     "trainer.keep": (["best", "last"], ["first", "", None]),
-    "trainer.label_smoothing": ([0, 0.1], [1, -0.1, True, None]),
+    "trainer.monitor": (["val/loss", "train/top5"], ["loss", "test/loss", "val/", None]),
     "trainer.clip_norm": ([None, 1, 0.5], [0, -1, math.inf]),
     "trainer.ema_decay": ([None, 0, 0.999], [1, -0.1, True]),
     "trainer.patience": ([None, 1, 5], [0, -1, 1.5]),

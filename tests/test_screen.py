@@ -11,7 +11,8 @@ from rich.console import Console
 
 from mnist_exp.experiment import screen
 from mnist_exp.models import MLP
-from mnist_exp.training.state import Epoch, Metrics, Progress
+from mnist_exp.training.metrics import Epoch
+from mnist_exp.training.state import Progress
 
 
 @pytest.fixture
@@ -27,31 +28,30 @@ def record(message: str, **extra: object) -> logging.LogRecord:
     return logging.makeLogRecord({"msg": message, "levelno": logging.INFO, **extra})
 
 
-def test_the_bar_shows_epoch_loss_accuracy_and_speed(terminal: io.StringIO) -> None:
+def test_the_bar_shows_epoch_loss_and_speed(terminal: io.StringIO) -> None:
     training = Progress(MLP((1, 2, 2), 2))
-    training.losses, training.correct = [torch.tensor(2.0)] * 2, [torch.tensor(3)] * 2
+    training.losses = [torch.tensor(2.0)] * 2
     with screen.progress_bar(epochs=5, images=16, batch_size=4) as step:
         step(training)
     shown = terminal.getvalue()
     assert "epoch 1/5" in shown
-    assert "loss 0.5000  accuracy 0.7500" in shown
+    assert "loss 0.5000" in shown
     assert "images/s" in shown
 
 
-def test_the_running_metrics_are_of_the_last_hundred_batches() -> None:
+def test_the_running_loss_is_of_the_last_hundred_batches() -> None:
     training = Progress(MLP((1, 2, 2), 2))
     training.losses = [torch.tensor(36.0)] * 50 + [torch.tensor(4.0)] * 100
-    training.correct = [torch.tensor(0)] * 50 + [torch.tensor(4)] * 100
-    assert screen.format_progress(training, batch_size=4) == "loss 1.0000  accuracy 1.0000  "
+    assert screen.format_loss(training, batch_size=4) == "loss 1.0000  "
 
 
 def test_on_a_gpu_the_bar_shows_the_last_epoch_and_reads_no_tensor() -> None:
     training = Progress(MLP((1, 2, 2), 2))
     training.losses = [torch.empty((), device="meta")]  # reading it would raise
-    assert screen.format_progress(training, batch_size=4) == ""
-    metrics = Metrics(loss=0.25, accuracy=0.5)
+    assert screen.format_loss(training, batch_size=4) == ""
+    metrics = {"loss": 0.25, "accuracy": 0.5}
     training.epochs = [Epoch(1, metrics, metrics, 0.1, 1.0, 1.0, 0.0)]
-    assert screen.format_progress(training, batch_size=4) == "loss 0.2500  accuracy 0.5000  "
+    assert screen.format_loss(training, batch_size=4) == "loss 0.2500  "
 
 
 def test_a_table_is_drawn_on_a_terminal_and_aligned_lines_elsewhere(
@@ -79,7 +79,7 @@ def test_names_in_a_table_are_neither_markup_nor_control_codes(
 
 def test_a_line_logged_during_training_appears_above_the_bar(terminal: io.StringIO) -> None:
     training = Progress(MLP((1, 2, 2), 2))
-    training.losses, training.correct = [torch.tensor(2.0)], [torch.tensor(3)]
+    training.losses = [torch.tensor(2.0)]
     with screen.progress_bar(epochs=5, images=16, batch_size=4) as step:
         step(training)
         screen.ScreenHandler().emit(record("epoch 0/5 is done"))

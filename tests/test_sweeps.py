@@ -297,7 +297,7 @@ def test_a_winner_whose_checkpoint_has_other_weights_is_not_tested(
     clone, folder, _ = small
     forget_the_test(folder)
     outcome = folder / "2" / "outcome.json"
-    outcome.write_text(json.dumps({**json.loads(outcome.read_text()), "accuracy": 2.0}))
+    outcome.write_text(json.dumps({**json.loads(outcome.read_text()), "score": 2.0}))
     done = resume(clone)
     assert (done.returncode, done.stderr) == (1, "")
     assert re.search(r"2: .*checkpoint.*leaderboard", done.stdout)
@@ -313,7 +313,7 @@ def test_a_damaged_outcome_is_an_unfinished_job(small: tuple[Clone, Path, str]) 
         first[:-20],
         "[]",
         '{"job": 2}',
-        re.sub('"accuracy": [^,]*', '"accuracy": NaN', (folder / "3" / "outcome.json").read_text()),
+        re.sub('"score": [^,]*', '"score": NaN', (folder / "3" / "outcome.json").read_text()),
     )
     for number, damage in enumerate(damages):
         (folder / str(number) / "outcome.json").write_text(damage)

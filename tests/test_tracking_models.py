@@ -30,7 +30,7 @@ from test_export import colour
 from mnist_exp.experiment.load import load_model
 from mnist_exp.inference.export import export
 from mnist_exp.models import MLP
-from mnist_exp.tracking import ModelRecord
+from mnist_exp.tracking import ModelRecord, Score
 from mnist_exp.tracking.models import log_model, register
 
 
@@ -43,6 +43,9 @@ def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Mlflo
     return client
 
 
+SCORE = Score("val/accuracy", 0.5, True)
+
+
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
     """The record of an untrained model of colour images, in its second epoch."""
@@ -50,7 +53,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
     model = MLP(kind.image_shape, 4, hidden_sizes=[8])
     export(model, kind, "torchscript", file, preprocessing=True, test=None)
     image = torch.arange(3 * 14 * 14).remainder(256).view(1, 3, 14, 14)
-    return ModelRecord(file, image.tolist(), kind.class_names, 2, 0.5, kind.digest)
+    return ModelRecord(file, image.tolist(), kind.class_names, 2, SCORE, kind.digest)
 
 
 def new_run(client: MlflowClient) -> str:
@@ -120,8 +123,9 @@ def get_champion(client: MlflowClient) -> ModelVersion:
 def test_the_champion_is_the_best_in_validation_of_one_data_set(
     client: MlflowClient, record: ModelRecord
 ) -> None:
-    def register_run(run_id: str, **more: object) -> str:
-        of_run = replace(record, **more)
+    def register_run(run_id: str, accuracy: float | None, **more: object) -> str:
+        score = None if accuracy is None else SCORE._replace(value=accuracy)
+        of_run = replace(record, score=score, **more)
         return register(client, "digits", log_model(client, run_id, of_run), of_run)
 
     first, second, third, fourth, fifth, sixth = (new_run(client) for _ in range(6))
@@ -139,7 +143,7 @@ def test_the_champion_is_the_best_in_validation_of_one_data_set(
     assert get_champion(client).run_id == fifth
     client.delete_model_version_tag("digits", "5", "val_accuracy")
     assert register_run(sixth, accuracy=0.99) == Like(
-        "digits version 6; version 5 …champion…no validation accuracy…"
+        "digits version 6; version 5 …champion…no val/accuracy…"
     )
     assert len(client.search_model_versions("name = 'digits'")) == 6
 

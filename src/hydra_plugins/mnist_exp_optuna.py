@@ -54,5 +54,5 @@ class OptunaSweeper(Sweeper):
             for trial, job in zip(batch, returned, strict=True):
                 outcome = job.return_value  # raises what the job raised
                 if state := search.STATES.get(outcome.status):  # otherwise another process runs it
-                    value = outcome.accuracy if outcome.status == "FINISHED" else None
+                    value = outcome.score if outcome.status == "FINISHED" else None
                     study.tell(trial.number, value, state, skip_if_finished=True)

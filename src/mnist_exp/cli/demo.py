@@ -85,7 +85,7 @@ def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
 
 
 def describe(run: FinishedRun) -> str:
-    """A run's data set, name, accuracy and start time; other runs may have the same name."""
-    accuracy = "not validated" if run.accuracy is None else f"{run.accuracy:.2%} in validation"
+    """A run's data set, name, score and start time; other runs may have the same name."""
+    score = run.score or "not validated"
     start = datetime.fromtimestamp(run.start_time)
-    return f"{run.data}, {run.name}, {accuracy}, {start:%Y-%m-%d %H:%M}"
+    return f"{run.data}, {run.name}, {score}, {start:%Y-%m-%d %H:%M}"

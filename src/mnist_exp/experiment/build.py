@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_exp.data import Dataset, Kind, Split
@@ -20,9 +20,12 @@ from mnist_exp.errors import BadInput, first_line
 from mnist_exp.experiment import environment
 from mnist_exp.experiment.targets import TARGET, find_target, read_options
 from mnist_exp.models.summary import Summary, memory_format, summarize
+from mnist_exp.training.losses import scale_weights
+from mnist_exp.training.metrics import Metric, Monitor, find_monitor
 from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.parameters import freeze, set_groups, set_train_mode
 from mnist_exp.training.precision import Precision
+from mnist_exp.training.sampling import count_classes
 from mnist_exp.training.state import TrainState, random_states, set_random_states
 
 # What a model that does not fit its images can raise.
@@ -49,11 +52,15 @@ def load_checked_dataset(config: DictConfig, device: torch.device) -> Dataset:
         if lack := environment.check_support(key, value, device):
             raise BadInput(f"{key}={value}: {lack}")
     dataset = load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
-    if config.trainer.patience is not None and not len(dataset.val):
-        raise BadInput(
-            f"trainer.patience={config.trainer.patience}: data.val_fraction=0 leaves no validation "
-            "to be patient with"
-        )
+    monitor, patience = config.trainer.monitor, config.trainer.patience
+    followers = {
+        f"trainer.patience={patience}": patience is not None,
+        describe(config, "scheduler"): str(config.scheduler[TARGET]).endswith(".plateau"),
+        f"trainer.monitor={monitor}": monitor != TrainerOptions.monitor,
+    }
+    if not len(dataset.val) and monitor.startswith("val/"):
+        for follower in (text for text, follows in followers.items() if follows):
+            raise BadInput(f"{follower}: there is no validation; data.val_fraction=0 leaves none")
     return dataset
 
 
@@ -95,8 +102,36 @@ def trainer_options(config: DictConfig) -> TrainerOptions:
     return TrainerOptions(**options)
 
 
-def build_state(config: DictConfig, parts: Parts, epoch_steps: int) -> TrainState:
-    """Optimizer, scheduler and average of a model. Raises what `build` does."""
+def build_loss(config: DictConfig, parts: Parts, labels: Tensor | None = None) -> nn.Module:
+    """The loss, with class weights for these training labels; None: for an evaluation, without.
+
+    Raises what `build` does, and BadInput for another number of weights than classes.
+    """
+    (device, dtype, _), classes = parts.tensor_options, parts.kind.classes
+    weights = config.loss.get("class_weights")
+    scaled: dict[str, Any] = {}
+    if weights is not None and labels is not None:
+        with raise_bad_input(f"loss.class_weights={weights}"):
+            scaled["class_weights"] = scale_weights(weights, count_classes(labels, classes))
+    loss = build(config, "loss", skip=("class_weights",), **scaled)
+    if not isinstance(loss, nn.Module):
+        raise BadInput(f"{describe(config, 'loss')}: not a torch.nn.Module")
+    return loss.to(device, dtype)
+
+
+def build_metrics(config: DictConfig) -> tuple[dict[str, Metric], Monitor]:
+    """The metrics by name, and the one to monitor. Raises what `build` does."""
+    metrics = {name: build(config, f"metrics.{name}") for name in config.metrics}
+    name = config.trainer.monitor
+    try:
+        return metrics, find_monitor(name, metrics)
+    except KeyError:
+        names = ", ".join(["loss", *metrics])
+        raise BadInput(f"trainer.monitor={name}: not computed; metrics has {names}") from None
+
+
+def build_state(config: DictConfig, parts: Parts, loss: nn.Module, epoch_steps: int) -> TrainState:
+    """All that trains a model. Raises what `build` does."""
     optimizer = build(config, "optimizer", parts.model.parameters(), skip=("groups",))
     options: Any = OmegaConf.to_container(config.optimizer)
     with raise_bad_input("optimizer.groups"):
@@ -104,14 +139,26 @@ def build_state(config: DictConfig, parts: Parts, epoch_steps: int) -> TrainStat
     length = {"epochs": config.trainer.epochs, "epoch_steps": epoch_steps}
     scheduler = build(config, "scheduler", optimizer, **length)
     ema = build_ema(parts.model, config.trainer.ema_decay)
-    return TrainState(parts.model, optimizer, scheduler, ema, parts.precision)
+    metrics, monitor = build_metrics(config)
+    callbacks = {name: build(config, f"callbacks.{name}") for name in config.callbacks}
+    return TrainState(
+        parts.model,
+        optimizer,
+        scheduler,
+        ema,
+        parts.precision,
+        loss,
+        metrics,
+        monitor,
+        callbacks,
+    )
 
 
-def dry_run(config: DictConfig, parts: Parts, images: int) -> Summary:
+def dry_run(config: DictConfig, parts: Parts, loss: nn.Module, images: int) -> Summary:
     """Run a copy of the model in evaluation and in a training step of `images` blank images.
 
     Leaves the random states as they were. Raises BadInput for a model that does not fit the data,
-    or fails in that step.
+    or a loss that is no scalar, or if the step fails.
     """
     kind, precision, model, (device, dtype, layout) = parts
     size, wanted = "×".join(map(str, kind.image_shape)), (kind.classes,)
@@ -128,7 +175,12 @@ def dry_run(config: DictConfig, parts: Parts, images: int) -> Summary:
             set_train_mode(copied)
             logits = copied(blank.to(memory_format=layout))
             check_logits(getattr(logits, "shape", wanted[:0])[1:], wanted)
-        logits.sum().backward()
+        losses = loss.train()(logits, torch.zeros(images, dtype=torch.int64, device=device))
+        if losses.shape:
+            name, doing = describe(config, "loss"), "does not give the sum over a batch, a scalar"
+            remedy = "such as losses.sum()"
+            raise ValueError(f"gives a tensor {list(losses.shape)}")
+        losses.backward()
     except MODEL_ERRORS as error:
         reason, nondeterministic, _ = first_line(error).partition(", but you set ")
         if nondeterministic:
@@ -177,12 +229,13 @@ def build(
 ) -> Any:
     """Call the group's `_target_` with the group's other values and these arguments.
 
-    skip: keys of the group whose values are not passed.
+    group: or the dotted key of an entry of a group that has several. skip: keys whose values are
+    not passed.
 
     Values are passed as they are: a `_target_` in one of them is never called. Raises BadInput if
     the target does not exist or refuses its arguments.
     """
-    options: Any = OmegaConf.to_container(config[group], resolve=True)
+    options: Any = OmegaConf.to_container(OmegaConf.select(config, group), resolve=True)
     options = {key: value for key, value in options.items() if key not in skip}
     with raise_bad_input(describe(config, group)):
         target = find_target(options.pop(TARGET))
@@ -200,6 +253,7 @@ def raise_bad_input(source: str) -> Iterator[None]:
 
 def describe(config: DictConfig, group: str) -> str:
     """What was chosen in this group, as it is typed: an option or, if the group has one, a name."""
-    name, target = config[group].get("name"), config[group]._target_
-    files = (file for file, options in read_options(group, target) if options[TARGET] == target)
+    options = OmegaConf.select(config, group)
+    name, target = options.get("name"), options[TARGET]
+    files = (file for file, found in read_options(group, target) if found.get(TARGET) == target)
     return f"{group}.name={name}" if name else f"{group}={next(files, target)}"

@@ -23,7 +23,7 @@ from mnist_exp.errors import Failure, first_line, one_line
 from mnist_exp.files import check_file, replace_file
 from mnist_exp.paths import BEST, LAST
 
-FORMAT = 2  # raised when an older reader would misread a newer file
+FORMAT = 3  # raised when an older reader would misread a newer file
 STATE_OF_FORMAT_1 = ("model", "average", "optimizer", "scheduler", "scaler", "progress", "random")
 
 

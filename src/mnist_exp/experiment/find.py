@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.shell import quote_path, train_command
 from mnist_exp.paths import CONF, LAST, METRICS, REPOSITORY, SWEEP
-from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun
+from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, Score
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.training.rules import did_you_mean
 
+# Of checkpoints that are older than trainer.monitor.
+OLD_MONITOR = {"name": "val/accuracy", "higher_is_better": True}
 RUN_ID = re.compile("[0-9a-f]{32}")  # in MLflow
 
 
@@ -114,11 +116,11 @@ def find_best_run(
     """
     defaults = OmegaConf.load(CONF / "config.yaml").defaults
     data = word.partition(":")[2] or next(str(d.data) for d in defaults if "data" in d)
-    validated = [run for run in rank_runs(experiment, uri) if run.accuracy is not None]
+    validated = [run for run in rank_runs(experiment, uri) if run.score]
     candidates = [run for run in validated if run.data == data]
     if candidates:
         last = max(candidates, key=lambda run: run.start_time)
-        return next(run for run in candidates if run.digest == last.digest)
+        return next(run for run in candidates if is_comparable(run, last))
     names = sorted({run.data for run in validated})
     if names:
         words = [f"best:{name}" for name in names]
@@ -130,6 +132,12 @@ def find_best_run(
         f"{option}{word}: {experiment} has no finished run of {data} with validation and without "
         f"trainer.max_batches; {advice}"
     )
+
+
+def is_comparable(run: FinishedRun, other: FinishedRun) -> bool:
+    """Whether both were validated on the same images by the same metric."""
+    same_monitor = run.score and other.score and run.score.monitor == other.score.monitor
+    return run.digest == other.digest and bool(same_monitor)
 
 
 def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
@@ -148,7 +156,7 @@ def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
         runs, known = find_finished_runs(experiment, uri)
     runs += find_untracked_runs(experiment, known)
     return sorted(
-        runs, key=lambda run: (run.accuracy is None, -(run.accuracy or 0), run.start_time)
+        runs, key=lambda run: (run.score is None, run.score and run.score.rank, run.start_time)
     )
 
 
@@ -184,12 +192,15 @@ def describe_run(folder: Path, saved: Mapping[str, Any]) -> FinishedRun:
     epochs = progress["epochs"]
     if not all(isinstance(text, str) for text in (saved["name"], data["name"], data["digest"])):
         raise TypeError("a name that is not text")
-    val = epochs[progress["best"] - 1]["val"]
+    monitor = progress.get("monitor", OLD_MONITOR)
+    split, _, metric = monitor["name"].partition("/")
+    metrics = epochs[progress["best"] - 1][split]
+    direction = bool(monitor["higher_is_better"])
     return FinishedRun(
         reference=str(folder),
         name=saved["name"],
         data=data["name"],
         digest=data["digest"][:DIGEST_LETTERS],
         start_time=float(epochs[0]["ended"] - epochs[0]["seconds"]),
-        accuracy=float(val["accuracy"]) if val else None,
+        score=Score(monitor["name"], float(metrics[metric]), direction) if metrics else None,
     )

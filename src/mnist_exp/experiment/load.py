@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,21 @@ from torch import Tensor, nn
 from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint, environment
-from mnist_exp.experiment.build import TensorOptions, build_model, load_checked_dataset
+from mnist_exp.experiment.build import (
+    TensorOptions,
+    build_loss,
+    build_metrics,
+    build_model,
+    load_checked_dataset,
+)
 from mnist_exp.experiment.metrics import load_test_result
 from mnist_exp.experiment.shell import resume_command
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.models.summary import summarize
 from mnist_exp.training.loop import evaluate
+from mnist_exp.training.metrics import Metric, Metrics
 from mnist_exp.training.precision import Precision
-from mnist_exp.training.state import Metrics, Progress
+from mnist_exp.training.state import Progress
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class TrainedModel:
     precision: Precision
     model: nn.Module
     tensor_options: TensorOptions
+    loss: nn.Module
+    metrics: Mapping[str, Metric]
     progress: Progress  # of its training
     tested: Metrics | None  # on the test set, if it was opened for these weights
     key: str  # by which the tracker finds the run
@@ -59,7 +68,14 @@ class TrainedModel:
 
     def test(self) -> Metrics:
         """The metrics on the test set: bit for bit those that the run logged, or would have."""
-        return evaluate(self.model, self.test_split(), self.precision)
+        return self.evaluate(self.test_split())
+
+    def evaluate(
+        self, split: Split, on_logits: Callable[[Tensor], None] = lambda logits: None
+    ) -> Metrics:
+        """The metrics of the run on a split that lies on its device."""
+        model, precision = self.model, self.precision
+        return evaluate(model, split, precision, self.loss, self.metrics, on_logits=on_logits)
 
 
 def load_model(path: Path, device: str | None = None) -> TrainedModel:
@@ -78,7 +94,8 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
         parts = build_model(config, kind, chosen)
         check_finite(state["progress"]["kept"], kind)
         parts.model.load_state_dict(state["progress"]["kept"])
-        progress = Progress(parts.model)
+        metrics, monitor = build_metrics(config)
+        progress = Progress(parts.model, monitor)
         progress.load_state_dict(state["progress"], chosen)
         best, tested = progress.best, load_test_result(saved["tested"])
         of_kept = tested.metrics if tested and best and tested.epoch == best.number else None
@@ -87,7 +104,8 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
         environment.set_threads(config.trainer.threads, flops * config.batch_size)
         key = str(saved["key"])
     how = (parts.precision, parts.model, parts.tensor_options)
-    return TrainedModel(path, config, kind, *how, progress, of_kept, key)
+    loss = build_loss(config, parts)
+    return TrainedModel(path, config, kind, *how, loss, metrics, progress, of_kept, key)
 
 
 def check_finite(weights: Mapping[str, Tensor], kind: Kind) -> None:

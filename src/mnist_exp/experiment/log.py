@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.folder import RunFolder
-from mnist_exp.experiment.metrics import Entry, Result, TestResult, epoch_entry, test_entry
+from mnist_exp.experiment.metrics import Entry, Result, TestResult, epoch_entries, test_entry
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.tracking import RunRecord, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
-from mnist_exp.training.state import Epoch
+from mnist_exp.training.metrics import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -28,25 +28,34 @@ class RunLog:
         self.tracker.start(record)
         self.folder.save_metrics([entry.to_json() for entry in entries])
         for entry in entries:
-            self.tracker.log(entry.metrics, entry.epoch, entry.at)
+            self._track(entry)
 
     def log_epoch(self, epoch: Epoch) -> None:
         log.info(screen.format_epoch(epoch, self.epochs))
-        self._log(epoch_entry(epoch))
+        for entry in epoch_entries(epoch):
+            self._log(entry)
 
     def log_test(self, result: TestResult) -> None:
         self._log(test_entry(result))
 
     def _log(self, entry: Entry) -> None:
         self.folder.append_metrics(entry.to_json())
-        self.tracker.log(entry.metrics, entry.epoch, entry.at)
+        self._track(entry)
+
+    def _track(self, entry: Entry) -> None:
+        step = entry.epoch if entry.step is None else entry.step
+        self.tracker.log(entry.metrics, step, entry.at)
 
     def show(self, result: Result, max_batches: int | None) -> None:
         """Print the final table and where the outputs are."""
         metrics = {"train": result.epoch.train, "val": result.epoch.val, "test": result.test}
-        rows = [(split, f"{m.loss:.4f}", f"{m.accuracy:.4f}") for split, m in metrics.items() if m]
+        rows = [
+            (split, *(f"{value:.4f}" for value in found.values()))
+            for split, found in metrics.items()
+            if found
+        ]
         title = f"Weights of epoch {result.epoch.number}"
-        screen.show_table(title, ("split", "loss", "accuracy"), rows)
+        screen.show_table(title, ("split", *result.epoch.train), rows)
         folder = show_path(self.folder.path)
         log.info("outputs  %s", folder)
         if result.epoch.val is None or max_batches:

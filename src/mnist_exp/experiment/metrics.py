@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_exp.training.state import Epoch, Metrics
+from mnist_exp.training.loop import name_metrics
+from mnist_exp.training.metrics import Epoch, Metrics
 
 
 @dataclass(frozen=True)
@@ -37,35 +38,37 @@ class Entry:
     epoch: int  # from 1
     at: float  # Unix time, seconds
     metrics: Mapping[str, float]
+    step: int | None = None  # of a metric that has steps of its own
 
     def to_json(self) -> str:
-        return json.dumps({"epoch": self.epoch, **self.metrics}) + "\n"
+        step = {} if self.step is None else {"step": self.step}
+        return json.dumps({"epoch": self.epoch, **step, **self.metrics}) + "\n"
 
 
 def load_test_result(state: Mapping[str, Any] | None) -> TestResult | None:
     """The test result in a checkpoint. Raises LookupError or TypeError for anything else."""
-    return TestResult(**{**state, "metrics": Metrics(**state["metrics"])}) if state else None
+    return TestResult(**state) if state else None
 
 
-def epoch_entry(epoch: Epoch) -> Entry:
-    """The metrics of an epoch."""
+def epoch_entries(epoch: Epoch) -> list[Entry]:
+    """The metrics of an epoch, after those that callbacks logged at steps of their own."""
+    steps = [
+        Entry(epoch.number, epoch.ended, {name: value}, step)
+        for name, pairs in epoch.added.items()
+        if isinstance(pairs, list)
+        for step, value in pairs
+    ]
     metrics = {
         **name_metrics("train", epoch.train),
         **name_metrics("val", epoch.val),
         "lr": epoch.lr,
         "speed/epoch_seconds": epoch.seconds,
         "speed/images_per_second": epoch.images_per_second,
+        **{name: value for name, value in epoch.added.items() if not isinstance(value, list)},
     }
-    return Entry(epoch.number, epoch.ended, metrics)
+    return [*steps, Entry(epoch.number, epoch.ended, metrics)]
 
 
 def test_entry(result: TestResult) -> Entry:
     """The metrics of the test."""
     return Entry(result.epoch, result.at, name_metrics("test", result.metrics))
-
-
-def name_metrics(split: str, metrics: Metrics | None) -> dict[str, float]:
-    """The metrics of a split by their names; empty for a split without images."""
-    if metrics is None:
-        return {}
-    return {f"{split}/loss": metrics.loss, f"{split}/accuracy": metrics.accuracy}

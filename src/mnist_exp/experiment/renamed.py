@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import MISSING, fields
 from typing import Any
@@ -21,6 +22,17 @@ TARGETS = {
 KEYS: dict[str, str | None] = {
     # 0.2.0
     "tracking.none": None,  # it named a tracker that did nothing
+    # 0.3.0
+    "trainer.label_smoothing": "loss.label_smoothing",
+}
+
+
+# Groups that are younger than some saved configs, which get the option that changes nothing.
+GROUPS: dict[str, dict[str, Any]] = {
+    # 0.3.0
+    "loss": {"_target_": "mnist_exp.training.losses.CrossEntropy", "class_weights": None},
+    "metrics": {"accuracy": {"_target_": "mnist_exp.training.metrics.Accuracy"}},
+    "callbacks": {},
 }
 
 # `_target_` → keys that are younger than some configs, with the value that changes nothing.
@@ -52,6 +64,8 @@ def rename(config: Any) -> Any:
     An option that is younger than the config gets the value that changes nothing.
     """
     renamed = rename_targets(config)
+    if isinstance(renamed, dict):
+        renamed = copy.deepcopy(GROUPS) | renamed
     for old, new in KEYS.items():
         *groups, key = old.split(".")
         node = find_node(renamed, groups)

@@ -38,11 +38,11 @@ def apply_overrides(
     assert isinstance(config, DictConfig)
     was, now = dict(leaves(config)), dict(leaves(composed))
     typed = set(find_typed_keys(overrides, now))
-    scheduled = not str(config.scheduler._target_).endswith(".constant")  # over all epochs
+    over_all_epochs = not str(config.scheduler._target_).endswith((".constant", ".plateau"))
     problems = []
     free = FREE if further else (*FREE, "init")  # whose weights are compared
     for key in sorted(key for key in typed if not key.startswith(free)):
-        growing = further and key == "trainer.epochs" and not scheduled
+        growing = further and key == "trainer.epochs" and not over_all_epochs
         if was.get(key) != now[key] and not (growing and now[key] > was[key]):
             verdict = "can only be raised" if growing else "cannot change"
             problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")

@@ -39,6 +39,12 @@ from mnist_exp.training.rules import (
     text,
 )
 
+
+def is_class_weights(value: Any) -> bool:
+    words = value is None or value == "balanced"
+    return words or (isinstance(value, list) and all(map(positive.admits, value)))
+
+
 register_resolver("repository", lambda: str(REPOSITORY))
 register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 register_resolver("tracking_uri", tracking_uri)
@@ -96,6 +102,16 @@ OPTION_RULES = {
     "model.hidden_size": integer(1),
     "model.blocks": integer(1),
     "model.dropout": fraction,
+    "loss.class_weights": Rule(
+        "null, balanced, or a list with a number > 0 for each class",
+        (NoneType, str, list),
+        is_class_weights,
+        ("balanced",),
+    ),
+    "loss.label_smoothing": fraction,
+    "loss.gamma": not_negative,
+    "metrics.top5.k": integer(1),
+    "callbacks.step_loss.every": integer(1),
     "augment.shift": integer(0),
     "augment.rotate": not_negative,
     "augment.scale": fraction,
@@ -123,6 +139,8 @@ OPTION_RULES = {
     "scheduler.warmup_epochs": not_negative,
     "scheduler.cooldown_epochs": not_negative,
     "scheduler.every_epochs": positive,
+    "scheduler.factor": fraction,
+    "scheduler.patience": integer(0),
     "scheduler.gamma": positive,
     "scheduler.final_factor": number("a number from 0 to 1", lambda value: 0 <= value <= 1),
     "scheduler.pct_start": fraction,

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from time import time
 from typing import Any
@@ -22,6 +23,7 @@ from mnist_exp.errors import Failure, sanitize
 from mnist_exp.experiment import checkpoint, environment, screen
 from mnist_exp.experiment.build import (
     build,
+    build_loss,
     build_model,
     build_state,
     dry_run,
@@ -37,7 +39,7 @@ from mnist_exp.experiment.metrics import (
     Entry,
     Result,
     TestResult,
-    epoch_entry,
+    epoch_entries,
     load_test_result,
     test_entry,
 )
@@ -54,13 +56,14 @@ from mnist_exp.experiment.shell import quote, resume_command, show_path, train_c
 from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.paths import FIGURES, LAST
-from mnist_exp.tracking import DatasetRecord, ModelRecord, RunRecord, Status, TrackerError
+from mnist_exp.tracking import DatasetRecord, ModelRecord, RunRecord, Score, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.augmentation import Augmentation
 from mnist_exp.training.compile import catch_compile_errors, compile_in_place
 from mnist_exp.training.distributed import get_process_group
 from mnist_exp.training.loop import evaluate, fit
-from mnist_exp.training.state import Diverged, Epoch, Progress
+from mnist_exp.training.metrics import Epoch, Metrics
+from mnist_exp.training.state import Diverged, Progress
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +80,8 @@ class Hooks:
 
     # Draw what a test found: into a folder, from the logits of each batch and the raw images.
     draw_test: Callable[[Path, Sequence[Tensor], Split, Kind], None] = do_nothing
-    # Draw what was learned: into a folder, from the model and the epochs.
-    draw_training: Callable[[Path, nn.Module, Kind, Sequence[Epoch], Result], None] = do_nothing
+    # Draw what was learned: into a folder, from the model, its progress and the test.
+    draw_training: Callable[[Path, nn.Module, Kind, Progress, Metrics | None], None] = do_nothing
     # Write the model to a file that needs no code of this package. Raises Failure.
     export: Callable[[Path, nn.Module, Kind], None] | None = None
 
@@ -161,11 +164,12 @@ class Run:
         self.parts = build_model(config, self.dataset.kind, self.device, pretrained=new)
         if new:  # else the weights of a checkpoint follow
             self.tags = {**tags, **initialize(self.parts.model, config)}
-        self.summary = dry_run(config, self.parts, min(self.smallest_micro_batch, 2))
+        loss = build_loss(config, self.parts, self.dataset.train.labels)
+        self.summary = dry_run(config, self.parts, loss, min(self.smallest_micro_batch, 2))
         local_batch = config.batch_size / self.group.world_size
         environment.set_threads(self.options.threads, self.summary.total.flops * local_batch)
         compile_in_place(self.parts.model, self.options.compile)
-        self.state = build_state(config, self.parts, self.epoch_steps)
+        self.state = build_state(config, self.parts, loss, self.epoch_steps)
         self.augment: Augmentation = build(config, "augment")
         tracking: Any = OmegaConf.to_container(config.tracking, resolve=True)
         self.log = RunLog(self.folder, Trackers(tracking), self.options.epochs)
@@ -284,8 +288,8 @@ class Run:
         self.folder.save_weights(model.state_dict())
         result = self.result()
         if self.config.tracking.figures:
-            folder, epochs = self.folder.path / FIGURES, self.state.progress.epochs
-            self.hooks.draw_training(folder, model, kind, epochs, result)
+            folder, progress = self.folder.path / FIGURES, self.state.progress
+            self.hooks.draw_training(folder, model, kind, progress, result.test)
         return result
 
     def test(self, model: nn.Module) -> None:
@@ -294,7 +298,10 @@ class Run:
         if self.tested is None or self.tested.epoch != best.number:
             split = self.dataset.prepare(self.dataset.test, *self.parts.tensor_options)
             logits: list[Tensor] = []
-            metrics = evaluate(model, split, self.parts.precision, on_logits=logits.append)
+            precision, state = self.parts.precision, self.state
+            metrics = evaluate(
+                model, split, precision, state.loss, state.metrics, on_logits=logits.append
+            )
             if self.config.tracking.figures:  # before the result is saved, so that they exist
                 folder, kind = self.folder.path / TEST_FIGURES, self.dataset.kind
                 self.hooks.draw_test(folder, logits, self.dataset.test, kind)
@@ -328,9 +335,8 @@ class Run:
             return
         (image,) = next(self.dataset.train.batches([slice(1)])).images
         example = (image if len(image) > 1 else image[0])[None].tolist()
-        accuracy = best.val.accuracy if best.val else None
         self.log.tracker.log_model(
-            ModelRecord(path, example, kind.class_names, best.number, accuracy, kind.digest)
+            ModelRecord(path, example, kind.class_names, best.number, self.score(), kind.digest)
         )
 
     # --- what is known of the run ---
@@ -363,10 +369,16 @@ class Run:
         tested = self.tested.metrics if self.tested else None
         return Result(best, tested, seconds, self.folder.path)
 
+    def score(self) -> Score | None:
+        """The monitored value of the kept weights; None without validation."""
+        monitor = self.state.progress.monitor
+        value = monitor.value(self.result().epoch)
+        return None if value is None else Score(monitor.name, value, monitor.higher_is_better)
+
     def entries(self) -> list[Entry]:
         """The metrics of all epochs so far, and of the test if the run has ended."""
         test = [test_entry(self.tested)] if self.tested and self.ended else []
-        return [*map(epoch_entry, self.state.progress.epochs), *test]
+        return [*chain.from_iterable(map(epoch_entries, self.state.progress.epochs)), *test]
 
     def kept_model(self) -> nn.Module:
         """A copy of the model with the kept weights."""
@@ -385,7 +397,7 @@ class Run:
         resume, outcome = self.resume_command(), ""
         if status == "FINISHED":
             tested = [test_entry(self.tested)] if self.tested else []
-            outcome = describe_metrics([epoch_entry(self.result().epoch), *tested])
+            outcome = describe_metrics([epoch_entries(self.result().epoch)[-1], *tested])
         elif status:
             epoch = self.state.progress.number
             outcome = f"{status} in epoch {epoch}; to resume:\n```\n{resume}\n```"
@@ -397,12 +409,13 @@ class Run:
         params = {k: sanitize(v) if isinstance(v, str) else v for k, v in leaves(self.config)}
         kind, total = self.dataset.kind, self.summary.total
         size = {"parameters": total.parameters, "flops_per_image": total.flops}
+        direction = {"higher_is_better": self.state.progress.monitor.higher_is_better}
         output_folder = {"output_folder": str(self.folder.path)}
         epochs = self.state.progress.epochs
         return RunRecord(
             key=self.key,
             name=sanitize(self.name),
-            params=params | size,
+            params=params | size | direction,
             tags={**environment.tags(self.device), **output_folder, **self.tags},
             dataset=DatasetRecord(kind.name, kind.digest, self.dataset.sizes),
             parent=self.parent,
@@ -440,8 +453,18 @@ class Run:
         Raises BadInput if it is of other images, and what `TrainState.load_state_dict` does.
         """
         self.dataset.kind.check_digest(saved["data"]["digest"])
+        if saved["format"] < 3:
+            add_sums(saved["state"]["progress"], self.config.batch_size, len(self.dataset.train))
         self.state.load_state_dict(saved["state"])
         self.key, self.loaded = saved["key"], True
         self.tested = load_test_result(saved["tested"])
         done = self.state.progress.is_done(self.options.epochs, self.options.patience)
         self.ended = saved["ended"] and done  # not if epochs were added
+
+
+def add_sums(progress: dict[str, Any], batch_size: int, images: int) -> None:
+    """Complete the progress in a checkpoint of format 1 or 2, which counted correct predictions."""
+    counts = progress["correct"]
+    right = sum(counts[1:], counts[0]) if counts else None
+    seen = min(len(counts) * batch_size, images)
+    progress["sums"] = [] if right is None else [torch.stack((right, seen - right))]

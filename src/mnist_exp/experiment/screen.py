@@ -20,14 +20,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mnist_exp.errors import Formatter, format_message, sanitize
-from mnist_exp.training.state import Epoch
+from mnist_exp.training.metrics import Epoch
 from mnist_exp.training.state import Progress as Training
 
 log = logging.getLogger(__name__)
 console = Console(highlight=False)
 
 REDRAW_SECONDS = 0.2
-WINDOW = 100  # batches of which the progress bar shows loss and accuracy
+WINDOW = 100  # batches of which the progress bar shows the loss
 
 
 def can_draw() -> bool:
@@ -84,7 +84,7 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
                 task,
                 completed=done,
                 description=f"epoch {len(training.epochs) + 1}/{epochs}",
-                metrics=f"{format_progress(training, batch_size)}{speed:,.0f} images/s",
+                metrics=f"{format_loss(training, batch_size)}{speed:,.0f} images/s",
                 refresh=True,
             )
             drawn_at, drawn = now, done
@@ -92,35 +92,22 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
         yield step
 
 
-def format_progress(training: Training, batch_size: int) -> str:
-    """Loss and accuracy over the last batches.
-
-    On a GPU, where reading them would stall the training, those of the last epoch.
-    """
+def format_loss(training: Training, batch_size: int) -> str:
+    """The loss over the last batches; on a GPU, which it would stall, that of the last epoch."""
     if training.losses[-1].device.type == "cpu":
-        losses, correct = training.losses[-WINDOW:], training.correct[-WINDOW:]
-        images = len(losses) * batch_size
-        loss = torch.stack(losses).sum().item() / images
-        accuracy = torch.stack(correct).sum().item() / images
-    elif training.epochs:
-        loss, accuracy = training.epochs[-1].train.loss, training.epochs[-1].train.accuracy
-    else:
-        return ""
-    return f"loss {loss:.4f}  accuracy {accuracy:.4f}  "
+        losses = training.losses[-WINDOW:]
+        return f"loss {torch.stack(losses).sum().item() / (len(losses) * batch_size):.4f}  "
+    return f"loss {training.epochs[-1].train['loss']:.4f}  " if training.epochs else ""
 
 
 def format_epoch(epoch: Epoch, epochs: int) -> str:
     """A finished epoch in one line."""
-    metrics = {"train": epoch.train, "val": epoch.val}
-    parts = [
-        f"  {split} loss {m.loss:.4f} accuracy {m.accuracy:.4f}"
-        for split, m in metrics.items()
-        if m
-    ]
-    return (
-        f"epoch {epoch.number}/{epochs}{''.join(parts)}"
-        f"  {epoch.seconds:.1f} s  {epoch.images_per_second:,.0f} images/s"
-    )
+    parts = [f"epoch {epoch.number}/{epochs}"]
+    for split, metrics in (("train", epoch.train), ("val", epoch.val)):
+        if metrics:
+            values = (f"{name} {value:.4f}" for name, value in metrics.items())
+            parts.append(" ".join([split, *values]))
+    return "  ".join([*parts, f"{epoch.seconds:.1f} s", f"{epoch.images_per_second:,.0f} images/s"])
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -23,7 +23,8 @@ from mnist_exp.experiment.renamed import find_new_name, rename
 from mnist_exp.experiment.rules import leaves, rule_for
 from mnist_exp.paths import config_dirs
 
-SEVERAL = ("tracking",)  # groups that take a list of options, each of which is a named entry
+# Groups that take a list of options, each of which is a named entry.
+SEVERAL = ("tracking", "metrics", "callbacks")
 TARGET = "_target_"
 MOST_VALUES = 100_000  # in a saved config
 

@@ -51,17 +51,22 @@ def save(figure: Figure, path: Path) -> None:
 
 
 @use_style
-def curves(path: Path, metrics: Mapping[str, Mapping[int, tuple[float, float]]], kept: int) -> None:
-    """Loss and accuracy over the epochs.
+def curves(
+    path: Path,
+    metrics: Mapping[str, Mapping[int, Mapping[str, float]]],
+    names: Sequence[str],
+    kept: int,
+) -> None:
+    """Metrics over the epochs, side by side.
 
-    metrics: split ("train", "val" or "test") → epoch → (loss, accuracy 0..1); kept: the epoch whose
-    weights are kept.
+    metrics: split ("train", "val" or "test") → epoch → name → value; names: of the metrics to draw;
+    kept: the epoch whose weights are kept.
     """
-    figure = Figure((7.2, 2.8), layout="constrained")
-    for axes, number, name in zip(figure.subplots(1, 2), (0, 1), ("loss", "accuracy"), strict=True):
+    figure = Figure((3.6 * len(names), 2.8), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         axes.axvline(kept, color="0.85", linewidth=4, zorder=0)
         for split, by_epoch in metrics.items():
-            values = [pair[number] for pair in by_epoch.values()]
+            values = [found[name] for found in by_epoch.values()]
             axes.plot(list(by_epoch), values, label=split, **STYLES[split])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
@@ -250,27 +255,28 @@ def heat_map(
     path: Path,
     names: Sequence[str],
     points: Sequence[Sequence[float]],
-    accuracies: Sequence[float],
+    values: Sequence[float],
+    metric: str,
 ) -> None:
-    """Validation accuracy over two numbers: the first upwards, the second to the right.
+    """A metric over two numbers: the first upwards, the second to the right.
 
-    points: (first, second) of each accuracy 0..1; missing pairs stay empty.
+    points: (first, second) of each value; missing pairs stay empty.
     """
     firsts, seconds = zip(*points, strict=True)
     rows, row_of_each = np.unique(firsts, return_inverse=True)
     columns, column_of_each = np.unique(seconds, return_inverse=True)
     grid = np.full((len(rows), len(columns)), np.nan)
-    grid[row_of_each, column_of_each] = accuracies
+    grid[row_of_each, column_of_each] = values
     figure = Figure((1.8 + 1.1 * len(columns), 1.2 + 0.7 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(grid, cmap=COLORMAP, origin="lower", aspect="auto")
-    middle = (min(accuracies) + max(accuracies)) / 2
+    middle = (min(values) + max(values)) / 2
     for y, x in np.argwhere(~np.isnan(grid)):
         color = "white" if grid[y, x] < middle else "black"
         axes.text(x, y, f"{grid[y, x]:.4f}", ha="center", va="center", color=color)
     axes.set_yticks(range(len(rows)), [f"{row:g}" for row in rows])
     axes.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
-    name_and_save(figure, names, image, path)
+    name_and_save(figure, names, image, metric, path)
 
 
 @use_style
@@ -278,16 +284,17 @@ def scatter(
     path: Path,
     names: Sequence[str],
     points: Sequence[Sequence[float]],
-    accuracies: Sequence[float],
+    values: Sequence[float],
+    metric: str,
 ) -> None:
-    """Validation accuracy at points that are not a grid; arguments as for `heat_map`."""
+    """A metric at points that are not a grid; arguments as for `heat_map`."""
     ys, xs = zip(*points, strict=True)
     figure = Figure((5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    dots = axes.scatter(xs, ys, c=accuracies, cmap=COLORMAP, edgecolors="grey")
-    for values, set_scale in ((xs, axes.set_xscale), (ys, axes.set_yscale)):
-        set_scale(choose_scale(values))
-    name_and_save(figure, names, dots, path)
+    dots = axes.scatter(xs, ys, c=values, cmap=COLORMAP, edgecolors="grey")
+    axes.set_xscale(choose_scale(xs))
+    axes.set_yscale(choose_scale(ys))
+    name_and_save(figure, names, dots, metric, path)
 
 
 @use_style
@@ -295,32 +302,33 @@ def curve(
     path: Path,
     name: str,
     xs: Sequence[float],
-    accuracies: Sequence[float],
+    values: Sequence[float],
     spreads: Sequence[float],
+    metric: str,
 ) -> None:
-    """Validation accuracy 0..1 over one number, with standard deviations unless all are 0."""
-    xs, accuracies, spreads = zip(*sorted(zip(xs, accuracies, spreads, strict=True)), strict=True)
+    """A metric over one number, with standard deviations unless all are 0."""
+    xs, values, spreads = zip(*sorted(zip(xs, values, spreads, strict=True)), strict=True)
     figure = Figure((5.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.errorbar(xs, accuracies, spreads if any(spreads) else None, marker="o", capsize=3)
+    axes.errorbar(xs, values, spreads if any(spreads) else None, marker="o", capsize=3)
     axes.set_xscale(choose_scale(xs))
     if len(xs) <= MAX_TICKS:
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.set_xlabel(name)
-    axes.set_ylabel("validation accuracy")
+    axes.set_ylabel(metric)
     save(figure, path)
 
 
 def name_and_save(
-    figure: Figure, names: Sequence[str], colored: ScalarMappable, path: Path
+    figure: Figure, names: Sequence[str], colored: ScalarMappable, metric: str, path: Path
 ) -> None:
-    """Name the axes, the first number upwards, and add the color bar."""
+    """Name the axes, the first number upwards, and the metric at the color bar."""
     (axes,) = figure.axes
     axes.set_ylabel(names[0])
     axes.set_xlabel(names[1])
-    figure.colorbar(colored, label="validation accuracy")
+    figure.colorbar(colored, label=metric)
     save(figure, path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra import compose
@@ -18,15 +18,14 @@ from mnist_exp.errors import BadInput
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import TrainedModel, load_model
-from mnist_exp.experiment.metrics import name_metrics
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.inference.hooks import draw_curves, draw_filters, draw_predictions
 from mnist_exp.inference.scores import Predictions, Scores, wilson_interval
 from mnist_exp.paths import FIGURES
-from mnist_exp.training.loop import evaluate
-from mnist_exp.training.state import Metrics
+from mnist_exp.training.loop import name_metrics
+from mnist_exp.training.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,11 @@ class Evaluation:
     predictions: Predictions
 
     @property
+    def accuracy(self) -> float:
+        """The fraction of correct predictions, 0..1."""
+        return self.metrics.get("accuracy", self.predictions.correct.double().mean().item())
+
+    @property
     def logged_metrics(self) -> Metrics | None:
         """The metrics that the run logged for this split and these weights."""
         best = self.trained.progress.best
@@ -63,8 +67,9 @@ class Evaluation:
         if logged == self.metrics:
             return "equal to the metrics that the run logged, bit for bit"
         return (
-            f"the run logged loss {logged.loss}, accuracy {logged.accuracy}; equal bits need its "
-            "device, versions, and threads, a single process, and no trainer.compile"
+            f"the run logged {', '.join(f'{name} {value}' for name, value in logged.items())}; "
+            "equal bits need its device, versions, and threads, a single process, and no "
+            "trainer.compile"
         )
 
     def show(self, folder: Path) -> None:
@@ -73,11 +78,13 @@ class Evaluation:
         source, trained_on = show_path(self.trained.source), self.trained.kind.name
         log.info("run      %s, trained on %s", source, trained_on)
         count, names = len(self.split), self.kind.class_names
-        low, high = wilson_interval(self.metrics.accuracy, count)
+        accuracy = self.accuracy
+        low, high = wilson_interval(accuracy, count)
+        others = {name: value for name, value in self.metrics.items() if name != "accuracy"}
         rows = [
             ("images", f"{count:,}"),
-            ("loss", f"{self.metrics.loss:.4f}"),
-            ("accuracy", f"{self.metrics.accuracy:.4f}  (95 %: {low:.4f} to {high:.4f})"),
+            *((name, f"{value:.4f}") for name, value in others.items()),
+            ("accuracy", f"{accuracy:.4f}  (95 %: {low:.4f} to {high:.4f})"),
             ("calibration error", f"{self.predictions.calibration_error():.4f}"),
         ]
         screen.show_table(f"{self.kind.name}, {self.name}", ("metric", "value"), rows)
@@ -103,13 +110,13 @@ class Evaluation:
             "data": self.kind.name,
             "split": self.name,
             "images": len(self.split),
-            "loss": self.metrics.loss,
-            "accuracy": self.metrics.accuracy,
-            "accuracy_interval": wilson_interval(self.metrics.accuracy, len(self.split)),
+            **self.metrics,
+            "accuracy": self.accuracy,
+            "accuracy_interval": wilson_interval(self.accuracy, len(self.split)),
             "calibration_error": self.predictions.calibration_error(),
             "classes": {name: values._asdict() for name, values in self.class_scores()},
             "confusion": self.predictions.confusion_matrix().tolist(),
-            "logged": self.logged_metrics and asdict(self.logged_metrics),
+            "logged": self.logged_metrics,
         }
         return json.dumps(found, indent=2)
 
@@ -125,7 +132,7 @@ class Evaluation:
         draw_predictions(own, self.predictions, self.split, self.kind)
         progress = self.trained.progress
         if progress.best:
-            draw_curves(folder, progress.epochs, progress.best, self.trained.tested)
+            draw_curves(folder, progress, self.trained.tested)
         draw_filters(folder, self.trained.model, self.kind)
         found = {FIGURES.as_posix(): folder, (FIGURES / own.name).as_posix(): own}
         return folder, {name: sorted(path.glob("*.png")) for name, path in found.items()}
@@ -143,7 +150,7 @@ class Evaluation:
 
     def named_metrics(self) -> dict[str, float]:
         """By their names in the tracker, without those that the run logged itself."""
-        low, high = wilson_interval(self.metrics.accuracy, len(self.split))
+        low, high = wilson_interval(self.accuracy, len(self.split))
         found = {
             **(name_metrics(self.name, self.metrics) if self.logged_metrics is None else {}),
             f"{self.name}/accuracy_low": low,
@@ -180,7 +187,7 @@ def evaluate_checkpoint(
     rescaled = replace(dataset, kind=trained.kind)  # the normalization of the training
     prepared = rescaled.prepare(raw, *trained.tensor_options)
     logits: list[Tensor] = []
-    metrics = evaluate(trained.model, prepared, trained.precision, on_logits=logits.append)
+    metrics = trained.evaluate(prepared, logits.append)
     name = split if own else f"{dataset.kind.name}/{split}"
     predictions = Predictions.from_logits(logits, prepared.labels)
     return Evaluation(trained, dataset.kind, name, raw, metrics, predictions)

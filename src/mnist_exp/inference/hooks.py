@@ -12,31 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from mnist_exp.data import Kind, Split
-from mnist_exp.experiment.metrics import Result
 from mnist_exp.experiment.run import Hooks
 from mnist_exp.inference.export import export
 from mnist_exp.inference.scores import Predictions
-from mnist_exp.training.state import Epoch, Metrics
+from mnist_exp.training.metrics import Metrics
+from mnist_exp.training.state import Progress
 
 WORST = 18  # errors
 FILTERS = 48  # of the first layer
 
 
-def draw_curves(folder: Path, epochs: Sequence[Epoch], kept: Epoch, tested: Metrics | None) -> None:
-    """Loss and accuracy of all epochs."""
+def draw_curves(folder: Path, progress: Progress, tested: Metrics | None) -> None:
+    """The loss of all epochs, and the monitored metric, or the first one."""
     from mnist_exp.figures import draw
 
+    kept, epochs = progress.best, progress.epochs
+    assert kept is not None, "no epoch has ended"
     lines = {
         "train": {epoch.number: epoch.train for epoch in epochs},
         "val": {epoch.number: epoch.val for epoch in epochs if epoch.val},
         "test": {kept.number: tested} if tested else {},
     }
-    plain = {
-        split: {number: (found.loss, found.accuracy) for number, found in line.items()}
-        for split, line in lines.items()
-        if line
-    }
-    draw.curves(folder / "curves.png", plain, kept.number)
+    lines = {split: line for split, line in lines.items() if line}
+    monitored = progress.monitor.name.partition("/")[2]
+    names = [*dict.fromkeys(["loss", monitored, *kept.train])][:2]
+    draw.curves(folder / "curves.png", lines, names, kept.number)
 
 
 def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
@@ -101,10 +101,10 @@ def draw_test(folder: Path, logits: Sequence[Tensor], split: Split, kind: Kind) 
 
 
 def draw_training(
-    folder: Path, model: nn.Module, kind: Kind, epochs: Sequence[Epoch], result: Result
+    folder: Path, model: nn.Module, kind: Kind, progress: Progress, tested: Metrics | None
 ) -> None:
     """Draw the curves of all epochs and the filters of the first layer."""
-    draw_curves(folder, epochs, result.epoch, result.test)
+    draw_curves(folder, progress, tested)
     draw_filters(folder, model, kind)
 
 

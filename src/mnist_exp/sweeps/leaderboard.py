@@ -16,7 +16,6 @@ from mnist_exp.sweeps.records import Outcome
 SEED = "seed"  # not a hyperparameter: jobs that differ only in it share a row
 MARKDOWN_ROWS = 40
 MAX_WIDTH = 8  # of a number on the screen, in characters
-FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "best_epoch": "g", "seconds": ".1f"}
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,27 @@ class Row:
         return list(by_seed.values())
 
     @property
-    def accuracy(self) -> float | None:
-        """Mean on validation, 0..1; None if no job finished, or without validation."""
-        return mean(job.accuracy for job in self.finished)
+    def score(self) -> float | None:
+        """The mean; None if no job finished, or without validation."""
+        return mean(job.score for job in self.finished)
+
+    @property
+    def monitor(self) -> str:
+        return self.jobs[0].monitor
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the validation's metrics, and of the monitored one, which is the first."""
+        names = (name for job in self.finished for name in job.metrics if name.startswith("val/"))
+        return list(dict.fromkeys([self.monitor, *names, "val/loss"]))
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a metric over the finished jobs; None if there are none."""
+        return mean(job.metrics.get(name) for job in self.finished)
 
     def cells(self, rank: int) -> dict[str, object]:
         """Column of the CSV file → value, a mean over the finished jobs; None if there is none."""
-        done = self.finished
+        done, (monitor, *others) = self.finished, self.metrics
         statuses = dict.fromkeys(
             f"{job.status}: {job.reason}" if job.reason else job.status
             for job in self.jobs
@@ -51,9 +64,9 @@ class Row:
         return {
             "rank": rank,
             **self.chosen,
-            "val_accuracy": self.accuracy,
-            "val_accuracy_sd": spread(job.accuracy for job in done),
-            "val_loss": mean(job.loss for job in done),
+            to_column(monitor): self.mean(monitor),
+            f"{to_column(monitor)}_sd": spread(job.metrics.get(monitor) for job in done),
+            **{to_column(name): self.mean(name) for name in others},
             "best_epoch": mean(job.epoch for job in done),
             "seconds": mean(job.seconds for job in done),
             "n": len(done),
@@ -76,7 +89,7 @@ def spread(values: Iterable[float | None]) -> float | None:
 
 
 def rank(outcomes: Iterable[Outcome]) -> list[Row]:
-    """The best mean validation accuracy first, equal ones in their order; the failed at the end.
+    """The best mean score first, of equal ones the lowest validation loss; the failed at the end.
 
     Without validation all stay in their order.
     """
@@ -85,7 +98,12 @@ def rank(outcomes: Iterable[Outcome]) -> list[Row]:
         chosen = tuple((key, value) for key, value in outcome.chosen.items() if key != SEED)
         groups.setdefault((outcome.code, chosen), []).append(outcome)
     rows = [Row(dict(chosen), jobs) for (_, chosen), jobs in groups.items()]
-    return sorted(rows, key=lambda row: (not row.finished, -(row.accuracy or 0.0)))
+
+    def key(row: Row) -> tuple[bool, float, float]:
+        loss = row.mean("val/loss")
+        return not row.finished, -(row.score or 0.0), math.inf if loss is None else loss
+
+    return sorted(rows, key=key)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -109,10 +127,12 @@ def format_row(row: Row, number: int) -> dict[str, str]:
     """Column → text."""
     cells = row.cells(number)
     texts = {"rank": str(number)} | {key: abbreviate(value) for key, value in row.chosen.items()}
-    for column, form in FORMATS.items():
+    columns = [to_column(name) for name in row.metrics]
+    forms = dict.fromkeys(columns, ".4f") | {"best_epoch": "g", "seconds": ".1f"}
+    for column, form in forms.items():
         texts[column] = "" if cells[column] is None else format(cells[column], form)
-    if texts["val_accuracy"] and len({job.chosen.get(SEED) for job in row.jobs}) > 1:
-        texts["val_accuracy"] += f" ± {cells['val_accuracy_sd']:.4f} (n={cells['n']})"
+    if texts[columns[0]] and len({job.chosen.get(SEED) for job in row.jobs}) > 1:
+        texts[columns[0]] += f" ± {cells[f'{columns[0]}_sd']:.4f} (n={cells['n']})"
     return texts | {column: str(cells[column]) for column in ("status", "outputs")}
 
 
@@ -123,6 +143,10 @@ def format_markdown(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     escaped = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in table]
     more = f"\n\nand {len(rows) - len(lines)} more" if len(rows) > len(lines) else ""
     return "\n".join(f"| {line} |" for line in escaped) + more
+
+
+def to_column(metric: str) -> str:
+    return metric.replace("/", "_")
 
 
 def abbreviate(value: str) -> str:
@@ -139,11 +163,13 @@ def name_job(chosen: Mapping[str, str]) -> str:
 
 
 def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
-    """Draw validation accuracy over one number (a curve) or two (a heat map or dots), if it can be.
+    """Draw the monitored metric over one number (a curve) or two (a heat map or dots), if possible.
 
     names: the short name of each swept key.
     """
-    validated = [(row, row.accuracy) for row in rows if row.accuracy is not None]
+    monitor = rows[0].monitor
+    means = [(row, row.mean(monitor)) for row in rows]
+    validated = [(row, value) for row, value in means if value is not None]
     try:
         points = [[float(value) for value in row.chosen.values()] for row, _ in validated]
     except ValueError:  # a word
@@ -153,11 +179,12 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
     from mnist_exp.figures.draw import curve, heat_map, scatter  # imports matplotlib
 
     labels = [names[key] for key in rows[0].chosen]
-    accuracies = [accuracy for _, accuracy in validated]
+    values = [value for _, value in validated]
     if len(labels) == 2:
         cells = math.prod(len(set(axis)) for axis in zip(*points, strict=True))
         picture = heat_map if len(points) > cells / 2 else scatter
-        picture(path, labels, points, accuracies)
+        picture(path, labels, points, values, monitor)
     else:
-        spreads = [spread(job.accuracy for job in row.finished) or 0.0 for row, _ in validated]
-        curve(path, labels[0], [x for (x,) in points], accuracies, spreads)
+        known = ((job.metrics.get(monitor) for job in row.finished) for row, _ in validated)
+        spreads = [spread(values) or 0.0 for values in known]
+        curve(path, labels[0], [x for (x,) in points], values, spreads, monitor)

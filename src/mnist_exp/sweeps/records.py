@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from hydra.core.config_loader import ConfigLoader
@@ -68,8 +68,9 @@ class Outcome:
     status: str = "UNFINISHED"  # then FINISHED, PRUNED, FAILED or KILLED
     reason: str = ""  # of a failure, one line
     epoch: int = 0  # of the kept weights, from 1
-    accuracy: float | None = None  # on validation, 0..1; None without validation
-    loss: float | None = None  # on validation, nats per image
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the kept weights: val/loss, ...
+    monitor: str = "val/accuracy"
+    score: float | None = None  # the monitored value, so that higher is better; None: no validation
     seconds: float = 0.0  # of all epochs, training and validation
 
     @property
@@ -96,7 +97,16 @@ def read_sweep(folder: Path) -> Sweep:
 
 def read_outcome(folder: Path) -> Outcome:
     """The outcome of the job in this folder. Raises Damaged."""
-    return replace(read_record(Outcome, folder / OUTCOME), folder=folder)
+    return replace(read_record(Outcome, folder / OUTCOME, upgrade_outcome), folder=folder)
+
+
+def upgrade_outcome(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of an outcome from before 0.3, which had two metrics, with today's names."""
+    if "accuracy" not in values:
+        return values
+    accuracy, loss = values.pop("accuracy"), values.pop("loss", None)
+    metrics = {} if loss is None else {"val/loss": loss, "val/accuracy": accuracy}
+    return {**values, "metrics": metrics, "score": accuracy}
 
 
 def read_outcomes(sweep: Path, swept: Sequence[str] = ()) -> list[Outcome]:
@@ -121,12 +131,17 @@ def write_record(path: Path, values: Mapping[str, object]) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def read_record(kind: type[Record], path: Path) -> Record:
+def read_record(
+    kind: type[Record],
+    path: Path,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
+) -> Record:
     """A dataclass from the values in this JSON file. Raises Damaged."""
     from pydantic import TypeAdapter, ValidationError  # a tenth of a second to import
 
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        values = TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_python(upgrade(values))
     except ValidationError as error:
         first = error.errors()[0]
         reason = ": ".join([*map(str, first["loc"]), first["msg"]])

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 def open_study(folder: Path, seed: int = 0) -> optuna.Study:
     """The sweep's study, created if there is none.
 
-    It maximizes validation accuracy with TPE (Bergstra et al. 2011). From the second epoch on it
-    prunes a trial whose best accuracy is below the median of the others at the same epoch (Golovin
+    It maximizes the score (see `Monitor`) with TPE (Bergstra et al. 2011). From the second epoch on
+    it prunes a trial whose best score is below the median of the others at the same epoch (Golovin
     et al. 2017).
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -172,15 +172,15 @@ def to_distribution(override: Override) -> Distribution:
 
 
 def get_pruner(folder: Path, number: int) -> Callable[[int, float], bool]:
-    """For the job of this number: a function of (epoch, accuracy) that says whether to stop."""
+    """For the job of this number: a function of (epoch, score) that says whether to stop."""
     study = open_study(folder)
     frozen = study.get_trials(deepcopy=False)[number]
     if frozen.state.is_finished():  # its job's outcome is damaged
-        return lambda epoch, accuracy: frozen.state is TrialState.PRUNED
+        return lambda epoch, score: frozen.state is TrialState.PRUNED
     trial = Trial(study, frozen._trial_id)
 
-    def should_prune(epoch: int, accuracy: float) -> bool:
-        trial.report(accuracy, epoch)
+    def should_prune(epoch: int, score: float) -> bool:
+        trial.report(score, epoch)
         return bool(trial.should_prune())
 
     return should_prune

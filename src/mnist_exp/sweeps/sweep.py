@@ -7,10 +7,11 @@ finds the sweep in the folder above its own, and writes its outcome into its own
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from mnist_exp.sweeps import leaderboard, records
 from mnist_exp.sweeps.records import ENDED, Outcome, Sweep, SweepPlan
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status
 from mnist_exp.tracking.worker import Trackers
-from mnist_exp.training.state import Epoch
+from mnist_exp.training.loop import name_metrics
+from mnist_exp.training.metrics import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ def describe_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
 def find_winner(rows: Sequence[leaderboard.Row]) -> leaderboard.Row | None:
     """The best row; None if no job has finished, or nothing says which of several is best."""
     best = rows[0] if rows else None
-    is_winner = best and best.finished and (best.accuracy is not None or len(rows) == 1)
+    is_winner = best and best.finished and (best.score is not None or len(rows) == 1)
     return best if is_winner else None
 
 
@@ -204,10 +206,11 @@ def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Tr
     tested = dict(sweep.tested)
     for job in winner.finished:
         if str(job.job) not in tested:
-            tested[str(job.job)] = asdict(load_winner(job).test())
+            tested[str(job.job)] = load_winner(job).test()
             replace(sweep, tested=tested).write(folder)
     metrics, texts = {}, []
-    for name in ("accuracy", "loss"):
+    first = tested[str(winner.finished[0].job)]
+    for name in sorted(first, key=lambda name: name == "loss"):
         values = [tested[str(job.job)][name] for job in winner.finished]
         mean, spread = leaderboard.mean(values), leaderboard.spread(values)
         metrics[f"test/{name}"] = mean
@@ -216,17 +219,29 @@ def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Tr
             metrics[f"test/{name}_sd"] = spread
             texts[-1] += f" ± {spread:.4f} (n={len(values)})"
     log.info("test     %s", "  ".join(texts))
-    metrics["val/accuracy"] = winner.accuracy
-    metrics["val/loss"] = leaderboard.mean(job.loss for job in winner.finished)
+    for name in winner.metrics:
+        if name.startswith("val/"):
+            metrics[name] = winner.mean(name)
     known = {name: value for name, value in metrics.items() if value is not None}
     tracker.log(known, step=0, at=sweep.begun)  # the same time when it is logged again
+
+
+def kept_metrics(epoch: Epoch) -> dict[str, float]:
+    """The metrics of the kept weights, but for those that are no number."""
+    metrics = name_metrics("train", epoch.train) | name_metrics("val", epoch.val)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def load_winner(job: Outcome) -> TrainedModel:
     """The model of a finished job. Raises Failure if its run has been trained further since."""
     trained = load_model(job.folder / LAST)
-    best = trained.progress.best
-    if best is None or (best.number, best.val and best.val.accuracy) != (job.epoch, job.accuracy):
+    best, monitor = trained.progress.best, trained.progress.monitor
+    found = best and (best.number, finite(monitor.score(monitor.value(best))))
+    if found != (job.epoch, job.score):
         raise Failure(f"{show_path(job.folder)}: its checkpoint is not the one in the leaderboard")
     return trained
 
@@ -307,14 +322,15 @@ def train_job(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
         result = run.result() if run.ended else run.train(show=False)
     except Stopped:
         status, result = "PRUNED", run.result()
-    epoch = result.epoch
+    epoch, monitor = result.epoch, run.state.progress.monitor
     return replace(
         outcome,
         code=run.tags["code"],
         status=status,
         epoch=epoch.number,
-        accuracy=epoch.val.accuracy if epoch.val else None,
-        loss=epoch.val.loss if epoch.val else None,
+        metrics=kept_metrics(epoch),
+        monitor=monitor.name,
+        score=finite(monitor.score(monitor.value(epoch))),
         seconds=result.seconds,
     )
 
@@ -342,8 +358,8 @@ def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
         should_prune = get_pruner(folder.parent, outcome.job)
 
         def on_epoch(epoch: Epoch) -> None:
-            assert epoch.val is not None, "plan_sweep has checked for validation"
-            if should_prune(epoch.number, epoch.val.accuracy):
+            monitor = run.state.progress.monitor
+            if should_prune(epoch.number, monitor.score(monitor.value(epoch))):
                 raise Stopped
 
         run.on_epoch = on_epoch

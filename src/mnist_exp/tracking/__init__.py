@@ -44,6 +44,22 @@ class RunRecord:
     started: float = field(default_factory=time.time)  # the training, Unix time, seconds
 
 
+class Score(NamedTuple):
+    """The value by which a run or a model is compared with others."""
+
+    monitor: str  # the metric, such as val/accuracy
+    value: float
+    higher_is_better: bool
+
+    @property
+    def rank(self) -> float:
+        """Lower is better."""
+        return -self.value if self.higher_is_better else self.value
+
+    def __str__(self) -> str:
+        return f"{self.monitor} {self.value:.4f}"
+
+
 class FinishedRun(NamedTuple):
     """A finished run, to be ranked among others."""
 
@@ -52,7 +68,7 @@ class FinishedRun(NamedTuple):
     data: str  # the data set's name
     digest: str  # the first DIGEST_LETTERS of the data set's digest
     start_time: float  # Unix time, seconds
-    accuracy: float | None  # 0..1, on validation, of the kept weights
+    score: Score | None  # of the kept weights; None without validation
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class ModelRecord:
     example: Any  # raw images as nested lists of numbers, in the shape that the model takes
     class_names: tuple[str, ...]
     epoch: int  # of the weights
-    accuracy: float | None  # of the weights, on validation; None without validation
+    score: Score | None  # of the weights; None without validation
     digest: str  # SHA-256 of the data set
 
 

@@ -16,11 +16,11 @@ from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import save_model
 
 from mnist_exp.paths import REPOSITORY
-from mnist_exp.tracking import ModelRecord
+from mnist_exp.tracking import ModelRecord, Score
 
 NAME = "model"  # in its run
 CHAMPION = "champion"
-EPOCH, ACCURACY, DIGEST = "epoch", "val_accuracy", "data_digest"  # tags
+EPOCH, DIGEST = "epoch", "data_digest"  # tags
 
 
 def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedModel:
@@ -88,11 +88,10 @@ def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelR
         if reason := explain_rejection(record, champion):
             return f"{name} version {version.version}; {reason}"
         client.set_registered_model_alias(name, CHAMPION, version.version)
-    before = f", before {float(champion.tags[ACCURACY]):.4f}" if champion else ""
-    return (
-        f"{name} version {version.version}, now the champion "
-        f"(validation accuracy {record.accuracy:.4f}{before})"
-    )
+    before = ""
+    if champion and record.score:
+        before = f", before {float(champion.tags[value_tag(record.score)]):.4f}"
+    return f"{name} version {version.version}, now the champion ({record.score}{before})"
 
 
 def get_or_create_version(
@@ -107,8 +106,8 @@ def get_or_create_version(
         if version.name == name and version.source == model.artifact_location:
             return version
     tags = {DIGEST: record.digest}
-    if record.accuracy is not None:
-        tags[ACCURACY] = str(record.accuracy)
+    if record.score is not None:
+        tags[value_tag(record.score)] = str(record.score.value)
     return client.create_model_version(
         name, model.artifact_location, model.source_run_id, tags, model_id=model.model_id
     )
@@ -116,16 +115,22 @@ def get_or_create_version(
 
 def explain_rejection(record: ModelRecord, champion: ModelVersion | None) -> str | None:
     """Why the model does not become the champion; None if it does."""
-    if record.accuracy is None:
-        return "no champion without a validation accuracy"
+    if record.score is None:
+        return "no champion without validation"
     if champion is None:
         return None
     remains = f"version {champion.version} remains the champion"
     if champion.tags.get(DIGEST) != record.digest:
         return f"{remains}, which was trained on another data set"
-    if ACCURACY not in champion.tags:
-        return f"{remains}, which has no validation accuracy"
-    theirs = float(champion.tags[ACCURACY])
-    if record.accuracy <= theirs:
-        return f"{remains} (validation accuracy {theirs:.4f}, here {record.accuracy:.4f})"
+    tag = value_tag(record.score)
+    if tag not in champion.tags:
+        return f"{remains}, which has no {record.score.monitor}"
+    theirs = record.score._replace(value=float(champion.tags[tag]))
+    if theirs.rank <= record.score.rank:
+        return f"{remains} ({theirs}, here {record.score.value:.4f})"
     return None
+
+
+def value_tag(score: Score) -> str:
+    """The tag of a version that has this metric's value, such as val_accuracy."""
+    return score.monitor.replace("/", "_")

@@ -19,7 +19,14 @@ from filelock import FileLock
 
 from mnist_exp.errors import BadInput, Failure, Formatter
 from mnist_exp.paths import REPOSITORY, is_name
-from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, TrackerError, root_cause
+from mnist_exp.tracking import (
+    DIGEST_LETTERS,
+    EXPERIMENT,
+    FinishedRun,
+    Score,
+    TrackerError,
+    root_cause,
+)
 from mnist_exp.tracking.addresses import REMEDY, restore_secret, strip_user
 
 # Read by mlflow: no telemetry unless the user has turned it on, no progress bar for each small
@@ -231,19 +238,25 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
                     inputs[0].dataset.name,
                     inputs[0].dataset.digest[:DIGEST_LETTERS],
                     run.info.start_time / 1000,
-                    get_kept_accuracy(client, run),
+                    get_kept_score(client, run),
                 )
             )
     return finished, known
 
 
-def get_kept_accuracy(client: MlflowClient, run: Run) -> float | None:
-    """On validation, of the kept weights. MLflow's answer has only the last epoch's accuracy."""
-    last = run.data.metrics.get("val/accuracy")
-    if last is None or run.data.params.get("trainer.keep") == "last":
-        return last
-    history = client.get_metric_history(run.info.run_id, "val/accuracy")
-    return max(metric.value for metric in history)
+def get_kept_score(client: MlflowClient, run: Run) -> Score | None:
+    """Of the kept weights. MLflow's answer has only the value of the last epoch."""
+    params = run.data.params
+    name = params.get("trainer.monitor", "val/accuracy")
+    last = run.data.metrics.get(name)
+    if last is None:
+        return None
+    higher_is_better = params.get("higher_is_better", "True") == "True"
+    if params.get("trainer.keep") == "last":
+        return Score(name, last, higher_is_better)
+    history = client.get_metric_history(run.info.run_id, name)
+    scores = (Score(name, metric.value, higher_is_better) for metric in history)
+    return min(scores, key=lambda score: score.rank)
 
 
 def find_output_folder(run_id: str, uri: str | None) -> Path:

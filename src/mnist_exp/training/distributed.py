@@ -45,12 +45,13 @@ class ProcessGroup:
         return batch if self.world_size == 1 else batch[self.rank :: self.world_size]
 
     def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Each of these scalars summed over the ranks, in one message."""
+        """Each of these tensors summed over the ranks, in one message."""
         if self.world_size == 1:
             return values
-        sums = torch.stack([value.double() for value in values])
+        sums = torch.cat([value.double().flatten() for value in values])
         distributed.all_reduce(sums)
-        return tuple(total.to(value.dtype) for total, value in zip(sums, values, strict=True))
+        parts = zip(sums.split([value.numel() for value in values]), values, strict=True)
+        return tuple(part.view(value.shape).to(value.dtype) for part, value in parts)
 
     def max(self, number: int) -> int:
         """The maximum over the ranks. Waits for the other processes, not for a GPU."""

@@ -9,21 +9,26 @@ From a notebook:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mnist_exp.data.splits import Split
 from mnist_exp.training.augmentation import Augmentation, identity
+from mnist_exp.training.callbacks import run_callbacks
 from mnist_exp.training.distributed import SINGLE, ProcessGroup
+from mnist_exp.training.losses import CrossEntropy
+from mnist_exp.training.metrics import DEFAULT_METRICS, Epoch, Metric, Metrics
 from mnist_exp.training.options import TrainerOptions
 from mnist_exp.training.parameters import set_train_mode
 from mnist_exp.training.precision import FLOAT32, Precision
 from mnist_exp.training.sampling import draw_order, draw_uniform
-from mnist_exp.training.state import Epoch, Metrics, Progress, TrainState
+from mnist_exp.training.state import Progress, TrainState
 
 # These change the speed and the memory of an evaluation, but no metric.
 EVALUATION_BATCH = 4096  # images
@@ -53,20 +58,21 @@ def fit(
     Raises Diverged when the loss is no longer finite; the kept weights are finite.
     """
     model, progress = group.wrap(state.model), state.progress
+    run_callbacks(state.callbacks, "on_start", state)
     while not progress.is_done(options.epochs, options.patience):
         if not progress.losses:  # else the epoch is resumed
             progress.begin_epoch(lr=state.optimizer.param_groups[0]["lr"])
         set_train_mode(state.model)
+        state.loss.train()
         for shard, size in batches(train, progress, batch_size, seed, sampling, augment, group):
-            loss, correct = train_step(model, state, shard, size, options, group)
-            progress.add_batch(*group.sum(loss, correct))
+            loss, *sums = group.sum(*train_step(model, state, shard, size, options, group))
+            progress.add_batch(loss, *sums)
+            if state.callbacks:
+                run_callbacks(state.callbacks, "on_step", state, loss / size)
             on_step(progress)
         progress.end_training(images=len(train))
-        train_metrics = mean_per_sample(progress.losses, progress.correct, len(train))
-        val_metrics = None
-        if len(val):
-            val_metrics = evaluate(state.averaged_model, val, state.precision, group)
-        yield progress.end_epoch(train_metrics, val_metrics, state.averaged_model, options.keep)
+        yield end_epoch(state, len(train), val, options, group)
+    run_callbacks(state.callbacks, "on_end", state)
 
 
 def train_step(
@@ -76,39 +82,52 @@ def train_step(
     batch_size: int,
     options: TrainerOptions,
     group: ProcessGroup = SINGLE,
-) -> tuple[Tensor, Tensor]:
-    """Take one optimizer step; return the sum of the losses and the number of correct predictions.
+) -> list[Tensor]:
+    """Take one optimizer step; return the sum of the losses, a scalar, and the sums of each metric.
 
-    Both are scalars on the device, without gradients. model: `state.model`, wrapped in DDP if there
-    are several processes. batch: this process's shard of a batch of batch_size images.
+    They are on the device, without gradients. model: `state.model`, wrapped in DDP if there are
+    several processes. batch: this process's shard of a batch of batch_size images.
     """
     state.optimizer.zero_grad()
-    losses, correct = [], []
+    sums = []
     micro_batches = batch.chunk(options.accumulate)
     for micro_batch in micro_batches:
         with group.sync_gradients(model, micro_batch is micro_batches[-1]):
             with state.precision.autocast:
                 logits = model(micro_batch.images)
-                loss = F.cross_entropy(
-                    logits,
-                    micro_batch.labels,
-                    reduction="sum",
-                    label_smoothing=options.label_smoothing,
-                )
+                loss = state.loss(logits, micro_batch.labels)
             # Divide by the mean shard size: DDP averages the gradients over the processes.
             state.scaler.scale(loss / (batch_size / group.world_size)).backward()
-        losses.append(loss.detach())
-        correct.append((logits.argmax(1) == micro_batch.labels).sum())
+        sums.append(sum_batch(loss.detach(), logits.detach(), micro_batch.labels, state.metrics))
     state.scaler.unscale_(state.optimizer)  # does nothing but for float16
     if options.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    state.scheduler.step()
+    if not isinstance(state.scheduler, ReduceLROnPlateau):  # which follows the monitor
+        state.scheduler.step()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-    # Added one by one: torch's own sum may round in another order.
-    return sum(losses[1:], losses[0]), sum(correct[1:], correct[0])
+    return [functools.reduce(torch.add, values) for values in zip(*sums, strict=True)]
+
+
+def end_epoch(
+    state: TrainState, images: int, val: Split, options: TrainerOptions, group: ProcessGroup
+) -> Epoch:
+    """Validate, and end the current epoch, in which the model was trained on so many images."""
+    progress, model = state.progress, state.averaged_model
+    train_metrics = compute_metrics(progress.losses, progress.sums, images, state.metrics)
+    val_metrics = None
+    if len(val):
+        val_metrics = evaluate(model, val, state.precision, state.loss, state.metrics, group)
+    computed = name_metrics("train", train_metrics) | name_metrics("val", val_metrics)
+    metrics: dict[str, Any] = dict(computed)
+    run_callbacks(state.callbacks, "on_epoch", state, metrics)
+    added = {name: value for name, value in metrics.items() if name not in computed}
+    epoch = progress.end_epoch(train_metrics, val_metrics, model, options.keep, added)
+    if isinstance(state.scheduler, ReduceLROnPlateau):
+        state.scheduler.step(progress.monitor.score(progress.monitor.value(epoch)))
+    return epoch
 
 
 def batches(
@@ -139,26 +158,31 @@ def evaluate(
     model: nn.Module,
     split: Split,
     precision: Precision = FLOAT32,
+    loss: nn.Module | None = None,
+    metrics: Mapping[str, Metric] = DEFAULT_METRICS,
     group: ProcessGroup = SINGLE,
     on_logits: Callable[[Tensor], None] = lambda logits: None,
 ) -> Metrics:
-    """Loss and accuracy of the model on a split that lies on its device.
+    """The mean loss and the metrics of the model on a split that lies on its device.
 
-    on_logits: called with the logits of each batch, in the order of the images if there is only
-    one process.
+    loss: cross-entropy if None. on_logits: called with the logits of each batch, in the order of
+    the images if there is only one process.
     """
+    loss = CrossEntropy() if loss is None else loss
     model.eval()
+    loss.eval()
     group.broadcast_buffers(model)
-    losses, correct = [], []
+    losses: list[Tensor] = []
+    totals: list[Tensor] = []
     for batch in evaluation_batches(split, group):
         with precision.autocast:
             logits = model(batch.images)
-            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+            batch_loss = loss(logits, batch.labels)
         on_logits(logits)
-        sums = group.sum(loss, (logits.argmax(1) == batch.labels).sum())
-        losses.append(sums[0])
-        correct.append(sums[1])
-    return mean_per_sample(losses, correct, len(split))
+        value, *sums = group.sum(*sum_batch(batch_loss, logits, batch.labels, metrics))
+        losses.append(value)
+        totals = [*map(torch.add, totals, sums)] if totals else sums
+    return compute_metrics(losses, totals, len(split), metrics)
 
 
 @torch.inference_mode()
@@ -177,11 +201,25 @@ def evaluation_batches(split: Split, group: ProcessGroup = SINGLE) -> Iterator[S
     return split.batches(slice(n + group.rank, n + size, group.world_size) for n in starts)
 
 
-def mean_per_sample(losses: list[Tensor], correct: list[Tensor], count: int) -> Metrics:
-    """Means over `count` samples, from the sum of losses and the correct predictions of each batch.
+def sum_batch(
+    loss: Tensor, logits: Tensor, labels: Tensor, metrics: Mapping[str, Metric]
+) -> list[Tensor]:
+    """The sum of the losses, and the sums of each metric."""
+    return [loss, *(metric.update(logits, labels) for metric in metrics.values())]
+
+
+def compute_metrics(
+    losses: list[Tensor], sums: list[Tensor], count: int, metrics: Mapping[str, Metric]
+) -> Metrics:
+    """The mean loss over `count` images, from the sum of each batch, and the metrics.
 
     The only place that reads from the device, so that nothing waits for it within an epoch.
     """
     loss = torch.stack(losses).cpu().double().sum() / count
-    accuracy = torch.stack(correct).sum().cpu().double() / count
-    return Metrics(loss.item(), accuracy.item())
+    pairs = zip(metrics.items(), sums, strict=True)
+    return {"loss": loss.item(), **{name: m.compute(total.cpu()) for (name, m), total in pairs}}
+
+
+def name_metrics(split: str, metrics: Metrics | None) -> Metrics:
+    """The metrics by the names that they have in logs; empty for a split without images."""
+    return {f"{split}/{name}": value for name, value in (metrics or {}).items()}

@@ -7,6 +7,7 @@ a checkpoint that is older than the option gets.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -30,6 +31,11 @@ DEVICE = Rule(
     "auto | cpu | cuda | cuda:<index> | mps", (str,), is_device, ("auto", "cpu", "cuda", "mps")
 )
 THREADS = Rule("auto or an integer >= 1", (str, int), lambda v: v == "auto" or is_count(v))
+MONITOR = Rule(
+    "val/ or train/ and the name of a metric, such as val/loss",
+    (str,),
+    lambda value: re.fullmatch("(val|train)/[^/]+", value) is not None,
+)
 COMPILE = flag_or("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -43,13 +49,13 @@ class TrainerOptions:
     channels_last: Annotated[bool | str, flag_or("auto")] = "auto"  # memory format
     precision: Annotated[str, one_of("float64", "float32", "bfloat16", "float16")] = "float32"
     compile: Annotated[bool | str, COMPILE] = False  # by torch.compile, in one of its modes
-    label_smoothing: Annotated[float, fraction] = 0.0  # Szegedy et al., 2016
     clip_norm: Annotated[float | None, optional(positive)] = None  # Pascanu et al., 2013
     ema_decay: Annotated[float | None, optional(fraction)] = None  # of the weights, per step
     freeze: Annotated[Sequence[str], list_of(text)] = ()  # shell patterns of parameter names
     accumulate: Annotated[int, integer(1)] = 1  # micro-batches that a batch is computed in
     patience: Annotated[int | None, optional(integer(1))] = None  # epochs without a better one
-    keep: Annotated[str, one_of("best", "last")] = "best"  # weights, by validation accuracy
+    monitor: Annotated[str, MONITOR] = "val/accuracy"  # decides which epoch and run is the best
+    keep: Annotated[str, one_of("best", "last")] = "best"  # weights, by the monitor
     deterministic: Annotated[bool, flag] = True  # only algorithms that give the same bits
     checkpoint_every_steps: Annotated[int | None, optional(integer(1))] = None
     max_batches: Annotated[int | None, optional(integer(1))] = None  # of training and validation

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 
 def constant(optimizer: Optimizer, *, epochs: int, epoch_steps: int) -> LambdaLR:
@@ -89,6 +89,16 @@ def onecycle(
 def warm_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
     """The factor, after a linear increase from zero over `warmup` steps (Goyal et al., 2017)."""
     return lambda step: (step + 1) / warmup if step < warmup else factor(step)
+
+
+def plateau(
+    optimizer: Optimizer, *, epochs: int, epoch_steps: int, factor: float, patience: int
+) -> ReduceLROnPlateau:
+    """Multiply by `factor` when the monitor has not become better for `patience` epochs.
+
+    It is told a score of which a larger one is better.
+    """
+    return ReduceLROnPlateau(optimizer, "max", factor, patience, 0.0, threshold_mode="abs")
 
 
 def count_steps(part: float, epochs: int, epoch_steps: int, name: str) -> int:

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,39 +18,23 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mnist_exp.errors import Failure
+from mnist_exp.training.losses import CrossEntropy
+from mnist_exp.training.metrics import DEFAULT_METRICS, Epoch, Metric, Metrics, Monitor
 from mnist_exp.training.precision import FLOAT32, Precision
+
+NO_CALLBACKS: Mapping[str, Any] = {}
 
 
 class Diverged(Failure):
     """The loss is no longer finite."""
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Means over the samples of a split."""
-
-    loss: float  # cross-entropy, nats
-    accuracy: float  # 0..1
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A finished epoch. Its training metrics are of the weights as they were at each step."""
-
-    number: int  # from 1
-    train: Metrics
-    val: Metrics | None  # None if there are no validation images
-    lr: float  # of its first step
-    seconds: float  # training and validation
-    images_per_second: float  # in training
-    ended: float  # Unix time, seconds
-
-
 class TrainState:
     """What a checkpoint saves and a resumed training loads.
 
-    precision: has the gradient scaler. ema: an exponential moving average of the model, which is
-    then what is evaluated and kept.
+    ema: an exponential moving average of the model, which is then what is evaluated and kept.
+    precision: has the gradient scaler. metrics, callbacks: by their names; see `metrics` and
+    `callbacks`. monitor: decides which epoch is the best.
     """
 
     def __init__(
@@ -60,10 +44,16 @@ class TrainState:
         scheduler: LRScheduler,
         ema: AveragedModel | None = None,
         precision: Precision = FLOAT32,
+        loss: nn.Module | None = None,
+        metrics: Mapping[str, Metric] = DEFAULT_METRICS,
+        monitor: Monitor = Monitor(),  # noqa: B008  immutable
+        callbacks: Mapping[str, Any] = NO_CALLBACKS,
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.ema, self.precision = ema, precision
-        self.progress = Progress(model)
+        self.loss = CrossEntropy() if loss is None else loss
+        self.metrics, self.callbacks = metrics, callbacks
+        self.progress = Progress(model, monitor)
 
     @property
     def scaler(self) -> GradScaler:
@@ -83,6 +73,11 @@ class TrainState:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": self.progress.state_dict(),
+            "callbacks": {
+                name: callback.state_dict()
+                for name, callback in self.callbacks.items()
+                if hasattr(callback, "state_dict")
+            },
             "random": random_states(),
         }
 
@@ -102,19 +97,23 @@ class TrainState:
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.progress.load_state_dict(state["progress"], next(self.model.parameters()).device)
+        for name, saved in state.get("callbacks", NO_CALLBACKS).items():
+            self.callbacks[name].load_state_dict(saved)
         set_random_states(state["random"])
 
 
 class Progress:
     """How far a training is: its finished epochs, the current one, and the best weights.
 
-    The sums of single batches stay on the device until their epoch ends.
+    The sums of the current epoch stay on the device until it ends.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, monitor: Monitor = Monitor()) -> None:  # noqa: B008
+        self.monitor = monitor
         self.epochs: list[Epoch] = []  # finished
         self.losses: list[Tensor] = []  # the sum over each batch of the current epoch
-        self.correct: list[Tensor] = []  # correct predictions in each batch of the current epoch
+        self.sums: list[Tensor] = []  # of each metric, over the current epoch
+        self.first_of_equals = False  # whether the first of equal epochs is the best
         self.lr = 0.0  # of the first step of the current epoch
         self.started = 0.0  # when the current epoch began, by time.perf_counter
         self.images_per_second = 0.0  # in the training of the current epoch
@@ -131,35 +130,41 @@ class Progress:
         """Finished epochs, and finished steps of the current one."""
         return len(self.epochs), len(self.losses)
 
-    @property
-    def accuracies(self) -> list[float]:
-        """The validation accuracy of each finished epoch; empty without validation."""
-        return [epoch.val.accuracy for epoch in self.epochs if epoch.val]
-
     def is_done(self, epochs: int, patience: int | None) -> bool:
         """Whether all epochs are done, or the last `patience` ones were no better than before."""
-        accuracies = self.accuracies
-        stale = len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
-        return len(self.epochs) >= epochs or (patience is not None and stale >= patience)
+        if not self.epochs or patience is None:
+            return len(self.epochs) >= epochs
+        return len(self.epochs) >= min(epochs, self.find_best().number + patience)
+
+    def find_best(self) -> Epoch:
+        return self.monitor.find_best(self.epochs, self.first_of_equals)
 
     def begin_epoch(self, lr: float) -> None:
         self.lr, self.started = lr, time.perf_counter()
 
-    def add_batch(self, loss: Tensor, correct: Tensor) -> None:
-        """Add a batch: the sum of its losses and the number of correct predictions."""
+    def add_batch(self, loss: Tensor, *sums: Tensor) -> None:
+        """Add a batch: the sum of its losses, and its sums for each metric."""
         self.losses.append(loss)
-        self.correct.append(correct)
+        self.sums = [*map(torch.add, self.sums, sums)] if self.sums else list(sums)
 
     def end_training(self, images: int) -> None:
         """Note the speed of the current epoch, whose validation follows."""
         self.images_per_second = images / (time.perf_counter() - self.started)
 
-    def end_epoch(self, train: Metrics, val: Metrics | None, model: nn.Module, keep: str) -> Epoch:
+    def end_epoch(
+        self,
+        train: Metrics,
+        val: Metrics | None,
+        model: nn.Module,
+        keep: str,
+        added: Mapping[str, Any],
+    ) -> Epoch:
         """End the current epoch. Keep the weights of `model` if they are the best so far.
 
-        The first of equals is the best; without validation, or if keep is "last", the last one is.
+        If keep is "last", keep them anyway. added: what callbacks have added to the metrics. Raises
+        Diverged.
         """
-        losses = {"train": train.loss} | ({"val": val.loss} if val else {})
+        losses = {"train": train["loss"]} | ({"val": val["loss"]} if val else {})
         if not all(map(math.isfinite, losses.values())):
             values = ", ".join(f"{split} {loss}" for split, loss in losses.items())
             raise Diverged(
@@ -167,11 +172,10 @@ class Progress:
                 f"({values}) at learning rate {self.lr:g}"
             )
         seconds, speed = time.perf_counter() - self.started, self.images_per_second
-        epoch = Epoch(self.number, train, val, self.lr, seconds, speed, time.time())
-        best = max(self.accuracies, default=-1.0)
+        epoch = Epoch(self.number, train, val, self.lr, seconds, speed, time.time(), dict(added))
         self.epochs.append(epoch)
-        self.losses, self.correct = [], []
-        if keep == "last" or val is None or val.accuracy > best:
+        self.losses, self.sums = [], []
+        if keep == "last" or self.find_best() is epoch:
             self.best, self.kept = epoch, snapshot(model)
         return epoch
 
@@ -180,7 +184,9 @@ class Progress:
         return {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "losses": self.losses,
-            "correct": self.correct,
+            "sums": self.sums,
+            "first_of_equals": self.first_of_equals,
+            "monitor": asdict(self.monitor),
             "lr": self.lr,
             "seconds": time.perf_counter() - self.started,
             "best": self.best and self.best.number,
@@ -188,18 +194,10 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.epochs = [
-            Epoch(
-                **{
-                    **epoch,
-                    "train": Metrics(**epoch["train"]),
-                    "val": epoch["val"] and Metrics(**epoch["val"]),
-                }
-            )
-            for epoch in state["epochs"]
-        ]
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.losses = [loss.to(device) for loss in state["losses"]]
-        self.correct = [correct.to(device) for correct in state["correct"]]
+        self.sums = [sums.to(device) for sums in state.get("sums", [])]
+        self.first_of_equals = state.get("first_of_equals", True)  # absent before 0.3
         self.lr, self.started = state["lr"], time.perf_counter() - state["seconds"]
         self.best = self.epochs[state["best"] - 1] if state["best"] else None
         self.kept = {name: tensor.to(device) for name, tensor in state["kept"].items()}
