@@ -150,7 +150,7 @@ def test_what_init_names_is_looked_for_at_once_and_once_for_a_sweep(trained: Clo
     for word, near in (("nix.pth", ""), ("lates", "…did you mean latest?")):
         done = trained.run("train.py", f"init={word}", fork=False)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == Like(f"error: init={word}: neither a file, …{near}\n")
+        assert done.stderr == Like(f"error: init={word}: neither …{near}\n")
     code = "import sys; from mnist_exp.cli.main import train; sys.argv[1:] = ['init=nix.pth']"
     code = f"import atexit; atexit.register(lambda: print('torch' in sys.modules)); {code}; train()"
     done = trained.run("-c", code)

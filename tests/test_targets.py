@@ -7,13 +7,15 @@ import json
 import pickle
 import random
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Clone, Like, compose_config
+from conftest import Clone, Like, compose_config, only_run
+from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -294,7 +296,9 @@ def test_values_that_no_run_has_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_does_not_say_where_to_log(trained: Clone, tmp_path: Path) -> None:
+def test_a_checkpoint_does_not_say_where_to_log(
+    trained: Clone, tmp_path: Path, empty_store: Path
+) -> None:
     state = torch.load(trained.folders()[0] / LAST, weights_only=True)
     state["config"]["tracking"]["uri"] = f"sqlite:///{tmp_path}/made.db"
     (tmp_path / "run" / LAST).parent.mkdir(parents=True)
@@ -303,10 +307,11 @@ def test_a_checkpoint_does_not_say_where_to_log(trained: Clone, tmp_path: Path) 
     assert done.returncode == 2
     assert "tracking.uri=" in done.stdout
     assert not (tmp_path / "made.db").exists()
-    typed = f"tracking.uri=sqlite:///{tmp_path}/typed.db"
-    done = trained.run("train.py", f"resume={tmp_path / 'run'}", "trainer.epochs=9", typed)
+    typed = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
+    more = ("trainer.epochs=9", f"tracking.uri={typed}")
+    done = trained.run("train.py", f"resume={tmp_path / 'run'}", *more)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "typed.db").exists()
+    assert only_run(MlflowClient(typed)).info.status == "FINISHED"
 
 
 def test_a_rerun_of_hydra_which_unpickles_a_file_is_refused(clone: Clone) -> None:

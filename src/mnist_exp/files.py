@@ -13,13 +13,7 @@ from filelock import FileLock, Timeout
 from mnist_exp.errors import Failure
 
 TEMPORARY = ".new."
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 class Occupied(Failure):
@@ -34,7 +28,7 @@ def check_file(path: Path) -> None:
     """Raise NotAFile for a folder, a pipe, a socket or a device, and OSError as `stat` does."""
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
-        raise NotAFile(f"{KINDS.get(kind, 'something else')}, not a file")
+        raise NotAFile(f"{KINDS.get(kind, 'a device')}, not a file")
 
 
 @contextmanager

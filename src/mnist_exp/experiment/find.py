@@ -46,11 +46,8 @@ def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Pa
 
         folder = find_output_folder(word, tracking_uri)
     if folder is None:
-        file, words = (
-            ("", ["latest"]) if option == "resume=" else ("a file, nor ", ["best", "latest"])
-        )
-        known = f"neither {file}a folder, nor an MLflow run id, nor {' or '.join(words)}"
-        raise BadInput(f"{option}{word}: {known}{did_you_mean(word, words)}")
+        near = did_you_mean(word, ["latest"] if option == "resume=" else ["best", "latest"])
+        raise BadInput(f"{option}{word}: neither a path, nor an MLflow run id, nor latest{near}")
     if not (folder / LAST).is_file():
         raise BadInput(f"{option}{word}: there is no {folder / LAST}")
     return folder
