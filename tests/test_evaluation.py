@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like, compose_config
+from conftest import Clone, Like, compose_config, is_refused
 from PIL import Image
 
 from mnist_exp.cli.evaluate import parse_data
@@ -211,3 +212,37 @@ def test_an_evaluation_is_logged_once_to_each_of_two_trackers(clone: Clone) -> N
     names = ("confusion", "most_wrong", "reliability")
     assert logged == {f"figures/test/{name}.png" for name in names}
     assert {path.stem for path in (figures / "test").iterdir()} == set(names)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_and_an_export_of_a_run(trained: Clone) -> None:
+    done = trained.run("evaluate.py", *("--run", "latest"), "--split=val", "--predictions=p.csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = read_csv(trained.root / "p.csv")
+    (accuracy,) = re.findall(r"accuracy +([\d.]+) ", done.stdout)
+    right = [line["label"] == line["predicted"] for line in lines]
+    assert f"{sum(right) / len(lines):.4f}" == accuracy
+    for line in lines[:3]:
+        probabilities = {name: float(line[f"p({name})"]) for name in "0123456789"}
+        assert max(probabilities, key=probabilities.get) == line["predicted"]
+        assert sum(probabilities.values()) == pytest.approx(1)
+    whole = digits(str(trained.root / "data" / "cache"), 0.3, 0.4, val_fraction=0)
+    labels = dict(zip(whole.train.places.tolist(), whole.train.labels.tolist(), strict=True))
+    assert {int(line["index"]): int(line["label"]) for line in lines}.items() <= labels.items()
+
+    done = trained.run("export.py", "--run", "latest", "--format=pt2", "--unchecked")
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = trained.folders()
+    assert (folder / "mnist_model.pt2").is_file()
+
+
+@pytest.mark.parametrize("path", ["src", "absent/p.csv"])
+def test_a_file_for_predictions_that_cannot_be_is_refused_at_once(
+    path: str, trained: Clone
+) -> None:
+    done = trained.run("evaluate.py", "--predictions", path)
+    assert is_refused(done, 2, f"--predictions {path}: ")

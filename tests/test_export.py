@@ -191,11 +191,11 @@ def test_a_trained_model_is_exported_and_runs_without_this_package(clone: Clone)
     assert (done.returncode, done.stderr) == (0, "")
     from_line, to_line, checked = done.stdout.splitlines()
     assert from_line == Like(f"from    {checkpoint}…digits")
-    assert to_line == Like("to      mnist_model.pt2: 0.… MB…[n, 1, 8, 8]…")
+    assert to_line == Like("to      outputs/…/mnist_model.pt2: 0.… MB…[n, 1, 8, 8]…")
     assert re.fullmatch(r"checked 359 images, \d+\.\d\d% .*", checked)
     trained = load_model(checkpoint)
     test = trained.dataset().test
-    logits = torch.export.load(clone.root / "mnist_model.pt2").module()(test.images)
+    logits = torch.export.load(clone.folders()[0] / "mnist_model.pt2").module()(test.images)
     assert torch.equal(logits.argmax(1), trained.logits(test.images).argmax(1))
 
 
@@ -220,17 +220,9 @@ def test_a_mistake_is_one_line(
     (tmp_path / "src").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["export.py", *options])
-    ended: list[int] = []
-
-    def end(code: int) -> None:
-        ended.append(code)
-        raise SystemExit
-
-    monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         script.export()
-    assert (ended, capsys.readouterr().err) == ([2], Like(f"error: {problem}\n"))
+    assert (ended.value.code, capsys.readouterr().err) == (2, Like(f"error: {problem}\n"))
 
 
 def options(tmp_path: Path, **more: object) -> Namespace:

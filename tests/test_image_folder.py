@@ -98,6 +98,17 @@ def test_classes_and_files_are_those_of_torchvisions_image_folder(tmp_path: Path
     assert torch.equal(dataset.test.images, torch.from_numpy(np.stack(images)))
 
 
+def test_each_image_is_named_by_its_file_in_every_split(tmp_path: Path) -> None:
+    pixels = make(tmp_path / "pets", count=10)
+    (tmp_path / "pets" / "cat" / "00.png").write_bytes(b"")
+    found = open_set(tmp_path / "pets", tmp_path / "cache", skip_bad=True)
+    for split, part in ((found.val, "train"), (found.test, "test")):
+        column, names = found.name_images(split, part)
+        assert column == "file"
+        for name, image in zip(names, split.images, strict=True):
+            assert np.array_equal(image[0], pixels[name])
+
+
 def test_large_files_are_decoded_by_several_threads_in_the_same_order(tmp_path: Path) -> None:
     pixels = make(tmp_path / "pets", side=96)
     assert all(path.stat().st_size > 8_000 for path in (tmp_path / "pets").rglob("*.png"))

@@ -54,10 +54,10 @@ def test_mlflow_variables_name_the_run_and_its_experiment(dirty: tuple[Clone, Ru
 def test_the_description_has_note_command_and_outcome(dirty: tuple[Clone, Run, Path]) -> None:
     _, run, _ = dirty
     lines = run.data.tags["mlflow.note.content"].splitlines()
-    assert (lines[0], lines[2]) == ("my *note*", "### Command")
-    assert lines[4].startswith("python train.py data=digits trainer=debug")
-    assert f"| val/accuracy | {run.data.metrics['val/accuracy']:.4f} |" in lines
-    assert f"| test/accuracy | {run.data.metrics['test/accuracy']:.4f} |" in lines
+    assert (lines[0], lines[2], lines[5]) == ("my *note*", "### Outcome", "### Command")
+    for name in ("val/accuracy", "test/loss"):
+        assert f"{name} {run.data.metrics[name]:.4f}" in lines[3]
+    assert lines[7].startswith("python train.py data=digits trainer=debug")
 
 
 def test_our_tags_have_a_prefix_and_a_persons_own_do_not(dirty: tuple[Clone, Run, Path]) -> None:
@@ -92,7 +92,8 @@ def test_a_parent_shows_the_leaderboard_and_what_a_run_shows(clone: Clone) -> No
     text = parent.data.tags["mlflow.note.content"]
     (winner,) = (line for line in done.stdout.splitlines() if line.startswith("winner"))
     assert winner.removeprefix("winner   ") in text
-    assert text.startswith("why\n\n### Command\n```\npython train.py -m data=digits")
+    assert text.startswith("why\n\n### Outcome\n| rank | lr |")
+    assert "### Command\n```\npython train.py -m data=digits" in text
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")][2:] == [
         "| 1",
         "| 2",
@@ -121,13 +122,13 @@ def test_runs_of_one_name_are_numbered_and_a_persons_words_stay(
         names.append(run.info.run_name)
         assert run.info.start_time == 1000 * 1000
     assert names == ["lr='1' %", "lr='1' % #2", "lr='1' % #3"]
-    tracker.describe("### Command\nbefore")
+    tracker.describe("### Outcome\nbefore")
     client, run_id = tracker.client, tracker.run_id
     written = client.get_run(run_id).data.tags["mlflow.note.content"]
     client.set_tag(run_id, "mlflow.note.content", f"By hand.\n\n{written}")
-    tracker.describe("### Command\nafter")
+    tracker.describe("### Outcome\nafter")
     text = client.get_run(run_id).data.tags["mlflow.note.content"]
-    assert text == "By hand.\n\na note\n\n### Command\nafter"
+    assert text == "By hand.\n\na note\n\n### Outcome\nafter"
     experiment = client.get_experiment_by_name("mnist_exp")
     assert viewer == Like(f"mlflow ui --backend-store-uri {uri}, then http…workflowType=machine_…")
     assert "val/accuracy" in experiment.tags["mlflow.sharedViewState.mnist_exp"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from mnist_exp.cli.options import Parser, choose_checkpoint
+from mnist_exp.cli.options import Parser, check_output, choose_checkpoint
 from mnist_exp.cli.process import run_and_exit
 from mnist_exp.errors import BadInput
 from mnist_exp.tracking.addresses import tracking_uri
@@ -40,6 +40,12 @@ def evaluate() -> None:
         help="where to draw the pictures; by default figures/ in the run's output folder",
     )
     parser.add_argument(
+        "--predictions",
+        metavar="FILE.csv",
+        type=Path,
+        help="write label, prediction and probabilities of each image to this file",
+    )
+    parser.add_argument(
         "--log", action="store_true", help="log metrics and pictures to the MLflow run"
     )
     options = parser.parse_args()
@@ -49,11 +55,15 @@ def evaluate() -> None:
 def evaluate_split(options: Namespace) -> int:
     """Print, draw and log the evaluation; returns the exit code."""
     data = parse_data(options.data)
+    if options.predictions:
+        check_output("--predictions", options.predictions)
     checkpoint = choose_checkpoint(options)
     from mnist_exp.inference import evaluation
 
     found = evaluation.evaluate_checkpoint(checkpoint, options.split, data, options.device)
     folder, files = found.draw(options.figures)
+    if options.predictions:
+        found.write_predictions(options.predictions)
     if options.json:
         print(found.to_json())
     else:

@@ -6,9 +6,10 @@ from argparse import ArgumentTypeError, Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
-from mnist_exp.cli.options import Parser, choose_checkpoint
+from mnist_exp.cli.options import Parser, check_output, choose_checkpoint
 from mnist_exp.cli.process import run_and_exit
 from mnist_exp.errors import BadInput, Failure, print_line
+from mnist_exp.experiment.shell import show_path
 from mnist_exp.training.rules import did_you_mean
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
@@ -34,7 +35,8 @@ def export() -> None:
     parser.add_argument(
         "--format", type=check_format, required=True, help="onnx, pt2 or torchscript"
     )
-    parser.add_argument("--output", type=Path, metavar="PATH", help="by default mnist_model.SUFFIX")
+    where = "by default mnist_model.SUFFIX in the run's output folder"
+    parser.add_argument("--output", type=Path, metavar="PATH", help=where)
     parser.add_argument(
         "--preprocessing",
         action="store_true",
@@ -56,18 +58,18 @@ def check_format(word: str) -> str:
 
 def export_model(options: Namespace) -> int:
     """Returns the exit code. Raises Failure, OSError."""
-    path: Path = options.output or Path("mnist_model" + SUFFIXES[options.format])
     if missing := [name for name in NEEDS.get(options.format, ()) if find_spec(name) is None]:
         packages = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
         raise BadInput(f"--format {options.format}: {packages}: pip install -e '.[export]'")
-    if path.is_dir():
-        raise BadInput(f"--output {path}: is a folder")
-    if not path.parent.is_dir():
-        raise BadInput(f"--output {path}: there is no folder {path.parent}")
+    if options.output:
+        check_output("--output", options.output)
     source = choose_checkpoint(options)
 
+    from mnist_exp.experiment.find import find_outputs
     from mnist_exp.experiment.load import load_model
     from mnist_exp.inference import export as exporting
+
+    path = options.output or find_outputs(source) / f"mnist_model{SUFFIXES[options.format]}"
 
     trained = load_model(source, device="cpu")
     test = None
@@ -85,7 +87,8 @@ def export_model(options: Namespace) -> int:
     print_line(f"from    {source}, trained on {trained.kind.name}")
     kind = "uint8" if options.preprocessing else "float32, normalized"
     shape = ", ".join(map(str, trained.kind.image_shape))
-    print_line(f"to      {path}: {path.stat().st_size / 1e6:.2f} MB, images [n, {shape}] {kind}")
+    size = f"{path.stat().st_size / 1e6:.2f} MB"
+    print_line(f"to      {show_path(path)}: {size}, images [n, {shape}] {kind}")
     if trained.precision.name != "float32":
         print(f"        float32, where the run computed in {trained.precision.name}")
     print(f"checked {found or 'no'}")

@@ -69,6 +69,14 @@ class Parser(ArgumentParser):
         self.exit(BadInput.exit_code, f"error: {sanitize(message)}; {advice}\n")
 
 
+def check_output(option: str, path: Path) -> None:
+    """Raises BadInput for a path where no file can be written."""
+    if path.is_dir():
+        raise BadInput(f"{option} {path}: is a folder")
+    if not path.parent.is_dir():
+        raise BadInput(f"{option} {path}: there is no folder {path.parent}")
+
+
 def choose_checkpoint(options: Namespace) -> Path:
     """The checkpoint of --checkpoint or --run. Raises what `find_checkpoint` raises."""
     if options.checkpoint:

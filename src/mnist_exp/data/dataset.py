@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -75,11 +75,23 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)  # by part
 
     @property
     def sizes(self) -> dict[str, int]:
         """Images in each split."""
         return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+
+    def name_images(self, split: Split, part: str) -> tuple[str, list[str]]:
+        """What each image of a raw split is called: by its "file", or its "index" in the part.
+
+        part: "train" or "test"; validation images are from "train".
+        """
+        assert split.places is not None, "only a prepared split has none"
+        places = split.places.tolist()
+        if part not in self.files:
+            return "index", [*map(str, places)]
+        return "file", [self.files[part][place] for place in places]
 
     def prepare(
         self,
@@ -101,7 +113,7 @@ class Dataset:
 
         if isinstance(split, Streamed):
             rows = replace(split.images, device=device)
-            return Streamed(rows, split.labels.to(device), normalize)
+            return Streamed(rows, split.labels.to(device), finish=normalize)
         return normalize(split)
 
 

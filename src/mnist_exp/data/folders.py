@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DECODER = 2  # raised when it reads files in another way: older caches are made again
+DECODER = 3  # raised when it reads files in another way: older caches are made again
 
 
 def image_folder(
@@ -87,7 +87,8 @@ def image_folder(
     std = record["std"] if std is None else std
     about = (folder.name, tuple(record["classes"]), digest)
     dataset = split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
-    return replace(dataset, kind=replace(dataset.kind, fit=fit, white=record["white"]))
+    kind = replace(dataset.kind, fit=fit, white=record["white"])
+    return replace(dataset, kind=kind, files=record["files"])
 
 
 # --- find the files ---
@@ -196,6 +197,8 @@ def _decode(
         array = ArrayFile(train)
         mean, std = compute_mean_and_std(Rows(array, torch.arange(array.shape[0])))
         sums = {"train": hash_array(array), "test": hash_array(ArrayFile(test))}
+    unread = bad_train | bad_test
+    parts = {"train": train_files, "test": test_files}
     return {
         "sums": sums,
         "classes": classes,
@@ -204,4 +207,8 @@ def _decode(
         "white": form.white,
         "std": std,
         "left_out": list(unreadable),
+        "files": {
+            part: [str(path.relative_to(root)) for path, _ in files if path not in unread]
+            for part, files in parts.items()
+        },
     }

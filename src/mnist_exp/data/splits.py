@@ -25,17 +25,20 @@ AHEAD = 2**20  # values that are read ahead: 4 MB as float32
 class Split:
     """Images and their labels, in the same order.
 
-    images: uint8 or floats [n, channels, height, width]; labels: int64 [n].
+    images: uint8 or floats [n, channels, height, width]; labels: int64 [n]. places: where each
+    image was in its data set's training or test part, int64 [n]; None where nobody asks.
     """
 
     images: Tensor
     labels: Tensor
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> Split:
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        places = None if self.places is None else self.places[index]
+        return replace(self, images=self.images[index], labels=self.labels[index], places=places)
 
     def chunk(self, parts: int) -> list[Split]:
         """At most `parts` parts of about equal size."""
@@ -152,9 +155,10 @@ class Streamed(Split):
 
 def make_split(images: Tensor | Rows, labels: Tensor) -> Split:
     """images: uint8 [n, channels, height, width], or [n, height, width]; labels: integers [n]."""
+    labels, places = labels.long(), torch.arange(len(labels))
     if isinstance(images, Rows):
-        return Streamed(images, labels.long())
-    return Split(images if images.ndim == 4 else images.unsqueeze(1), labels.long())
+        return Streamed(images, labels, places)
+    return Split(images if images.ndim == 4 else images.unsqueeze(1), labels, places)
 
 
 def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -178,10 +182,14 @@ def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 def join(first: Split, second: Split) -> Split:
     """Both, in this order. Images on disk must be rows of one file."""
     labels = torch.cat([first.labels, second.labels])
+    places = None
+    if first.places is not None and second.places is not None:
+        places = torch.cat([first.places, second.places])
     if isinstance(first.images, Rows) and isinstance(second.images, Rows):
-        places = torch.cat([first.images.places, second.images.places])
-        return replace(first, images=replace(first.images, places=places), labels=labels)
-    return Split(torch.cat([first.images, second.images]), labels)
+        rows = torch.cat([first.images.places, second.images.places])
+        images = replace(first.images, places=rows)
+        return replace(first, images=images, labels=labels, places=places)
+    return Split(torch.cat([first.images, second.images]), labels, places)
 
 
 def split_fold(whole: Split, folds: int, fold: int, seed: int) -> tuple[Split, Split]:

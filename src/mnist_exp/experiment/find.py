@@ -82,6 +82,12 @@ def find_init(word: str, config: DictConfig) -> tuple[str, Path]:
     return word if RUN_ID.fullmatch(word) and not Path(word).exists() else str(path), path
 
 
+def find_outputs(checkpoint: Path) -> Path:
+    """The output folder of a checkpoint's run; outputs/ for a checkpoint from elsewhere."""
+    folder = checkpoint.absolute().parent.parent
+    return folder if (folder / "config.yaml").is_file() else REPOSITORY / "outputs"
+
+
 def find_folder(word: str) -> Path | None:
     """The folder with this path, relative to the current folder or to the repository."""
     return next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)

@@ -20,7 +20,6 @@ from mnist_exp.tracking import DESCRIPTION
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train/", "val/", "test/")  # how the names of metrics begin
 NAME_LETTERS = 60  # at most, of a run's name
 CHANGES_BYTES = 1_000_000  # at most, of the changes that are kept with a run
 # In every name, or in none because they do not change the results.
@@ -60,19 +59,17 @@ def cut_name(name: str) -> str:
     return name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…"
 
 
-def describe(command: str, **parts: str) -> str:
-    """A description in Markdown: the command, and other parts by their headings."""
-    sections = [f"{DESCRIPTION}\n```\n{sanitize(command)}\n```"]
-    sections += [f"### {heading}\n{text}" for heading, text in parts.items() if text]
-    return "\n\n".join(sections)
+def describe(outcome: str, **commands: str) -> str:
+    """A description in Markdown: the outcome first, because MLflow folds it, then commands."""
+    shown = [f"### {name}\n```\n{sanitize(text)}\n```" for name, text in commands.items() if text]
+    return "\n\n".join([f"{DESCRIPTION}\n{outcome}", *shown])
 
 
 def describe_metrics(entries: Sequence[Entry]) -> str:
-    """The metrics of the kept weights as a table in Markdown; the last entry names their epoch."""
+    """The metrics of the kept weights in one line; each entry has their epoch."""
     found = {name: value for entry in entries for name, value in entry.metrics.items()}
-    lines = [f"| {k} | {v:.4f} |" for k, v in found.items() if k.startswith(SPLITS)]
-    head = f"| weights of epoch {entries[-1].epoch} | |\n| --- | --- |"
-    return "\n".join([head, *lines])
+    texts = [f"{k} {v:.4f}" for k, v in found.items() if k.startswith(("train/", "val/", "test/"))]
+    return f"{', '.join(texts)}; weights of epoch {entries[-1].epoch}"
 
 
 def find_changes() -> dict[str, bytes]:

@@ -393,16 +393,14 @@ class Run:
         return resume_command(self.folder.path, *address)
 
     def describe(self, status: Status | None = None) -> None:
-        """Show the run's command in the tracker, and its outcome once there is one."""
-        resume, outcome = self.resume_command(), ""
+        """Show the run's outcome so far in the tracker, and its command."""
+        outcome = f"{status or 'STARTED'} in epoch {self.state.progress.number}"
         if status == "FINISHED":
             tested = [test_entry(self.tested)] if self.tested else []
             outcome = describe_metrics([epoch_entries(self.result().epoch)[-1], *tested])
-        elif status:
-            epoch = self.state.progress.number
-            outcome = f"{status} in epoch {epoch}; to resume:\n```\n{resume}\n```"
-        command = self.tags.get("command", resume)
-        self.log.tracker.describe(describe(command, Outcome=outcome))
+        resume, command = self.resume_command(), self.tags.get("command", "")
+        again = "" if status == "FINISHED" else resume
+        self.log.tracker.describe(describe(outcome, Command=command, Resume=again))
 
     def record(self) -> RunRecord:
         """What the tracker gets. Databases take sanitized text, not every byte of a path."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ from mnist_exp.data.folders import abbreviate
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.build import load_dataset
+from mnist_exp.experiment.find import find_outputs
 from mnist_exp.experiment.load import TrainedModel, load_model
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
+from mnist_exp.files import replace_file
 from mnist_exp.inference.hooks import draw_curves, draw_filters, draw_predictions
 from mnist_exp.inference.scores import Predictions, Scores, wilson_interval
 from mnist_exp.paths import FIGURES
@@ -43,6 +46,7 @@ class Evaluation:
     split: Split  # raw images
     metrics: Metrics
     predictions: Predictions
+    images: tuple[str, list[str]]  # see Dataset.name_images
 
     @property
     def accuracy(self) -> float:
@@ -123,11 +127,9 @@ class Evaluation:
     def draw(self, folder: Path | None = None) -> tuple[Path, dict[str, list[Path]]]:
         """Draw all pictures; returns their folder, and the files by their folder in the tracker.
 
-        folder: by default figures/ in the run's output folder, or here if it has none.
+        folder: by default figures/ in the run's output folder.
         """
-        if folder is None:
-            outputs = self.trained.source.absolute().parent.parent
-            folder = outputs / FIGURES if (outputs / "config.yaml").is_file() else Path(FIGURES)
+        folder = folder or find_outputs(self.trained.source) / FIGURES
         own = folder / self.name.replace("/", "-")
         draw_predictions(own, self.predictions, self.split, self.kind)
         progress = self.trained.progress
@@ -136,6 +138,16 @@ class Evaluation:
         draw_filters(folder, self.trained.model, self.kind)
         found = {FIGURES.as_posix(): folder, (FIGURES / own.name).as_posix(): own}
         return folder, {name: sorted(path.glob("*.png")) for name, path in found.items()}
+
+    def write_predictions(self, path: Path) -> None:
+        """Write a CSV file: a line for each image, with a column for each class's probability."""
+        names, found, (column, images) = self.kind.class_names, self.predictions, self.images
+        columns = (images, found.labels, found.classes, found.probabilities.tolist())
+        with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([column, "label", "predicted", *(f"p({name})" for name in names)])
+            for image, label, predicted, probabilities in zip(*columns, strict=True):
+                writer.writerow([image, names[label], names[predicted], *probabilities])
 
     def log(self, uri: str | None, files: dict[str, list[Path]]) -> str:
         """Log metrics and pictures to the MLflow run; doing it twice changes nothing.
@@ -190,7 +202,8 @@ def evaluate_checkpoint(
     metrics = trained.evaluate(prepared, logits.append)
     name = split if own else f"{dataset.kind.name}/{split}"
     predictions = Predictions.from_logits(logits, prepared.labels)
-    return Evaluation(trained, dataset.kind, name, raw, metrics, predictions)
+    images = dataset.name_images(raw, "test" if split == "test" else "train")
+    return Evaluation(trained, dataset.kind, name, raw, metrics, predictions, images)
 
 
 def load_other_dataset(trained: TrainedModel, data: Sequence[str]) -> Dataset:

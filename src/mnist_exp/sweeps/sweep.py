@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.errors import Failure, one_line, sanitize
+from mnist_exp.errors import Failure, one_line
 from mnist_exp.experiment import environment, screen
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.environment import code_digest
@@ -129,12 +129,12 @@ def renew_description(folder: Path, sweep: Sweep, tracker: Trackers) -> Iterator
 
 
 def describe_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
-    """The command of the sweep, that of the winner so far, and the leaderboard; Markdown."""
+    """The leaderboard, the command of the winner so far, and that of the sweep; Markdown."""
     rows = leaderboard.rank(outcomes)
     winner = find_winner(rows)
-    command = f"```\n{sanitize(winner_command(winner))}\n```" if winner else ""
-    table = leaderboard.format_markdown(rows, shorten(sweep.swept)) if rows else ""
-    return describe(train_command("-m", *sweep.typed), Winner=command, Leaderboard=table)
+    table = leaderboard.format_markdown(rows, shorten(sweep.swept)) if rows else "no job yet"
+    command, again = winner_command(winner) if winner else "", train_command("-m", *sweep.typed)
+    return describe(table, Winner=command, Command=again)
 
 
 def find_winner(rows: Sequence[leaderboard.Row]) -> leaderboard.Row | None:

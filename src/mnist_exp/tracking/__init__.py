@@ -13,7 +13,7 @@ from mnist_exp.errors import Failure, one_line
 
 EXPERIMENT = os.environ.get("MLFLOW_EXPERIMENT_NAME", "mnist_exp")  # as in conf/tracking
 DIGEST_LETTERS = 12  # of a data set's digest, which MLflow shows behind the name
-DESCRIPTION = "### Command"  # how our part of a run's description begins
+DESCRIPTION = "### Outcome"  # how our part of a run's description begins
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
