@@ -122,7 +122,7 @@ def test_a_target_that_refuses_its_options_is_bad_input() -> None:
     config = compose_config("optimizer=sgd", "optimizer.nesterov=true", "optimizer.momentum=0")
     with pytest.raises(BadInput) as caught:
         build(config, "optimizer", [torch.nn.Parameter(torch.zeros(1))], skip=("groups",))
-    assert str(caught.value) == Like("optimizer=torch.optim.SGD: Nesterov momentum…")
+    assert str(caught.value) == Like("optimizer=sgd: Nesterov momentum…")
 
 
 def test_a_target_that_does_not_exist_is_bad_input() -> None:
