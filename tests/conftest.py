@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Done = subprocess.CompletedProcess[str]
 Environment = Mapping[str, str]
 EMPTY: Environment = {}
+TRAINED = ("data=digits", "optimizer.lr=1e-2", "trainer.epochs=8")  # the run of `trained`
 TIMES = {"speed/epoch_seconds", "speed/images_per_second"}  # differ between two equal runs
 
 
@@ -342,6 +343,6 @@ def clone(new_clone: Callable[[], Clone]) -> Clone:
 def trained(new_clone: Callable[[], Clone]) -> Clone:
     """A clone with one finished run on the digits, for tests that only use it."""
     clone = new_clone()
-    done = clone.run("train.py", "data=digits", "optimizer.lr=1e-2", "trainer.epochs=8")
+    done = clone.run("train.py", *TRAINED)
     assert done.returncode == 0, done.stderr
     return clone

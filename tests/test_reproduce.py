@@ -11,7 +11,7 @@ from mnist_exp.experiment.reproduce import compare
 
 
 @pytest.fixture(scope="module")
-def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
+def further(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
     """A clone, and the id of its run of two epochs, which was then trained for one more."""
     clone = new_clone()
     assert clone.run("train.py", "data=digits", "trainer.epochs=2").returncode == 0
@@ -21,9 +21,9 @@ def trained(new_clone: Callable[[], Clone]) -> tuple[Clone, str]:
 
 @pytest.mark.slow
 def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
-    trained: tuple[Clone, str],
+    further: tuple[Clone, str],
 ) -> None:
-    clone, run_id = trained
+    clone, run_id = further
     client = clone.client
     tests = client.get_metric_history(run_id, "test/loss")
     assert [point.step for point in tests] == [2, 3]  # else the last of them were not chosen
@@ -50,27 +50,27 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
     [
         (
             ["reproduce={run_id}", "optimizer.lr=0.5", "trainer.epochs=9"],
-            ["optimizer.lr=0.5: …0.001…", "trainer.epochs=9: …3…"],
+            ["optimizer.lr=0.5: …0.01…", "trainer.epochs=9: …8…"],
         ),
         ([f"reproduce={'a' * 32}"], [f"no MLflow run {'a' * 32}…"]),
     ],
 )
 def test_a_run_that_cannot_be_reproduced_is_bad_input_and_creates_nothing(
-    trained: tuple[Clone, str], arguments: list[str], problems: list[str]
+    trained: Clone, arguments: list[str], problems: list[str]
 ) -> None:
-    clone, run_id = trained
-    before = clone.folders()
-    done = clone.run("train.py", *(argument.format(run_id=run_id) for argument in arguments))
+    run_id = only_run(trained.client).info.run_id
+    before = trained.folders()
+    done = trained.run("train.py", *(argument.format(run_id=run_id) for argument in arguments))
     assert (done.returncode, done.stderr) == (2, "")
     assert done.stdout.removeprefix("error: ").splitlines() == [*map(Like, problems)]
-    assert clone.folders() == before
+    assert trained.folders() == before
 
 
 @pytest.mark.slow
 def test_a_damaged_config_of_a_run_is_one_line_and_trains_nothing(
-    trained: tuple[Clone, str],
+    further: tuple[Clone, str],
 ) -> None:
-    clone, run_id = trained
+    clone, run_id = further
     before = clone.folders()
     (artifact,) = clone.root.glob(f"mlruns/*/{run_id}/artifacts/config.yaml")
     whole = artifact.read_bytes()

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TIMES, Clone, Like, compose_config, only_run, read_metrics
+from conftest import TIMES, TRAINED, Clone, Like, compose_config, only_run, read_metrics
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
@@ -300,36 +300,36 @@ def test_ctrl_c_while_the_command_line_is_checked_prints_nothing(clone: Clone) -
 # --- found, and left alone ---
 
 
-def test_a_finished_run_is_left_unchanged_by_a_resume(whole: Clone, tmp_path: Path) -> None:
-    (folder,) = whole.folders()
-    client = whole.client
+def test_a_finished_run_is_left_unchanged_by_a_resume(trained: Clone, tmp_path: Path) -> None:
+    (folder,) = trained.folders()
+    client = trained.client
     run, before = only_run(client), hashes(folder)
-    script = str(whole.root / "train.py")
-    done = whole.run(script, f"resume={run.info.run_id}", *RUN, cwd=tmp_path)
+    script = str(trained.root / "train.py")
+    done = trained.run(script, f"resume={run.info.run_id}", *TRAINED, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == Like(f"{folder} …already…trainer.epochs=N…\n")
     assert hashes(folder) == before
     assert only_run(client).to_dictionary() == run.to_dictionary()
-    assert whole.folders() == [folder]
+    assert trained.folders() == [folder]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_config_of_a_run_to_resume_can_be_shown(whole: Clone) -> None:
-    (folder,) = whole.folders()
+def test_the_config_of_a_run_to_resume_can_be_shown(trained: Clone) -> None:
+    (folder,) = trained.folders()
     before = hashes(folder)
-    done = whole.run("train.py", "resume=latest", "--cfg", "job")
+    done = trained.run("train.py", "resume=latest", "--cfg", "job")
     assert (done.returncode, done.stderr) == (0, "")
     assert "resume: latest\n" in done.stdout
     assert hashes(folder) == before
 
 
 @pytest.mark.parametrize("more", [(), ("reproduce=0123456789abcdef0123456789abcdef",)])
-def test_a_new_run_does_not_take_an_old_folder(whole: Clone, more: tuple[str, ...]) -> None:
-    (folder,) = whole.folders()
+def test_a_new_run_does_not_take_an_old_folder(trained: Clone, more: tuple[str, ...]) -> None:
+    (folder,) = trained.folders()
     before = hashes(folder)
-    done = whole.run("train.py", *RUN, f"hydra.run.dir={folder}", *more)
+    done = trained.run("train.py", *TRAINED, f"hydra.run.dir={folder}", *more)
     assert done.returncode == 2
-    name = folder.relative_to(whole.root)
+    name = folder.relative_to(trained.root)
     (line,) = done.stderr.splitlines()
     assert line == Like(f"…hydra.run.dir={name}: …already…resume={name}…")
     assert hashes(folder) == before
