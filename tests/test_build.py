@@ -168,7 +168,7 @@ def test_an_error_in_a_users_model_is_one_line_and_leaves_no_run(clone: Clone) -
     (clone.root / "conf" / "model" / "mine.yaml").write_text("_target_: mine.Mine\nside: 28\n")
     done = clone.run("train.py", "data=digits", "model=mine")
     assert (done.returncode, done.stderr) == (2, "")
-    assert done.stdout == Like(f"error: model=mine.Mine: {UNFIT}1x64 and 784x10…model=resnet…\n")
+    assert done.stdout == Like(f"error: model=mine: {UNFIT}1x64 and 784x10…model=resnet…\n")
     assert not (clone.root / "mlflow.db").exists()
     done = clone.run("train.py", "data=digits", "model=mine", "model.side=8", "tracking=none")
     assert (done.returncode, done.stderr) == (0, "")

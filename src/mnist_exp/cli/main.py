@@ -33,6 +33,7 @@ from mnist_exp.cli.arguments import parse_flags, pin_init
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, run_and_exit
 from mnist_exp.errors import BadInput, Failure, print_line
+from mnist_exp.experiment.bugs import describe_error
 from mnist_exp.experiment.find import check_new, find_run
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
@@ -227,11 +228,16 @@ def run_with_hydra(config: DictConfig) -> object:
 
 
 def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """A run that is new, resumed, or reproduced; ends the process where it fails."""
+    """A run that is new, resumed, or reproduced; ends the process where it fails.
+
+    The log file gets the traceback, and the screen with hydra.verbose=true.
+    """
     try:
         start_run(config, folder, overrides)
-    except (Failure, OSError) as error:
-        log.error("error: %s", error)  # so that it reaches the run's log file
+    except Exception as error:  # a model or data set of a person's own can raise anything
+        is_known = isinstance(error, (Failure, OSError))
+        text = error if is_known else describe_error(error)
+        log.error("error: %s", text, exc_info=not is_known or error.__cause__ is not None)
         raise SystemExit(exit_code(error)) from error
 
 

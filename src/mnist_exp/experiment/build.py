@@ -18,6 +18,7 @@ from mnist_exp.data import Dataset, Kind, Split
 from mnist_exp.data.dataset import take_fold
 from mnist_exp.errors import BadInput, first_line
 from mnist_exp.experiment import environment
+from mnist_exp.experiment.bugs import find_place, is_deliberate
 from mnist_exp.experiment.targets import TARGET, find_target, read_options
 from mnist_exp.models.summary import Summary, memory_format, summarize
 from mnist_exp.training.losses import scale_weights
@@ -185,6 +186,8 @@ def dry_run(config: DictConfig, parts: Parts, loss: nn.Module, images: int) -> S
         reason, nondeterministic, _ = first_line(error).partition(", but you set ")
         if nondeterministic:
             remedy = "trainer.deterministic=false allows it"
+        elif not is_deliberate(error) and (place := find_place(error, caller=__file__)):
+            reason += f", {place}"
         raise BadInput(f"{name}: {doing} ({reason}); {remedy}") from error
     finally:
         set_random_states(states)
@@ -244,11 +247,15 @@ def build(
 
 @contextmanager
 def raise_bad_input(source: str) -> Iterator[None]:
-    """Raise BadInput, which names the source, for what a wrong value in it can raise."""
+    """Raise BadInput, which names the source, for what a wrong value in it can raise.
+
+    An error that nobody raised on purpose may be a bug, and is shown with its place.
+    """
     try:
         yield
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(f"{source}: {error}") from error
+        place = "" if is_deliberate(error) else find_place(error, caller=__file__)
+        raise BadInput(f"{source}: {error}{place and f' ({place})'}") from error
 
 
 def describe(config: DictConfig, group: str) -> str:

@@ -38,7 +38,8 @@ def can_draw() -> bool:
 class ScreenHandler(logging.Handler):
     """Prints records above the progress bar; on a terminal, a table in place of its message.
 
-    rich's own handler would wrap lines in a pipe and print tracebacks, which are for the log file.
+    rich's own handler would wrap lines in a pipe and print tracebacks, which are for the log file
+    and for hydra.verbose=true.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -47,7 +48,9 @@ class ScreenHandler(logging.Handler):
             console.print(table)
         else:
             style = "red" if record.levelno >= logging.ERROR else None
-            console.print(Text(format_message(record)), soft_wrap=True, style=style)
+            is_verbose = logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+            text = Formatter().format(record) if is_verbose else format_message(record)
+            console.print(Text(text), soft_wrap=True, style=style)
 
 
 def log_to(path: Path) -> None:

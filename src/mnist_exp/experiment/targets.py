@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from mnist_exp.errors import BadInput, one_line
+from mnist_exp.experiment.bugs import find_place
 from mnist_exp.experiment.renamed import find_new_name, rename
 from mnist_exp.experiment.rules import leaves, rule_for
 from mnist_exp.paths import config_dirs
@@ -37,6 +38,8 @@ def find_target(name: str) -> Any:
         return pkgutil.resolve_name(name)
     except Exception as error:  # a user's own module can raise anything
         text = f"{type(error).__name__}: {one_line(error)}"
+        if place := find_place(error, caller=__file__):
+            text = f"{text} ({place})"
         if new := find_new_name(name, error):
             text = f"{text}; it is now {new}"
         raise ImportError(text) from error

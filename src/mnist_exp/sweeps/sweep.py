@@ -17,8 +17,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.errors import Failure, one_line
+from mnist_exp.errors import Failure
 from mnist_exp.experiment import environment, screen
+from mnist_exp.experiment.bugs import describe_error
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.environment import code_digest
 from mnist_exp.experiment.load import TrainedModel, load_model
@@ -293,7 +294,7 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
         log.error("job %d: %s", number, error)
         return outcome
     except Exception as error:
-        log.exception("job %d failed: %s", number, error)
+        log.exception("job %d failed: %s", number, describe_error(error))
         outcome = replace(outcome, status="FAILED", reason=describe_error(error))
     outcome.write()
     return outcome
@@ -364,9 +365,3 @@ def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
 
         run.on_epoch = on_epoch
     return run
-
-
-def describe_error(error: Exception) -> str:
-    """The error in one line; one that is not ours with its type."""
-    ours = isinstance(error, (Failure, OSError))
-    return one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
