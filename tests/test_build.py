@@ -173,7 +173,7 @@ def test_an_error_in_a_users_model_is_one_line_and_leaves_no_run(clone: Clone) -
     done = clone.run("train.py", "data=digits", "model=mine", "model.side=8", "tracking=none")
     assert (done.returncode, done.stderr) == (0, "")
     first = done.stdout.splitlines()[0]
-    name = "mine-adam-lr0.001-bs64-data=digits-model.side=8"
+    name = "mine-adam-lr0.001-bs64-data=digits-side=8"
     assert first == Like(f"{name} on cpu, 1 thread, …: 650 parameters, 1,280 FLOP…")
 
 
