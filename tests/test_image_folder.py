@@ -43,6 +43,10 @@ def open_set(root: Path, cache: Path, **options: Any) -> Dataset:
     return image_folder(str(root), str(cache), **options)
 
 
+def is_decoding(message: str) -> bool:
+    return " decoding " in message
+
+
 def get_refusal(root: Path, **options: Any) -> str:
     """Why a folder is not a data set, without the beginning of the message."""
     with pytest.raises(BadInput) as raised:
@@ -184,7 +188,9 @@ def test_files_that_came_went_or_changed_are_noticed(
     assert (after.kind.digest == before.kind.digest) is (change == "touched")
     number = sum(after.sizes.values())
     assert number == 20 + {"added": 1, "removed": -1}.get(change, 0)
-    assert caplog.messages == [f"data.root={root}: decoding {n} images" for n in (20, number)]
+    assert [*filter(is_decoding, caplog.messages)] == [
+        Like(f"data.root={root}: decoding {n} images…") for n in (20, number)
+    ]
 
 
 def test_a_class_folder_that_came_is_noticed_though_nothing_is_in_it(tmp_path: Path) -> None:
@@ -202,7 +208,7 @@ def test_each_size_has_a_cache_of_its_own(tmp_path: Path, caplog: pytest.LogCapt
         assert (
             open_set(tmp_path / "pets", tmp_path / "cache", size=size).kind.image_shape == expected
         )
-    assert len(caplog.messages) == 2
+    assert len([*filter(is_decoding, caplog.messages)]) == 2
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
@@ -248,7 +254,7 @@ def test_of_two_that_need_it_at_once_one_decodes_and_the_other_waits(
     with ThreadPoolExecutor() as pool:
         both = [pool.submit(open_set, tmp_path / "pets", tmp_path / "cache") for _ in range(2)]
     assert both[0].result().kind.digest == both[1].result().kind.digest
-    assert caplog.messages == [Like(f"data.root={tmp_path / 'pets'}: …20 images")]
+    assert len([*filter(is_decoding, caplog.messages)]) == 1
 
 
 # --- folders that are not a data set ---
@@ -273,7 +279,9 @@ def test_class_folders_without_images(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / "pets" / name).mkdir()
     (tmp_path / "pets" / "a" / "notes.txt").touch()
-    assert get_refusal(tmp_path / "pets") == Like("…class needs a folder with images…a, b, c, d…")
+    assert get_refusal(tmp_path / "pets") == Like(
+        "…class needs a folder with images…a, b, c and 1 more"
+    )
 
 
 def test_test_classes_that_differ_from_those_to_train_on(tmp_path: Path) -> None:
@@ -281,7 +289,7 @@ def test_test_classes_that_differ_from_those_to_train_on(tmp_path: Path) -> None
     make(tmp_path / "pets" / "test")
     picture(tmp_path / "pets" / "train" / "cow" / "1.png")
     (tmp_path / "pets" / "test" / "dog").rename(tmp_path / "pets" / "test" / "bird")
-    assert get_refusal(tmp_path / "pets") == Like("…classes differ…cow, dog…train/…bird…test/…")
+    assert get_refusal(tmp_path / "pets") == Like("…classes differ…bird…test/…")
 
 
 def test_too_few_images_for_a_test(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where the code, its config and the files of runs are."""
 
+import os
 from pathlib import Path
 
 from mnist_exp.errors import BadInput
@@ -12,6 +13,20 @@ CONF = (PACKAGE if IS_INSTALLED else REPOSITORY) / "conf"
 SOURCES = PACKAGE if IS_INSTALLED else PACKAGE.parent
 
 config_dirs = [CONF]  # where the groups and their options are looked for, in this order
+
+
+def expand(path: str | Path) -> Path:
+    """An absolute path, as a shell would have it: ~ is the home folder, quoted or not.
+
+    Every path from outside goes through here. Raises BadInput for the ~name of nobody: else it
+    would become a folder of that name.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111 (Path raises RuntimeError)
+    if expanded.startswith("~"):
+        raise BadInput(
+            f"{path}: there is no such home folder; write ./{path} for a file of that name"
+        )
+    return Path(expanded).absolute()
 
 
 def add_config_dir(folder: str) -> None:

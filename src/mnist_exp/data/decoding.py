@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from mnist_exp.data.listing import File
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import check_file
 
@@ -58,7 +60,6 @@ SLICE = 16  # images per task of a thread: a task costs as much as decoding a sm
 one_large = Lock()
 
 T = TypeVar("T")
-File = tuple[Path, int]  # an image file and its label
 Size = tuple[int, int]  # width, height
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -222,12 +223,12 @@ def fit_into(field: Size, size: Size, fit: str) -> tuple[Size, Box]:
 
 
 def pad(image: Image.Image, size: Size) -> Image.Image:
-    """The image in the middle of a field, in the color that most of its border has."""
+    """The image in the middle of a field, in the median color of its border: paper stays paper."""
     if image.size == size:
         return image
     pixels = np.asarray(image)
-    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
-    color = np.median(np.concatenate(edges), axis=0).astype(np.uint8)
+    border = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+    color = np.median(border, axis=0).astype(np.uint8)
     field = Image.new(image.mode, size, tuple(color.reshape(-1).tolist()))
     field.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return field
@@ -271,12 +272,14 @@ def explain(error: Exception, source: Path | BinaryIO) -> str:
 
 
 def find_form(
-    root: Path, train: Sequence[File], test: Sequence[File], size: Size | None, fit: str
-) -> Form:
-    """The form of a set, from the headers of its files, and of the training images of more than 8
-    bits from their values, too. Raises BadInput if their sizes differ, and none is given.
+    root: Path, train: Sequence[File], others: Sequence[File], size: Size | None, fit: str
+) -> tuple[Form, int]:
+    """The form of a set and the number of its pixels, from the headers of its files.
+
+    What is white in training images of more than 8 bits is found in their values. Raises BadInput
+    if the images differ in size, and none is given.
     """
-    paths = [path for path, _ in (*train, *test)]
+    paths = [path for path, _ in (*train, *others)]
     headers = dict(zip(paths, _read_each(_read_header, paths), strict=True))
     good = {path: header for path, header in headers.items() if isinstance(header, Form)}
     modes = {path: good[path].mode for path, _ in train if path in good}
@@ -285,8 +288,9 @@ def find_form(
     with ThreadPoolExecutor(_count_threads(deep)) as pool:
         most = [most for most in _read_each(_read_most, deep, pool.map) if isinstance(most, float)]
     white = find_white(max(most)) if most else None
+    pixels = sum(math.prod(header.size) for header in good.values())
     if size is not None:
-        return Form(mode, size, fit, white)
+        return Form(mode, size, fit, white), pixels
     first_of = {header.size: path for path, header in reversed(good.items())}
     common = Counter(header.size for header in good.values()).most_common(2)
     if len(common) > 1:
@@ -295,7 +299,7 @@ def find_form(
             f"data.root={root}: images of {len(first_of)} sizes: {', '.join(said)}; "
             f"data.size={min(common[0][0])} makes them one"
         )
-    return Form(mode, common[0][0] if common else (1, 1), fit, white)
+    return Form(mode, common[0][0] if common else (1, 1), fit, white), pixels
 
 
 def common_mode(modes: Iterable[str]) -> str:
@@ -304,14 +308,18 @@ def common_mode(modes: Iterable[str]) -> str:
     return "L" if is_gray else "RGB"
 
 
-def write_images(
-    path: Path, files: Sequence[File], classes: int, form: Form
-) -> tuple[list[int], dict[Path, str]]:
-    """Write the readable images into a .npy file, uint8 [n, channels, height, width].
+class Written(NamedTuple):
+    """What was written of some files."""
 
-    Returns how many there are of each class, and why each of the other files is unreadable.
-    """
-    class_counts, unreadable = [0] * classes, {}
+    class_counts: list[int]  # of the readable images
+    readable: list[Path]
+    hashes: list[bytes]  # of their pixels
+    unreadable: dict[Path, str]  # why
+
+
+def write_images(path: Path, files: Sequence[File], classes: int, form: Form) -> Written:
+    """Write the readable images into a .npy file, uint8 [n, channels, height, width]."""
+    written = Written([0] * classes, [], [], {})
     read, paths = partial(read_pixels, form=form), [source for source, _ in files]
     with path.open("wb") as file, ThreadPoolExecutor(_count_threads(paths)) as pool:
         _write_header(file, 0, form)
@@ -320,13 +328,15 @@ def write_images(
             decoded = _read_each(read, paths[start : start + CHUNK], pool.map)
             for (source, label), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, str):
-                    unreadable[source] = pixels
+                    written.unreadable[source] = pixels
                 else:
-                    class_counts[label] += 1
+                    written.class_counts[label] += 1
+                    written.readable.append(source)
+                    written.hashes.append(blake2b(pixels.data, digest_size=8).digest())
                     file.write(pixels.data)
         file.seek(0)
-        _write_header(file, sum(class_counts), form)
-    return class_counts, unreadable
+        _write_header(file, len(written.hashes), form)
+    return written
 
 
 def _write_header(file: BinaryIO, count: int, form: Form) -> None:

@@ -1,17 +1,16 @@
-"""Your own images, one folder per class."""
+"""A person's own images: a folder for each class, or a CSV file of labels."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-from collections import Counter
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from mnist_exp.data.cache import (
     DataError,
@@ -30,185 +29,234 @@ from mnist_exp.data.dataset import (
     split_dataset,
     width_and_height,
 )
-from mnist_exp.data.splits import ArrayFile, Rows, make_split
+from mnist_exp.data.listing import HEIC, Listing, abbreviate, find_images
+from mnist_exp.data.splits import ArrayFile, Rows, make_split, split_by_class, split_off
 from mnist_exp.errors import BadInput
-
-if TYPE_CHECKING:
-    from mnist_exp.data.decoding import File
+from mnist_exp.paths import expand
 
 log = logging.getLogger(__name__)
 
-DECODER = 3  # raised when it reads files in another way: older caches are made again
+DECODER = 4  # raised when it reads files in another way: older caches are made again
+LARGE = 2e9  # bytes of a cache for which data.size is asked
+IMBALANCE = 10  # images of the largest class for each of the smallest
+
+Row = tuple[str, int]  # of a part in the cache
 
 
 def image_folder(
     root: str,
     cache: str,
+    labels: str | None = None,
     size: Size = None,
     fit: str = "stretch",
     mean: Channels = None,
     std: Channels = None,
     skip_bad: bool = False,
+    stratified: bool = False,
     val_fraction: float = 0.15,
     split_seed: int = 0,
     memory_limit: float = 8.0,
 ) -> Dataset:
-    """The images under `root`: in `train/<class>/` and `test/<class>/`, or all in `<class>/`.
+    """The images under `root`, as `find_images` finds them; labels: a CSV file instead of folders.
 
-    Without a test folder, every fifth image of a class, in sorted order, is a test image. Files and
-    classes are found as torchvision's ImageFolder finds them. The set is gray if all training
-    images are. With `size`, of one number or [height, width], the images are resized, antialiased:
-    stretched, or, by `fit`, padded or cropped to keep their shape; without it, they must all have
-    one size. With `skip_bad`, unreadable files are skipped.
+    The set is gray if all training images are. With `size`, of one number or [height, width], the
+    images are resized, antialiased: stretched, or, by `fit`, padded or cropped to keep their shape;
+    without it, they must all have one size. With `skip_bad`, unreadable files are skipped.
+
+    stratified: whether each class of two or more images is in training and validation alike, in
+    orders of which any beginning has of each class its share; false: as before version 0.3, which
+    knew no folder for validation.
 
     The images are decoded once, and again when a file was added, removed, or changed in size or
     time. 60,000 JPEGs of 32×32 take 15 s to decode, and 1 s to load afterwards. Above
     `memory_limit` GB the images stay on disk, see `cache.load`. Raises BadInput, DataError.
     """
-    folder = Path(root).absolute()
-    listing = _list_files(folder)
-    options = f"{folder}\0{size}\0{fit}\0{skip_bad}"
-    cached = Path(cache) / "image_folder" / f"{folder.name}-{hash_text(options)[:12]}"
+    folder = expand(root)
+    listing = find_images(folder, expand(labels) if labels else None)
+    if not stratified:
+        listing.parts.pop("val", None)
+    log.info("data.root=%s: %s", root, listing.source)
+    if listing.left_out:
+        log.info("data.root=%s: left out: %s", root, describe_left_out(listing))
+    options = f"{folder}\0{labels}\0{size}\0{fit}\0{skip_bad}"
+    cached = expand(cache) / "image_folder" / f"{folder.name}-{hash_text(options)[:12]}"
     record = ensure_record(
         cached,
-        hash_text(f"{DECODER}{options}{listing}"),
-        lambda: _decode(folder, cached, width_and_height(size), fit, skip_bad),
+        hash_text(f"{DECODER}{options}{listing.state()}"),
+        lambda: _decode(folder, listing, cached, width_and_height(size), fit, skip_bad),
     )
     if skipped := record["left_out"]:
         log.warning("data.root=%s: skipped: %s", root, abbreviate(skipped))
-    arrays = load(cached, record["sums"], memory_limit)
-    classes = torch.arange(len(record["classes"]))
-    train, test = (  # the images are sorted by class
-        make_split(images, classes.repeat_interleave(torch.tensor(record["counts"][part])))
-        for part, images in arrays.items()
-    )
-    digest = hash_text(json.dumps([record["classes"], record["counts"], record["sums"]]))
+    counts, arrays = record["counts"], load(cached, record["sums"], memory_limit)
+    train, val, test = (_make_labels(counts.get(part, [])) for part in ("train", "val", "test"))
+    whole = make_split(arrays["train"], torch.cat([train, val]))
+    if len(val):
+        both = whole[: len(train)], whole[len(train) :]
+        rest, chosen = (split_by_class(part, 0, split_seed)[0] for part in both)
+    else:
+        split = split_by_class if stratified else split_off
+        rest, chosen = split(whole, val_fraction, split_seed)
+    classes = tuple(record["classes"])
+    parts = {"training": rest.labels, "validation": chosen.labels, "test": test}
+    parts = {part: found for part, found in parts.items() if len(found)}
+    counts_of = {part: found.bincount(minlength=len(classes)) for part, found in parts.items()}
+    assert chosen.places is not None
+    chosen_rows = set(chosen.places.tolist())
+    for problem in (
+        *find_imbalance(classes, counts_of),
+        *find_equal(record["equal"], record["files"], chosen_rows),
+    ):
+        log.warning("data.root=%s: %s", root, problem)
+    digest = hash_text(json.dumps([record["classes"], counts, record["sums"]]))
     mean = record["mean"] if mean is None else mean
     std = record["std"] if std is None else std
-    about = (folder.name, tuple(record["classes"]), digest)
-    dataset = split_dataset(train, test, *about, mean, std, val_fraction, split_seed)
+    about = (folder.name, classes, digest, mean, std)
+    dataset = split_dataset(whole, make_split(arrays["test"], test), *about, 0, split_seed)
     kind = replace(dataset.kind, fit=fit, white=record["white"])
-    return replace(dataset, kind=kind, files=record["files"])
+    return replace(dataset, kind=kind, train=rest, val=chosen, files=record["files"])
 
 
-# --- find the files ---
+def _make_labels(counts: Sequence[int]) -> Tensor:
+    """The labels of images that are sorted by class, int64 [n]."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
 
 
-def _list_files(root: Path) -> str:
-    """Path, size, and time of all files: 0.3 s for 60,000. Raises BadInput."""
-    if not root.is_dir():
-        raise BadInput(f"data.root={root}: no such folder")
-    lines = []
-    for folder, _, names in os.walk(root, followlinks=True):
-        lines.append(folder)
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118 (Path takes twice as long)
-            try:
-                found = os.stat(path)  # noqa: PTH116
-                lines.append(f"{path}\0{found.st_size}\0{found.st_mtime_ns}")
-            except OSError:  # a broken link
-                lines.append(path)
-    return "\n".join(sorted(lines))
+def describe_left_out(listing: Listing) -> str:
+    """How many files of each ending are not images, and what reads HEIC."""
+    files = listing.left_out.most_common()
+    text = ", ".join(f"{count} {ending}" for ending, count in files)
+    if any(ending in HEIC for ending, _ in files):
+        text += " (pip install pillow-heif to read HEIC)"
+    return text
 
 
-def _find(root: Path) -> tuple[list[str], list[File], list[File]]:
-    """The class names, and the training and test files, sorted by class.
+# --- what is odd about a set ---
 
-    Raises BadInput for a folder that does not have the layout of a set.
+
+def find_imbalance(classes: Sequence[str], counts: Mapping[str, Tensor]) -> Iterator[str]:
+    """What is odd about the counts of the classes, int64 [classes] for each part."""
+    missing = {
+        part: [name for name, count in zip(classes, of_part.tolist(), strict=True) if not count]
+        for part, of_part in counts.items()
+    }
+    if any(missing.values()):
+        lists = [f"{part} has no {abbreviate(names)}" for part, names in missing.items() if names]
+        yield f"classes without an image: {'; '.join(lists)}"
+    both = (counts["training"] + counts.get("validation", 0)).tolist()
+    most, fewest = both.index(max(both)), both.index(min(both))
+    if both[most] > IMBALANCE * both[fewest]:
+        said = " and ".join(f"{both[n]} of {classes[n]}" for n in (most, fewest))
+        yield f"{said} to train on; see data.sampling=balanced and loss.class_weights=balanced"
+
+
+def find_equal(
+    groups: Sequence[Sequence[Row]], files: Mapping[str, Sequence[str]], chosen: Set[int]
+) -> Iterator[str]:
+    """Equal images in two parts.
+
+    groups: of equal images; files: the names of the rows; chosen: those of the training images that
+    are for validation.
     """
-    train, test = root / "train", root / "test"
-    if train.is_dir() and test.is_dir():
-        classes, files = _find_class_files(train)
-        test_classes, test_files = _find_class_files(test)
-        if classes != test_classes:
-            only = {
-                "train": sorted(set(classes) - set(test_classes)),
-                "test": sorted(set(test_classes) - set(classes)),
-            }
-            lists = "; ".join(
-                f"{abbreviate(names)} only in {part}/" for part, names in only.items() if names
-            )
-            raise BadInput(f"data.root={root}: the classes differ: {lists}")
-        return classes, files, test_files
-    classes, files = _find_class_files(root)
-    parts: tuple[list[File], list[File]] = ([], [])
-    seen = Counter[int]()
-    for path, label in files:
-        seen[label] += 1
-        parts[seen[label] % 5 == 0].append((path, label))
-    return classes, *parts
-
-
-def _find_class_files(root: Path) -> tuple[list[str], list[File]]:
-    """Class names, and files sorted by class, as torchvision finds them. Raises BadInput."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
-    try:
-        classes, labels = find_classes(root)
-        files = make_dataset(root, labels, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        message = f"data.root={root}: each class needs a folder with images: {error}"
-        raise BadInput(message) from None
-    if len(classes) == 1:
-        raise BadInput(f"data.root={root}: only one class, {classes[0]}; at least two are needed")
-    return classes, [(Path(path), label) for path, label in files]
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    """The first three, and the number of the others."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    count = sum(map(len, files.values()))
+    if len(groups) == 1 and len(groups[0]) == count:
+        yield f"all {count} images are equal"
+        return
+    across = []
+    for group in groups:
+        first_of: dict[str, str] = {}
+        for part, row in group:
+            name = "test" if part == "test" else "validation" if row in chosen else "training"
+            first_of.setdefault(name, files[part][row])
+        if len(first_of) > 1:
+            across.append(" and ".join(f"{path} ({name})" for name, path in first_of.items()))
+    if across:
+        number = f"{len(across)} time{'s' * (len(across) > 1)}"
+        yield f"equal images in two parts, {number}: {abbreviate(across, 1)}"
 
 
 # --- decoding ---
 
 
 def _decode(
-    root: Path, folder: Path, size: tuple[int, int] | None, fit: str, skip_bad: bool
+    root: Path,
+    listing: Listing,
+    folder: Path,
+    size: tuple[int, int] | None,
+    fit: str,
+    skip_bad: bool,
 ) -> Record:
-    """Write the pixels of both parts into the folder, an image at a time; returns their record.
+    """Write the pixels of the parts into the folder, an image at a time; returns their record.
 
-    Raises BadInput for images that cannot form a set, DataError for unreadable files.
+    Images of a part for validation follow those for training. Raises BadInput for images that
+    cannot form a set, DataError for unreadable files.
     """
-    from mnist_exp.data.decoding import find_form, write_images  # Pillow; not with a cache
+    from mnist_exp.data.decoding import find_form, write_images  # Pillow: not needed with a cache
 
-    classes, train_files, test_files = _find(root)
-    log.info("data.root=%s: decoding %d images", root, len(train_files) + len(test_files))
-    with replace_array(folder, "train") as train, replace_array(folder, "test") as test:
-        form = find_form(root, train_files, test_files, size, fit)
-        (train_counts, bad_train), (test_counts, bad_test) = (
-            write_images(path, files, len(classes), form)
-            for path, files in ((train, train_files), (test, test_files))
+    classes, parts = listing.classes, listing.parts
+    val = [(path, label + len(classes)) for path, label in parts.get("val", [])]
+    learned, count = [*parts["train"], *val], sum(map(len, parts.values()))
+    form, pixels = find_form(root, parts["train"], [*val, *parts["test"]], size, fit)
+    pixel_bytes = count * math.prod(form.shape)
+    on_disk, in_memory = describe_bytes(pixel_bytes), describe_bytes(5 * pixel_bytes)
+    text = "data.root=%s: decoding %d images, %.1f megapixels; the cache takes %s, %s in memory"
+    log.info(text, root, count, pixels / 1e6, on_disk, in_memory)
+    if size is None and fit != "stretch" and pixel_bytes > LARGE:  # older sets were not asked
+        _, height, width = form.shape
+        raise BadInput(
+            f"data.root={root}: {count} images of {height}×{width} take {on_disk}; give a size, "
+            f"such as data.size=224, or data.size=[{height},{width}] to keep theirs"
         )
-        unreadable = {
-            str(path.relative_to(root)): why for path, why in (bad_train | bad_test).items()
+
+    def name(path: Path) -> str:
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    with replace_array(folder, "train") as train, replace_array(folder, "test") as test:
+        written = {
+            "train": write_images(train, learned, 2 * len(classes), form),
+            "test": write_images(test, parts["test"], len(classes), form),
         }
+        bad = [each for found in written.values() for each in found.unreadable.items()]
+        unreadable = {name(path): why for path, why in bad}
         if unreadable and not skip_bad:
             reasons = abbreviate([f"{path} ({why})" for path, why in unreadable.items()])
             raise DataError(
                 f"data.root={root}: unreadable images: {reasons}; repair or remove them, or skip "
                 "them with data.skip_bad=true"
             )
-        if 0 in train_counts or not any(test_counts):
+        train_counts, test_counts = (part.class_counts for part in written.values())
+        counts = {"train": train_counts[: len(classes)], "test": test_counts}
+        if val:
+            counts["val"] = train_counts[len(classes) :]
+        if 0 in counts["train"] or not any(test_counts):
             raise BadInput(
                 f"data.root={root}: too few images; each class needs one for training, and the "
                 "test part (test/, or every fifth image of a class) needs one"
             )
         array = ArrayFile(train)
-        mean, std = compute_mean_and_std(Rows(array, torch.arange(array.shape[0])))
+        rows = Rows(array, torch.arange(sum(counts["train"])))
+        mean, std = compute_mean_and_std(rows)
         sums = {"train": hash_array(array), "test": hash_array(ArrayFile(test))}
-    unread = bad_train | bad_test
-    parts = {"train": train_files, "test": test_files}
     return {
         "sums": sums,
         "classes": classes,
-        "counts": {"train": train_counts, "test": test_counts},
+        "counts": counts,
         "mean": mean,
-        "white": form.white,
         "std": std,
+        "white": form.white,
         "left_out": list(unreadable),
-        "files": {
-            part: [str(path.relative_to(root)) for path, _ in files if path not in unread]
-            for part, files in parts.items()
-        },
+        "files": {part: list(map(name, found.readable)) for part, found in written.items()},
+        "equal": group_equal({part: found.hashes for part, found in written.items()}),
     }
+
+
+def group_equal(hashes: Mapping[str, Sequence[bytes]]) -> list[list[Row]]:
+    """The groups of images with the same pixels."""
+    groups: dict[bytes, list[Row]] = {}
+    for part, of_part in hashes.items():
+        for row, pixels in enumerate(of_part):
+            groups.setdefault(pixels, []).append((part, row))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def describe_bytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

@@ -170,13 +170,35 @@ def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     if fraction == 0:
         return whole, whole[:0]
     count = round(len(whole) * fraction)
-    if not 0 < count < len(whole):
-        raise BadInput(
-            f"data.val_fraction={fraction}: of {len(whole)} images this leaves "
-            f"{len(whole) - count} for training and {count} for validation"
-        )
+    check_parts(fraction, len(whole) - count, count)
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     return whole[order[count:]], whole[order[:count]]
+
+
+def split_by_class(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split into the rest and about `fraction` of each class; `seed` and the labels alone decide.
+
+    A class of two or more images is in both parts, unless the fraction is 0. Any beginning of a
+    part has of each class its share. Raises BadInput if a part would be empty.
+    """
+    rest, taken = [], []
+    for images in shuffle_classes(whole.labels, seed):
+        count = min(max(round(len(images) * fraction), 1), len(images) - 1) if fraction else 0
+        rest.append(images[: len(images) - count])
+        taken.append(images[len(images) - count :])
+    parts = whole[interleave(rest)], whole[interleave(taken)]
+    if fraction:
+        check_parts(fraction, *map(len, parts))
+    return parts
+
+
+def check_parts(fraction: float, rest: int, taken: int) -> None:
+    """Raises BadInput for a fraction that leaves nothing for training or for validation."""
+    if not (rest and taken):
+        raise BadInput(
+            f"data.val_fraction={fraction}: of {rest + taken} images this leaves {rest} for "
+            f"training and {taken} for validation"
+        )
 
 
 def join(first: Split, second: Split) -> Split:

@@ -37,7 +37,7 @@ GROUPS: dict[str, dict[str, Any]] = {
 
 # `_target_` → keys that are younger than some configs, with the value that changes nothing.
 YOUNGER: dict[str, dict[str, Any]] = {
-    "mnist_exp.data.image_folder": {"fit": "stretch"},
+    "mnist_exp.data.image_folder": {"labels": None, "fit": "stretch", "stratified": False},
     "mnist_exp.models.torchvision_model": {"pretrained": False},
 }
 

@@ -93,6 +93,8 @@ OPTION_RULES = {
         )
     ),
     "data.fit": one_of("stretch", "pad", "crop"),
+    "data.labels": optional(text),
+    "data.stratified": flag,
     "data.skip_bad": flag,
     "data.val_fraction": fraction,
     "data.split_seed": seed,

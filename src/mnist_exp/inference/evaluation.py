@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from mnist_exp.data import Dataset, Kind, Split
-from mnist_exp.data.folders import abbreviate
+from mnist_exp.data.listing import abbreviate
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.build import load_dataset
