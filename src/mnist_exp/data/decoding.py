@@ -12,9 +12,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -24,12 +25,12 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mnist_exp.data.listing import File
+from mnist_exp.data.listing import HEIC, File
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import check_file
 
 # Pillow decodes these itself. For EPS it starts Ghostscript. MPO, as phones write, opens as JPEG.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "HEIF")
 
 # Bytes that a pixel takes while an image of this mode, or of this format, is decoded and converted.
 MODE_BYTES = {"L": 1, "1": 2, "RGB": 4}
@@ -62,6 +63,9 @@ one_large = Lock()
 T = TypeVar("T")
 Size = tuple[int, int]  # width, height
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+with suppress(ImportError):  # a person's own choice
+    import_module("pillow_heif").register_heif_opener()
 
 
 class Form(NamedTuple):
@@ -260,6 +264,8 @@ def explain(error: Exception, source: Path | BinaryIO) -> str:
     match error:
         case FileNotFoundError():
             return "no such file"
+        case UnidentifiedImageError() if Path(getattr(source, "name", "")).suffix.lower() in HEIC:
+            return "HEIC, which the package pillow-heif reads"
         case UnidentifiedImageError():
             empty = isinstance(source, Path) and source.stat().st_size == 0
             return "empty file" if empty else "not an image"

@@ -9,7 +9,6 @@ All raise DataError for other bytes than the published ones, and when no source 
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from mnist_exp.data.cache import Arrays, Files, hash_text, idx_encode, load_or_m
 from mnist_exp.data.dataset import Channels, Dataset, split_dataset
 from mnist_exp.data.sources import Archive, Published, Wheel
 from mnist_exp.data.splits import make_split
+from mnist_exp.paths import expand
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -132,7 +132,7 @@ def digits(
     The set has no official test part; every fifth image is a test image here.
     """
     digest = hash_text("".join(DIGITS_SUMS.values()))
-    arrays = load_or_make(Path(cache) / "digits", digest, _read_digits, memory_limit)
+    arrays = load_or_make(expand(cache) / "digits", digest, _read_digits, memory_limit)
     whole = make_split(arrays["images"], arrays["labels"])
     is_test = torch.arange(len(whole)) % 5 == 4
     about = ("digits", tuple("0123456789"), digest)

@@ -40,6 +40,7 @@ from mnist_exp.data.cache import (
 )
 from mnist_exp.data.dataset import Channels, Dataset, split_dataset
 from mnist_exp.data.splits import make_split
+from mnist_exp.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +102,10 @@ class Published:
         memory_limit: float = 8.0,
     ) -> Dataset:
         def make() -> Arrays:
-            return self.decode(fetch(self, Path(root), mirrors))
+            return self.decode(fetch(self, expand(root), mirrors))
 
         digest = hash_text("".join(self.sums.values()))
-        arrays = load_or_make(Path(cache) / self.name, digest, make, memory_limit)
+        arrays = load_or_make(expand(cache) / self.name, digest, make, memory_limit)
         images, labels, test_images, test_labels = arrays.values()
         train, test = make_split(images, labels), make_split(test_images, test_labels)
         about = (self.name, self.classes, digest)

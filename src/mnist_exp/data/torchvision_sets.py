@@ -20,6 +20,7 @@ from mnist_exp.data.dataset import Channels, Dataset, Size, split_dataset, width
 from mnist_exp.data.sources import silence_download
 from mnist_exp.data.splits import make_split
 from mnist_exp.errors import BadInput, one_line
+from mnist_exp.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ def torchvision_set(
     Raises ValueError for an unknown name or option, BadInput for a set of another kind or of
     several sizes, and DataError if torchvision cannot load it.
     """
-    key = json.dumps([name, str(Path(root).absolute()), dict(options or {}), size], default=str)
-    folder = Path(cache) / "torchvision" / f"{name}-{hash_text(key)[:12]}"
+    key = json.dumps([name, str(expand(root)), dict(options or {}), size], default=str)
+    folder = expand(cache) / "torchvision" / f"{name}-{hash_text(key)[:12]}"
     record = ensure_record(folder, key, lambda: _decode(folder, name, root, options or {}, size))
     arrays = load(folder, record["sums"], memory_limit)
     train, test = (
@@ -104,7 +105,7 @@ def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> tuple[Any, 
     for option in options:
         if option not in others:
             raise ValueError(f"has no option {option}; it has {', '.join(others) or 'none'}")
-    make = partial(kind, **options, **({"root": root} if "root" in known else {}))
+    make = partial(kind, **options, **({"root": expand(root)} if "root" in known else {}))
     can_download = "download" in known
     if argument is None:
         return _open(make, name, root, can_download), None
