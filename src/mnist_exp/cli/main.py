@@ -216,9 +216,6 @@ def run_with_hydra(config: DictConfig) -> object:
         del config["sweep"]  # a run does not depend on the sweep that started it
     if rank() == 0:
         start_worker(config.tracking)  # imports MLflow while this process imports torch
-    from mnist_exp.experiment.init import normalize_as_imagenet
-
-    normalize_as_imagenet(config, overrides)
     if hydra_config.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps.sweep import run_job
 
@@ -243,8 +240,10 @@ def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
 
 def start_run(config: DictConfig, folder: Path, overrides: list[str]) -> Result:
     """Train, resume or reproduce. Raises what these raise."""
+    from mnist_exp.experiment.init import normalize_as_imagenet
     from mnist_exp.inference.hooks import HOOKS
 
+    normalize_as_imagenet(config, overrides)
     if config.reproduce:
         from mnist_exp.experiment.reproduce import reproduce  # imports MLflow
 

@@ -22,6 +22,7 @@ from mnist_exp.experiment import environment, screen
 from mnist_exp.experiment.bugs import describe_error
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.environment import code_digest
+from mnist_exp.experiment.init import normalize_as_imagenet
 from mnist_exp.experiment.load import TrainedModel, load_model
 from mnist_exp.experiment.record import cut_name, describe, shorten
 from mnist_exp.experiment.run import Run, Stopped, load_run
@@ -276,6 +277,7 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     A job that fails leaves the reason in its outcome and its log, and the other jobs run. Raises
     Interrupted, and Failure if the sweep or the folder is not the job's.
     """
+    normalize_as_imagenet(config, overrides)
     sweep = records.read_sweep(folder.parent)
     values = dict(override.split("=", 1) for override in overrides)
     chosen = {key: values[key] for key in sweep.swept}
