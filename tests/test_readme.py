@@ -97,7 +97,9 @@ def test_keys_and_options_in_the_pages_exist() -> None:
     groups = "|".join(path.name for path in CONF.iterdir() if path.is_dir())
     top = OmegaConf.load(CONF / "config.yaml")
     for page in PAGES:
-        for group, key, option in re.findall(rf"`({groups})(?:\.(?!txt)(\w+)|=(\w+))", read(page)):
+        for group, key, option in re.findall(
+            rf"`({groups})(?:\.(?!txt|jsonl)(\w+)|=(\w+))", read(page)
+        ):
             files = CONF.glob(f"{group}/*.yaml")
             options = {path.stem: list(OmegaConf.load(path)) for path in files}
             if key:
