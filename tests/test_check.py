@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from mnist_exp.cli import check as command_line
 from mnist_exp.cli import main as cli
-from mnist_exp.cli.arguments import parse_flags
 from mnist_exp.cli.check import problems
+from mnist_exp.cli.main import parse_flags
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import environment
 from mnist_exp.paths import CONF, REPOSITORY, config_dirs
@@ -261,8 +261,7 @@ BOTH = "tracking=[mlflow,tensorboard]"
         (f"{BOTH} tracking.figures=yes", "…true or false"),
         (
             f"{BOTH} tracking.log_dir=here",
-            f"no such key… {BOTH} has figures, experiment, uri, log_checkpoints, log_model, "
-            "register, logdir; did you mean logdir?",
+            f"no such key… {BOTH} has figures, …register, logdir; did you mean logdir?",
         ),
         ("tracking=[mlflow,tensorbord]", f"{ONE_OF}; did you mean tensorboard?"),
         ("tracking=[mlflow,1]", ONE_OF),
@@ -334,6 +333,7 @@ OTHER_OPTIONS = {
     "-m sweep=folds data.folds=3 data.fold=3,0": ["data.fold=3: …from 0 to 2…"],
     "-m sweep=folds data.folds=10": [],
     "sweep=seeds": ["sweep=seeds: …sweep…-m"],
+    "-m hydra/sweeper=basic": ["hydra/sweeper=basic: … jobs | optuna"],
     "-m sweep=seed": ["sweep=seed: …lr_batch | seeds; did you mean seeds?"],
     "-m sweep.test=none": ["sweep.test=none: … winner | all; did you mean winner?"],
     "-m model=linear,mlp model.dropout=0.1": [NOT_LINEAR],

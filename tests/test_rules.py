@@ -22,6 +22,8 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "seed": ([0, 42, 2**32 - 1], [-1, 2**32, 0.5, None]),
     "resume": ([None, "latest", "outputs/2026-01-31/12-00-00-a1b2c3"], ["", 3, True]),
     "reproduce": ([None, "d1fc0ea5"], ["", 3, True]),
+    "sweep.combine": (["product", "zip"], ["pairs", None]),
+    "sweep.jobs": ([None, "jobs.csv"], ["", 1]),
     "sweep.test": (["winner", "all"], ["none", True, None]),
     "sweep.resume": ([None, "latest", "outputs/2026-01-31/12-00-00-a1b2c3"], ["", 3, True]),
     "sweep.max_jobs": ([1, 10_000], [0, 1.5, None]),

@@ -146,6 +146,9 @@ def test_a_search_trains_each_configuration_once_and_ends_when_there_is_no_other
     rows = read_leaderboard(find_sweep(clone))
     assert {(row["batch_size"], row["n"]) for row in rows} == {("16", "1"), ("64", "1")}
     assert "±" not in printed
+    listed = clone.run("train.py", "-m", "--cfg", "job", "sweep.resume=latest")
+    assert [line.split("  ")[0] for line in listed.stdout.splitlines()[:2]] == ["0", "1"]
+    assert "batch_size=16,64" in listed.stdout
 
 
 @pytest.mark.slow
@@ -154,7 +157,7 @@ def test_a_damaged_outcome_or_study_of_a_search(search: tuple[Clone, str], tmp_p
     clone = Clone(tmp_path / "clone")
     folder = find_sweep(clone)
     next(folder.glob("*/outcome.json")).write_text("{")
-    done = clone.run("train.py", *SEARCH, "sweep.resume=latest")
+    done = clone.run("train.py", "-m", "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert "outcome.json: damaged" in done.stdout
     assert find_table(done.stdout) == find_table(search[1])
@@ -186,7 +189,7 @@ def test_a_search_over_seeds_is_refused(clone: Clone) -> None:
     done = clone.run("train.py", "-m", "seed=1,2", "hydra/sweeper=optuna")
     assert (done.returncode, done.stderr.splitlines()) == (
         2,
-        [Like("…seed=1,2: …search…one seed…")],
+        [Like("…seed=1,2: …search…one value…")],
     )
     assert list((clone.root / "outputs").iterdir()) == []
 

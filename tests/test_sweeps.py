@@ -26,10 +26,13 @@ from conftest import (
 )
 from omegaconf import OmegaConf
 
+from mnist_exp.cli.arguments import read_rows
+from mnist_exp.cli.check import problems
 from mnist_exp.errors import BadInput
 from mnist_exp.files import lock_folder
 from mnist_exp.paths import LAST, SWEEP
-from mnist_exp.sweeps.records import Damaged, check_new, read_outcome, read_sweep
+from mnist_exp.sweeps.plan import check_new
+from mnist_exp.sweeps.records import Damaged, read_outcome, read_outcomes, read_sweep
 
 GRID = ("-m", "data=digits", "trainer.epochs=2", "optimizer.lr=1e-3,1e-2", "batch_size=32,64")
 LONG = ("-m", "data=digits", "trainer.epochs=12", "batch_size=32", "seed=1,2,3")
@@ -109,7 +112,7 @@ def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
 ) -> None:
     clone, printed = grid
     before = read_sweep_metrics(clone)
-    done = clone.run("train.py", *GRID, "sweep.resume=latest")
+    done = clone.run("train.py", "-m", "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert "epoch 1/2" not in done.stdout
     assert (
@@ -118,7 +121,7 @@ def test_a_finished_sweep_that_is_resumed_trains_nothing_and_says_the_same(
     assert read_sweep_metrics(clone) == before
     other = clone.run("train.py", "-m", "data=digits", "batch_size=8,16", "sweep.resume=latest")
     assert other.returncode == 2
-    assert other.stderr == Like("…python train.py -m data=digits trainer.epochs=2…\n")
+    assert other.stderr == Like("…other arguments…python train.py -m sweep.resume=outputs/…\n")
 
 
 # --- what a folder holds, and whose it is ---
@@ -149,7 +152,7 @@ def test_axes_in_another_order_are_refused(small: tuple[Clone, Path, str]) -> No
     clone, folder, _ = small
     before = read_files(folder)
     done = clone.run("train.py", *QUICK, "seed=1,2", "batch_size=16,64", "sweep.resume=latest")
-    assert is_refused(done, 2, "another order", "batch_size=16,64 seed=1,2 sweep.resume=outputs/")
+    assert is_refused(done, 2, "another order", "train.py -m sweep.resume=outputs/")
     assert read_files(folder) == before
 
 
@@ -219,6 +222,7 @@ def test_a_sweep_that_version_0_1_wrote_resumes(clone: Clone) -> None:
     assert (other["outputs"], other["val_accuracy"], other["code"]) == ("0", "0.125", first["code"])
     after = json.loads((folder / SWEEP).read_text())
     assert after.pop("tested").keys() == {"1"}
+    assert after.pop("jobs") == [first["chosen"], second["chosen"]]
     assert after == {key: value for key, value in begun.items() if key != "tested"}
 
 
@@ -282,7 +286,7 @@ def test_a_winner_that_cannot_be_loaded_is_one_line_and_ends_the_parent(
     forget_the_test(find_sweep(clone))
     for last in find_sweep(clone).glob(f"*/{LAST}"):
         last.write_bytes(b"damaged")
-    done = clone.run("train.py", *GRID, "sweep.resume=latest")
+    done = clone.run("train.py", "-m", "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (1, "")
     assert find_table(done.stdout) == find_table(grid[1])
     said = r"^.*winner.*not.* tested.*last\.pt: .*checkpoint.*$"
@@ -465,7 +469,11 @@ def test_cfg_job_lists_the_jobs_that_the_sweep_then_runs(clone: Clone) -> None:
     ("arguments", "said"),
     [
         (("seed=range(0,10000)",), "10,000 jobs…sweep.max_jobs=10000"),
-        (("seed=1,2", "sweep.resume=latest"), "no sweep in outputs/"),
+        (("sweep.resume=latest",), "no sweep in outputs/"),
+        (
+            ("sweep.combine=zip", "optimizer.lr=1,2,3", "batch_size=32,64"),
+            "sweep.combine=zip: …3 of optimizer.lr, 2 of batch_size",
+        ),
         (("seed=1,2", "sweep.resume=conf"), "sweep.resume=conf: …folder…latest"),
         (("optimizer.lr=interval(0.1,1)",), "optimizer.lr=interval(0.1,1): …hydra/sweeper=optuna"),
         (("--cfg", "hydra", "seed=1,2"), "-m --cfg job"),
@@ -519,3 +527,93 @@ def test_keys_of_a_preset_do_not_apply_to_another_option(clone: Clone) -> None:
         assert shown.stdout == f"{rate}\n"
     resumed = clone.run("train.py", "-m", *typed, *chosen, "sweep.resume=outputs/a/b")
     assert (resumed.returncode, resumed.stderr) == (0, done.stderr)
+
+
+# --- jobs that are no grid ---
+
+ROWS = {
+    "rows.csv": "optimizer.lr,model.hidden_sizes\n1e-2,[64]\n1e-3,[]\n",
+    "rows.yaml": "- {optimizer.lr: 1e-2, model.hidden_sizes: [64]}\n"
+    "- optimizer.lr: 1e-3\n  model.hidden_sizes: []\n",
+}
+
+
+def test_rows_of_both_kinds_of_file_are_written_as_arguments(tmp_path: Path) -> None:
+    for name, text in ROWS.items():
+        (tmp_path / name).write_text(text)
+        assert read_rows(tmp_path / name) == [
+            {"optimizer.lr": "1e-2", "model.hidden_sizes": "[64]"},
+            {"optimizer.lr": "1e-3", "model.hidden_sizes": "[]"},
+        ]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["sweep.combine=zip", "optimizer.lr=1e-2,1e-3", "batch_size=32,64"],
+        ["sweep.jobs=rows.csv", "seed=1,2"],
+    ],
+)
+def test_pairs_and_rows_of_a_file_resume_without_arguments(clone: Clone, typed: list[str]) -> None:
+    file = clone.root / "rows.csv"
+    file.write_text("optimizer.lr,batch_size\n1e-2,32\n1e-3,64\n")
+    done = clone.run("train.py", *QUICK, *typed)
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = find_sweep(clone)
+    rows = read_leaderboard(folder)
+    seeds = 2 if "seed=1,2" in typed else 1
+    pairs = {(float(row["optimizer.lr"]), row["batch_size"], row["n"]) for row in rows}
+    assert pairs == {(0.01, "32", str(seeds)), (0.001, "64", str(seeds))}
+    shutil.rmtree(folder / "1")
+    file.write_text("optimizer.lr,batch_size\n1e-2,32\n1e-3,128\n")
+    changed = clone.run("train.py", "-m", "--cfg", "job", "sweep.resume=latest")
+    assert is_refused(changed, 2, "sweep.jobs=rows.csv") if seeds > 1 else changed.returncode == 0
+    file.unlink()
+    listed = clone.run("train.py", "-m", "--cfg", "job", "sweep.resume=latest").stdout
+    done = clone.run("train.py", "-m", "sweep.resume=latest")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("has already ended") == 2 * seeds - 1
+    assert len(listed.splitlines()) == 2 * seeds
+    for line, outcome in zip(listed.splitlines(), read_outcomes(folder), strict=True):
+        chosen = [f"{key}={value}" for key, value in outcome.chosen.items()]
+        assert line.split("  ")[2].split()[: len(chosen)] == chosen
+    for row, again in zip(rows, read_leaderboard(folder), strict=True):
+        assert {**again, "seconds": row["seconds"]} == row
+
+
+BAD_JOBS = {
+    "nothing.csv": (None, "sweep.jobs=nothing.csv: …No such file…"),
+    "keys.yaml": ("- {seed: 1}\n- {batch_size: 1}\n", "sweep.jobs=keys.yaml: …2 …other keys…"),
+    "twice.csv": ("seed,batch_size\n1,2\n1,2\n", "sweep.jobs=twice.csv: …2 …twice…"),
+    "text.yaml": ("seed", "sweep.jobs=text.yaml: …list…"),
+    "value.csv": ("batch_size\n8\n0\n", "batch_size=0: …integer >= 1"),
+    "several.csv": ('seed\n"1,2"\n', "seed=1,2: …several…"),
+    "typed.csv": ("optimizer.lr\n0.1\n", "optimizer.lr: …sweep.jobs=typed.csv, too…"),
+    "sweep.yaml": ("- {sweep.test: all}\n", "sweep.test: …sweep.jobs=sweep.yaml…"),
+}
+
+
+def test_a_file_of_combinations_is_checked_like_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, (text, said) in BAD_JOBS.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        assert problems([f"sweep.jobs={name}", "optimizer.lr=1,2"], multirun=True) == [Like(said)]
+
+
+def test_seeds_splits_and_folds_are_averaged_and_none_of_them_wins(clone: Clone) -> None:
+    done = clone.run("train.py", *QUICK, "sweep=folds", "data.folds=2", "data.split_seed=1,2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "winner" not in done.stdout
+    assert re.search(r"^test +accuracy 0\.\d+ ± 0\.\d+ \(n=4\)", done.stdout, re.MULTILINE)
+    (row,) = read_leaderboard(find_sweep(clone))
+    assert (row["n"], row["outputs"]) == ("4", "0 1 2 3")
+    done = clone.run("train.py", *QUICK, "sweep=folds", "optimizer.lr=1e-3,1e-2")
+    winner = re.search(r"^winner +python train.py (.*)", done.stdout, re.MULTILINE)
+    assert winner is not None
+    assert {"data.folds=5", "data.fold=0", "optimizer.lr=0.01"} < {*winner[1].split()}
+    assert problems(winner[1].split()) == []
+    rows = read_leaderboard(find_sweep(clone))
+    assert [(row["optimizer.lr"], row["n"]) for row in rows] == [("0.01", "5"), ("0.001", "5")]

@@ -27,12 +27,13 @@ def compose(*overrides: str) -> DictConfig:
     Raises BadInput with a line for each mistake.
     """
     with initialize_hydra() as loader:
-        problems, notes, _, config = check(overrides, False, loader)
-        if problems:
-            raise BadInput(*problems)
+        checked = check(overrides, False, loader)
+        if checked.problems:
+            raise BadInput(*checked.problems)
+        config = checked.config
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in a path
         folder = find_folder(config, needs_new_folder=True)
-    for note in notes:
+    for note in checked.notes:
         print_line(note)
     with open_dict(config):
         config.hydra = OmegaConf.masked_copy(config.hydra, ["job", "overrides", "run"])

@@ -1,29 +1,23 @@
-"""The command line, parsed once: Hydra's flags, and every key=value."""
+"""Arguments: every key=value of a command line, and the rows of sweep.jobs, parsed once."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+import csv
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from hydra._internal.utils import get_args_parser
+import yaml  # type: ignore[import-untyped]
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from mnist_exp.errors import BadInput, sanitize
+from mnist_exp.errors import one_line, sanitize
 from mnist_exp.experiment.find import find_init
 from mnist_exp.experiment.shell import quote
-from mnist_exp.paths import add_config_dir
-
-# Flags of Hydra's that the check of the command line does not see, or that unpickle a file.
-UNSUPPORTED = {
-    "config_path": "--config-dir FOLDER adds options of your own to those of conf/",
-    "config_name": "resume= and reproduce= take the config of a run; conf/experiment/ has presets",
-    "experimental_rerun": "reproduce= trains a run again",
-}
+from mnist_exp.sweeps.records import Chosen
 
 
 class Setting(NamedTuple):
@@ -41,31 +35,6 @@ class Argument(NamedTuple):
     text: str
     override: Override
     settings: list[Setting]
-
-
-def parse_flags() -> Namespace:
-    """Hydra's flags in sys.argv, and as `overrides` the rest; adds the folder of --config-dir.
-
-    Raises BadInput for a flag that is unknown or not supported.
-    """
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    flags = parser.parse_args()
-    for flag, instead in UNSUPPORTED.items():
-        if getattr(flags, flag) is not None:
-            name = flag.replace("_", "-")
-            raise BadInput(f"--{name} is not supported; {instead}")
-    if flags.config_dir is not None:
-        add_config_dir(flags.config_dir)
-    return flags
-
-
-def refuse(message: str) -> NoReturn:
-    """Report an unknown flag in one line; argparse would print its whole usage."""
-    advice = "--help shows the options"
-    if message.startswith("unrecognized arguments") and ": -" not in message:
-        advice = "write flags such as -m before the first key=value"
-    raise BadInput(f"{message}; {advice}")
 
 
 def parse(words: Iterable[str], loader: ConfigLoader) -> tuple[list[Argument], list[str]]:
@@ -118,3 +87,54 @@ def pin_init(arguments: Sequence[Argument], config: DictConfig) -> dict[str, str
             found = [s.value and find_init(str(s.value), config)[0] for s in settings]
             pinned[text] = f"init={','.join(quote(word) if word else 'null' for word in found)}"
     return pinned
+
+
+def parse_rows(file: str, loader: ConfigLoader) -> tuple[list[Chosen], list[Argument], list[str]]:
+    """The combinations in a file, their values as an argument for each key, and what is wrong."""
+    arguments: list[Argument] = []
+    try:
+        rows = read_rows(Path(file).expanduser())
+    except Exception as error:  # YAML and CSV have their own kinds
+        reason = f"{one_line(error)}; a CSV file has keys in its first line, a YAML file a list"
+        return [], [], [f"sweep.jobs={file}: {reason} of mappings"]
+    problems = []
+    for key in rows[0]:
+        values, more = parse(dict.fromkeys(f"{key}={row[key]}" for row in rows), loader)
+        several = [text for text, override, _ in values if override.is_sweep_override()]
+        problems += [*more, *(f"{text}: has several values, in one job" for text in several)]
+        if values:
+            settings = [single for value in values for single in value.settings]
+            arguments.append(values[0]._replace(settings=settings))
+    return rows, arguments, problems
+
+
+def read_rows(path: Path) -> list[Chosen]:
+    """Key → value, in each row of a CSV file or each mapping of a YAML file, as in an argument.
+
+    Raises ValueError for rows of different keys and for equal rows, and what the readers raise.
+    """
+    text = path.read_text("utf-8-sig")
+    if path.suffix.lower() == ".csv":
+        rows = list(csv.DictReader(text.splitlines(), strict=True))
+    else:
+        rows = yaml.load(text, yaml.BaseLoader)
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("no list of mappings")
+    jobs: list[Chosen] = []
+    for number, row in enumerate(rows, start=1):
+        job = {str(key): as_typed(value) for key, value in row.items()}
+        if jobs and job.keys() != jobs[0].keys():
+            raise ValueError(f"combination {number} has other keys than the first")
+        if job in jobs:
+            raise ValueError(f"combination {number} is there twice")
+        jobs.append(job)
+    return jobs
+
+
+def as_typed(value: Any) -> str:
+    """A value of a YAML file as a person would type it."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_typed(item)}' for key, item in value.items())}}}"
+    return f"[{','.join(map(as_typed, value))}]" if isinstance(value, list) else str(value)

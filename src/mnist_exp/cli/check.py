@@ -5,9 +5,10 @@ Hydra itself stops at the first problem, and notices a wrong value only when the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from hydra.conf import HydraConf
@@ -15,18 +16,19 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_exp.cli.arguments import Argument, Setting, parse
+from mnist_exp.cli.arguments import Argument, Setting, as_typed, parse, parse_rows
 from mnist_exp.cli.check_job import Job, check_job, compose_job, explain
 from mnist_exp.errors import sanitize
 from mnist_exp.experiment.presets import Loader, initialize_hydra, set_overrides
 from mnist_exp.experiment.rules import check_secret, leaves
 from mnist_exp.experiment.targets import SEVERAL, TARGET
+from mnist_exp.sweeps.records import Chosen
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
 
 Found = list[tuple[str, str | None]]  # what was typed, and what is wrong with it, if anything
 
-
+NOT_OF_A_JOB = ("hydra.", "hydra/", "sweep.")  # keys of a sweep as a whole
 # Option → the package that it needs, and the extra that installs it.
 PLUGINS = {
     "joblib": ("joblib", "sweep"),
@@ -42,7 +44,9 @@ class Checked(NamedTuple):
 
     problems: list[str]  # lines for a person: key, value, what is allowed
     notes: list[str]  # a line for each preset whose keys do not all apply
-    arguments: list[Argument]  # in a sweep, those of its preset first
+    arguments: list[Argument]  # in a sweep, those of its files first
+    rows: list[Chosen]  # the combinations of sweep.jobs
+    words: list[str]  # what was typed, after what a preset of a sweep says of all jobs
     config: DictConfig  # of the run, or of a job of the sweep; only where there is no problem
 
 
@@ -56,15 +60,19 @@ def problems(words: Sequence[str], multirun: bool = False) -> list[str]:
 
 
 def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
+    """Check arguments, of a sweep with `multirun`, and the YAML files that they choose."""
     arguments, lines = parse(words, loader)
     found, choices, settings = sort_arguments(arguments, multirun, loader)
     first = job = compose_job(next(combine(choices)), loader)
     wrong = set_typed(first, arguments, settings, loader) if first.defaults else []
+    rows: list[Chosen] = []
     if multirun:
-        params = OmegaConf.select(first.config, "hydra.sweeper.params") or {}
         typed = {argument.override.key_or_group for argument in arguments}
-        preset, more = parse([f"{k}={v}" for k, v in params.items() if k not in typed], loader)
-        arguments, lines = preset + arguments, more + lines
+        values = {k: v for k, v in read_preset(first.config, loader).items() if k not in typed}
+        preset, more = parse([f"{key}={value}" for key, value in values.items()], loader)
+        words = [a.text for a in preset if not a.override.is_sweep_override()] + [*words]
+        rows, in_file, problems = parse_jobs(first.config, typed | values.keys(), loader)
+        arguments, lines = [*in_file, *preset, *arguments], [*problems, *more, *lines]
         found, choices, settings = sort_arguments(arguments, multirun, loader)
     unknown = [group for group, texts in choices.items() if not texts]
     notes = []
@@ -75,7 +83,36 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
         notes += [job.note] if job.note else []
     lines += [sanitize(f"{text}: {problem}") for text, problem in found + wrong if problem]
     lines, notes = list(dict.fromkeys(lines)), list(dict.fromkeys(notes))  # jobs can share them
-    return Checked(lines, notes, arguments, first.config)
+    return Checked(lines, notes, arguments, rows, [*words], first.config)
+
+
+def read_preset(config: DictConfig, loader: Loader) -> dict[str, str]:
+    """What a preset in conf/sweep/ says of the jobs, as it would be typed: key → value or values.
+
+    That is, what to sweep over, and every key that it sets.
+    """
+    files = [values for file, values in loader.files.items() if file.startswith("sweep/")]
+    found = {key: as_typed(value) for values in files for key, value in values.items()}
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    ours = {key: value for key, value in found.items() if not key.startswith(("hydra.", "sweep."))}
+    return ours | dict(params)
+
+
+def parse_jobs(
+    config: DictConfig, typed: Collection[str], loader: Loader
+) -> tuple[list[Chosen], list[Argument], list[str]]:
+    """What `parse_rows` finds in the file of sweep.jobs, with what is wrong with its keys."""
+    file, resume = (OmegaConf.select(config, f"sweep.{key}") for key in ("jobs", "resume"))
+    if not isinstance(file, str) or (resume is not None and not Path(file).expanduser().exists()):
+        return [], [], []  # the sweep's record has the jobs
+    rows, arguments, problems = parse_rows(file, loader)
+    for argument in arguments:
+        key = argument.override.key_or_group
+        if key in typed:
+            problems.append(f"{key}: is in sweep.jobs={file}, too; leave it out of one of them")
+        elif key.startswith(NOT_OF_A_JOB):
+            problems.append(f"{key}: cannot differ between jobs, as sweep.jobs={file} has it")
+    return rows, arguments, problems
 
 
 def sort_arguments(
@@ -126,7 +163,7 @@ def check_sweep(override: Override, singles: Sequence[Setting], multirun: bool) 
         return None
     if not multirun:
         return "several values; a sweep over them needs -m"
-    if override.is_hydra_override() or override.key_or_group.partition(".")[0] == "sweep":
+    if f"{override.key_or_group}.".startswith(NOT_OF_A_JOB):
         return "several values; jobs can differ neither in Hydra's keys nor in the sweep's"
     values = [repr(single.value) for single in singles]
     twice = next((value for value in values if values.count(value) > 1), None)
@@ -138,6 +175,8 @@ def check_sweep(override: Override, singles: Sequence[Setting], multirun: bool) 
 def check_option(setting: Setting, options: Sequence[str]) -> str | None:
     if not setting.changes:
         return f"groups cannot be added or removed; write {setting.key}=<option>"
+    if setting.key == "hydra/sweeper":  # Hydra's own knows neither pairs nor files
+        options = [option for option in options if option != "basic"]
     names = [setting.value]
     if setting.key in SEVERAL and isinstance(setting.value, list):
         names = setting.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -59,11 +60,14 @@ def compose_job(options: Sequence[str], loader: Loader) -> Job:
         below |= {} if file.startswith(f"{PRESETS}/") else values
     defaults, in_files = {}, []
     for key, value in iterate_settable(config):
-        text = f"{key}={json.dumps(value, default=str)} (conf/{files[key]})"
+        text = f"{key}={json.dumps(value, default=str)} (conf/{files.get(key)})"
         in_files.append(Setting(text, key, value))
         if key in below:
-            refers = "${" in str(below[key])
-            defaults[key] = resolve_or_none(config, key) if refers else below[key]
+            defaults[key] = below[key]
+            if "${" in str(below[key]):
+                without = copy.deepcopy(config) if value != below[key] else config
+                OmegaConf.update(without, key, below[key], merge=False)
+                defaults[key] = resolve_or_none(without, key)
     note = None
     if keys := [key for keys in loader.dropped.values() for key in keys]:
         instead = [option for option in options if option.partition("=")[0] in loader.dropped]

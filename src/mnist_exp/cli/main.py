@@ -17,7 +17,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra._internal.utils import _run_hydra, get_args_parser
@@ -29,7 +29,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 import mnist_exp.experiment.rules  # noqa: F401  first, before a joblib worker gets the resolvers
-from mnist_exp.cli.arguments import parse_flags, pin_init
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, run_and_exit
 from mnist_exp.errors import BadInput, Failure, print_line
@@ -40,7 +39,7 @@ from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.versions import HYDRA_MAIN
 from mnist_exp.paths import CONF, add_config_dir
-from mnist_exp.sweeps.records import SweepPlan, plan_sweep, show_jobs
+from mnist_exp.sweeps.plan import SweepPlan, add_recorded, plan_sweep, show_jobs
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank, restarts
@@ -49,6 +48,13 @@ if TYPE_CHECKING:
     from mnist_exp.experiment.metrics import Result
 
 log = logging.getLogger(__name__)
+
+# Flags of Hydra's that the check of the command line does not see, or that unpickle a file.
+UNSUPPORTED = {
+    "config_path": "--config-dir FOLDER adds options of your own to those of conf/",
+    "config_name": "resume= and reproduce= take the config of a run; conf/experiment/ has presets",
+    "experimental_rerun": "reproduce= trains a run again",
+}
 
 
 def train() -> None:
@@ -71,6 +77,31 @@ def train() -> None:
     run_and_exit(command)
 
 
+def parse_flags() -> Namespace:
+    """Hydra's flags in sys.argv, and as `overrides` the rest; adds the folder of --config-dir.
+
+    Raises BadInput for a flag that is unknown or not supported.
+    """
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    flags = parser.parse_args()
+    for flag, instead in UNSUPPORTED.items():
+        if getattr(flags, flag) is not None:
+            name = flag.replace("_", "-")
+            raise BadInput(f"--{name} is not supported; {instead}")
+    if flags.config_dir is not None:
+        add_config_dir(flags.config_dir)
+    return flags
+
+
+def refuse(message: str) -> NoReturn:
+    """Report an unknown flag in one line; argparse would print its whole usage."""
+    advice = "--help shows the options"
+    if message.startswith("unrecognized arguments") and ": -" not in message:
+        advice = "write flags such as -m before the first key=value"
+    raise BadInput(f"{message}; {advice}")
+
+
 def execute(flags: Namespace) -> int:
     """Show or run what the command line says, once it is checked; returns the exit code."""
     if flags.hydra_help or flags.shell_completion:
@@ -87,30 +118,32 @@ def execute(flags: Namespace) -> int:
                 launch_together(flags.overrides)
         return 0
     check_flags(flags)
+    from mnist_exp.cli.arguments import pin_init
     from mnist_exp.cli.check import check  # 30 ms that --help does not need
 
+    words = add_recorded(flags.overrides) if flags.multirun else flags.overrides
     with initialize_hydra() as loader:
-        checked = check(flags.overrides, flags.multirun, loader)
+        checked = check(words, flags.multirun, loader)
         if checked.problems:
             print(*checked.problems, sep="\n", file=sys.stderr)
             return BadInput.exit_code
         for note in checked.notes:
             print_line(note, sys.stderr)
         if pinned := pin_init(checked.arguments, checked.config):
-            flags.overrides = [pinned.get(word, word) for word in flags.overrides]
-            checked = check(flags.overrides, flags.multirun, loader)
+            flags.overrides = words = [pinned.get(word, word) for word in words]
+            checked = check(words, flags.multirun, loader)
         HydraConfig.instance().set_config(checked.config)  # for ${hydra:...} in a path
         if flags.multirun:
             overrides = {a.override.get_key_element(): a.override for a in checked.arguments}
-            plan = plan_sweep(checked.config, overrides, flags.overrides)
+            plan = plan_sweep(checked.config, overrides, checked.rows, checked.words, words)
             return execute_sweep(plan, bool(flags.cfg), loader)
         folder = find_folder(checked.config, needs_new_folder=not only_show)
         if only_show:
             show(flags)
         elif is_distributed() or is_torchrun():
-            launch_together(flags.overrides, folder)
+            launch_together(words, folder)
         else:
-            launch([*flags.overrides, f"hydra.run.dir={quote(str(folder))}"])
+            launch([*words, f"hydra.run.dir={quote(str(folder))}"])
     return 0
 
 

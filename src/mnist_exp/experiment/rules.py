@@ -66,6 +66,8 @@ RULES = {
     "init": optional(text),
     "resume": optional(text),
     "reproduce": optional(text),
+    "sweep.combine": one_of("product", "zip"),
+    "sweep.jobs": optional(text),
     "sweep.test": one_of("winner", "all"),
     "sweep.resume": optional(text),
     "sweep.max_jobs": integer(1),

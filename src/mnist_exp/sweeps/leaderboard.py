@@ -11,27 +11,26 @@ from statistics import fmean, stdev
 
 from mnist_exp.experiment.record import name_values
 from mnist_exp.files import replace_file
-from mnist_exp.sweeps.records import Outcome
+from mnist_exp.sweeps.records import REPEATS, Outcome
 
-SEED = "seed"  # not a hyperparameter: jobs that differ only in it share a row
 MARKDOWN_ROWS = 40
 MAX_WIDTH = 8  # of a number on the screen, in characters
 
 
 @dataclass(frozen=True)
 class Row:
-    """Jobs of the same code that differ in nothing but the seed."""
+    """Jobs of the same code that differ in nothing but seed, split and fold."""
 
-    chosen: Mapping[str, str]  # swept key → value, without the seed
+    chosen: Mapping[str, str]  # swept key → value, without these
     jobs: Sequence[Outcome]
 
     @property
     def finished(self) -> list[Outcome]:
         """One job for each seed: a second job with the same seed is not an independent run."""
-        by_seed: dict[str | None, Outcome] = {}
+        by_seed: dict[object, Outcome] = {}
         for job in self.jobs:
             if job.finished:
-                by_seed.setdefault(job.chosen.get(SEED), job)
+                by_seed.setdefault(job.repeat, job)
         return list(by_seed.values())
 
     @property
@@ -95,7 +94,7 @@ def rank(outcomes: Iterable[Outcome]) -> list[Row]:
     """
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Outcome]] = {}
     for outcome in outcomes:
-        chosen = tuple((key, value) for key, value in outcome.chosen.items() if key != SEED)
+        chosen = tuple((key, value) for key, value in outcome.chosen.items() if key not in REPEATS)
         groups.setdefault((outcome.code, chosen), []).append(outcome)
     rows = [Row(dict(chosen), jobs) for (_, chosen), jobs in groups.items()]
 
@@ -131,7 +130,7 @@ def format_row(row: Row, number: int) -> dict[str, str]:
     forms = dict.fromkeys(columns, ".4f") | {"best_epoch": "g", "seconds": ".1f"}
     for column, form in forms.items():
         texts[column] = "" if cells[column] is None else format(cells[column], form)
-    if texts[columns[0]] and len({job.chosen.get(SEED) for job in row.jobs}) > 1:
+    if texts[columns[0]] and len({job.repeat for job in row.jobs}) > 1:
         texts[columns[0]] += f" ± {cells[f'{columns[0]}_sd']:.4f} (n={cells['n']})"
     return texts | {column: str(cells[column]) for column in ("status", "outputs")}
 

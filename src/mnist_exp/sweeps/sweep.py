@@ -32,7 +32,8 @@ from mnist_exp.files import TEMPORARY, Occupied, lock_folder
 from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.paths import LAST
 from mnist_exp.sweeps import leaderboard, records
-from mnist_exp.sweeps.records import ENDED, Outcome, Sweep, SweepPlan
+from mnist_exp.sweeps.plan import SweepPlan
+from mnist_exp.sweeps.records import ENDED, Outcome, Sweep
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.loop import name_metrics
@@ -51,10 +52,10 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
 
     However it ends, there is a leaderboard of the jobs so far, and the parent run has ended.
 
-    Raises BadInput and Damaged before anything is created, Occupied if another process runs the
-    sweep, TrackerError before a job starts, Interrupted, and what `launch` raises.
+    Raises Occupied if another process runs the sweep, TrackerError before a job starts,
+    Interrupted, and what `launch` raises.
     """
-    sweep, folder = records.open_sweep(plan), plan.folder
+    sweep, folder = plan.record, plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     own_files = f".*{TEMPORARY}*"  # a job in a queue may still write to its own folder
     with lock_folder(folder, own_files):
@@ -135,8 +136,8 @@ def describe_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     rows = leaderboard.rank(outcomes)
     winner = find_winner(rows)
     table = leaderboard.format_markdown(rows, shorten(sweep.swept)) if rows else "no job yet"
-    command, again = winner_command(winner) if winner else "", train_command("-m", *sweep.typed)
-    return describe(table, Winner=command, Command=again)
+    command = winner_command(winner) if winner and winner.chosen else ""
+    return describe(table, Winner=command, Command=train_command("-m", *sweep.typed))
 
 
 def find_winner(rows: Sequence[leaderboard.Row]) -> leaderboard.Row | None:
@@ -184,7 +185,8 @@ def report(
         leaderboard.draw(folder / "leaderboard.png", rows, names)
     tracker.describe(describe_sweep(sweep, outcomes))
     if winner := find_winner(rows):
-        log.info("winner   %s", winner_command(winner))
+        if winner.chosen:  # not only seeds
+            log.info("winner   %s", winner_command(winner))
         if with_test:
             test_winner(folder, sweep, winner, tracker)
     elif rows and rows[0].finished:
@@ -264,7 +266,7 @@ def end_parent(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) ->
         log.info("compare  %s", viewer)
     if status != "FINISHED" or not complete:
         text = "to run what has not finished:\n%s"
-        log.info(text, train_command("-m", *sweep.typed, f"sweep.resume={quote_path(folder)}"))
+        log.info(text, train_command("-m", f"sweep.resume={quote_path(folder)}"))
     return status
 
 
