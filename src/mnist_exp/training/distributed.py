@@ -99,7 +99,7 @@ class ProcessGroup:
             reason = "another process of this training was killed"
             if _store().check([key]):
                 reason = _store().get(key).decode()
-            raise RankError(reason) from error
+            raise RankError(reason) from None  # the lost connection says nothing more
 
 
 SINGLE = ProcessGroup()
