@@ -262,5 +262,5 @@ def describe(config: DictConfig, group: str) -> str:
     """What was chosen in this group, as it is typed: an option or, if the group has one, a name."""
     options = OmegaConf.select(config, group)
     name, target = options.get("name"), options[TARGET]
-    files = (file for file, found in read_options(group, target) if found.get(TARGET) == target)
-    return f"{group}.name={name}" if name else f"{group}={next(files, target)}"
+    files = [file for file, found in read_options(group, target) if found.get(TARGET) == target]
+    return f"{group}.name={name}" if name else f"{group}={' | '.join(files) or target}"

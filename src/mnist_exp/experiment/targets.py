@@ -102,11 +102,16 @@ def value_problems(config: DictConfig) -> Iterator[tuple[str, str]]:
 
     A key of a `_target_` is checked by its default in the YAML files that have the target.
     """
+    groups: Any = OmegaConf.to_container(config)
+    files = {
+        group: [options for _, options in read_options(group, node[TARGET])]
+        for group, node in groups.items()
+        if isinstance(node, dict) and TARGET in node
+    }
     for key, value in leaves(config):
         group, _, name = key.partition(".")
-        target = OmegaConf.select(config, f"{group}.{TARGET}")
-        files = [options for _, options in read_options(group, target)] if target else [{}]
-        wrong = [rule_for(key, options.get(name, MISSING)).wrong(value) for options in files]
+        defaults = (options.get(name, MISSING) for options in files.get(group, [{}]))
+        wrong = [rule_for(key, default).wrong(value) for default in defaults]
         if wrong and all(wrong):
             yield f"{key}={value}", str(wrong[0])
 
