@@ -128,7 +128,7 @@ def test_what_every_option_names_is_taken_from_a_saved_config(group: str, option
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("trainer.label_smoothing", "x", "a number"),
+        ("loss.label_smoothing", "x", "a number"),
         ("trainer.threads", 0, "an integer >= 1"),
         ("batch_size", None, "an integer >= 1"),
         ("data.mean", "x", "a finite number"),
