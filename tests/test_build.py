@@ -133,7 +133,7 @@ def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list
     parts = build_model(config, load_checked_dataset(config, CPU).kind, CPU)
     before, training = copy.deepcopy(parts.model.state_dict()), parts.model.training
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    summary = dry_run(config, parts, 2)
+    summary = dry_run(config, parts, nn.CrossEntropyLoss(), 2)
     assert (summary.total.parameters, summary.total.flops) == (652, 1280)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == states
