@@ -302,7 +302,7 @@ def test_the_page_is_opened_by_the_names_it_was_given(
     from mnist_exp.inference.page import Demo  # imports torch
 
     def load(number: int) -> TrainedModel:
-        raise ValueError("no model is needed to be refused or heard")
+        raise ValueError("this test needs no model")
 
     page = Demo(hosts, 0)
     threading.Thread(target=page.serve, args=(["a run"], load), daemon=True).start()
