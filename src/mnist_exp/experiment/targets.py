@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
+from omegaconf.basecontainer import get_yaml_loader  # type: ignore[attr-defined]  # 2.3 and 2.4
 
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.experiment.bugs import find_place
