@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from mnist_exp.errors import one_line, sanitize
 from mnist_exp.experiment.find import find_init
 from mnist_exp.experiment.shell import quote
+from mnist_exp.paths import expand
 from mnist_exp.sweeps.records import Chosen
 
 
@@ -93,7 +94,7 @@ def parse_rows(file: str, loader: ConfigLoader) -> tuple[list[Chosen], list[Argu
     """The combinations in a file, their values as an argument for each key, and what is wrong."""
     arguments: list[Argument] = []
     try:
-        rows = read_rows(Path(file).expanduser())
+        rows = read_rows(expand(file))
     except Exception as error:  # YAML and CSV have their own kinds
         reason = f"{one_line(error)}; a CSV file has keys in its first line, a YAML file a list"
         return [], [], [f"sweep.jobs={file}: {reason} of mappings"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 from hydra.conf import HydraConf
@@ -22,6 +21,7 @@ from mnist_exp.errors import sanitize
 from mnist_exp.experiment.presets import Loader, initialize_hydra, set_overrides
 from mnist_exp.experiment.rules import check_secret, leaves
 from mnist_exp.experiment.targets import SEVERAL, TARGET
+from mnist_exp.paths import expand
 from mnist_exp.sweeps.records import Chosen
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
@@ -103,7 +103,7 @@ def parse_jobs(
 ) -> tuple[list[Chosen], list[Argument], list[str]]:
     """What `parse_rows` finds in the file of sweep.jobs, with what is wrong with its keys."""
     file, resume = (OmegaConf.select(config, f"sweep.{key}") for key in ("jobs", "resume"))
-    if not isinstance(file, str) or (resume is not None and not Path(file).expanduser().exists()):
+    if not isinstance(file, str) or (resume is not None and not expand(file).exists()):
         return [], [], []  # the sweep's record has the jobs
     rows, arguments, problems = parse_rows(file, loader)
     for argument in arguments:

@@ -136,7 +136,7 @@ def describe_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     rows = leaderboard.rank(outcomes)
     winner = find_winner(rows)
     table = leaderboard.format_markdown(rows, shorten(sweep.swept)) if rows else "no job yet"
-    command = winner_command(winner) if winner and winner.chosen else ""
+    command = winner_command(winner) if winner else ""
     return describe(table, Winner=command, Command=train_command("-m", *sweep.typed))
 
 
@@ -148,7 +148,8 @@ def find_winner(rows: Sequence[leaderboard.Row]) -> leaderboard.Row | None:
 
 
 def winner_command(winner: leaderboard.Row) -> str:
-    return train_command(*winner.finished[0].overrides)
+    """What trains it; empty if the jobs are repeats of one, none of which wins."""
+    return train_command(*winner.finished[0].overrides) if winner.chosen else ""
 
 
 def finish(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> int:
@@ -185,8 +186,8 @@ def report(
         leaderboard.draw(folder / "leaderboard.png", rows, names)
     tracker.describe(describe_sweep(sweep, outcomes))
     if winner := find_winner(rows):
-        if winner.chosen:  # not only seeds
-            log.info("winner   %s", winner_command(winner))
+        if command := winner_command(winner):
+            log.info("winner   %s", command)
         if with_test:
             test_winner(folder, sweep, winner, tracker)
     elif rows and rows[0].finished:
