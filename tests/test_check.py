@@ -29,9 +29,8 @@ def find_problems(command: str) -> list[str]:
 
 
 TOP = (
-    "no such key… augment, batch_size, data, init, loss, metrics, model, optimizer, reproduce, "
-    "resume, "
-    "scheduler, seed, sweep, tracking, trainer"
+    "no such key… augment, batch_size, callbacks, data, init, loss, metrics, model, optimizer, "
+    "reproduce, resume, scheduler, seed, sweep, tracking, trainer"
 )
 ADAM = "no such key… optimizer=adam has lr, betas, eps, weight_decay, fused, groups"
 MLP = "no such key… model=mlp has hidden_sizes, activation, dropout"
@@ -227,10 +226,31 @@ def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("loss=focl", "loss=focl: …cross_entropy | focal; did you mean focal?"),
+        ("metrics=[accuracy,f1]", "metrics=[accuracy,f1]: …macro_f1"),
+        ("callbacks=[norm]", "callbacks=[norm]: …gradient_norm | step_loss"),
+        ("loss.class_weights=[1,0]", "loss.class_weights=[1,0]: …balanced…"),
+        ("trainer.label_smoothing=0.1", "trainer.label_smoothing=0.1: …loss.label_smoothing…"),
+        ("trainer.monitor=val/top5", "trainer.monitor=val/top5: not computed…"),
+        (
+            "trainer.monitor=val/loss data.val_fraction=0",
+            "trainer.monitor=val/loss: …val_fraction=0…",
+        ),
+    ],
+)
+def test_what_a_study_mistypes_is_one_line(command: str, told: str) -> None:
+    (found,) = find_problems(command)
+    assert found == Like(f"{told}…")
+
+
 def test_no_option_has_a_problem() -> None:
     groups: dict[str, list[str]] = {}
     for group, option in OPTIONS:
-        if option not in ("image_folder", "torchvision") or group != "data":  # need a key
+        needs_a_key = group == "data" and option in ("image_folder", "torchvision")
+        if group != "metrics" and not needs_a_key:
             groups.setdefault(group, []).append(option)
     sweep = [f"{group}={','.join(options)}" for group, options in groups.items()]
     presets = [argument for argument in sweep if argument.startswith("experiment=")]
@@ -239,6 +259,7 @@ def test_no_option_has_a_problem() -> None:
     for arguments in (once, presets, *([option] for option in sweeps)):
         assert problems(arguments, multirun=True) == []
     assert problems(["data=image_folder", "data.root=photos"]) == []
+    assert problems(["metrics=[accuracy,macro_f1,top5]"]) == []
 
 
 @pytest.mark.parametrize("preset", PRESETS.split(" | "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -116,7 +117,7 @@ def test_the_notebook_example_trains(
     exec(code, {})
     *epochs, test = capsys.readouterr().out.splitlines()
     assert [line[0] for line in epochs] == ["1", "2", "3", "4", "5"]
-    (accuracy,) = re.findall(r"accuracy=(0\.\d+)", test)
+    (accuracy,) = re.findall(r"'accuracy': (0\.\d+)", test)
     assert float(accuracy) > 0.9
 
 
@@ -234,10 +235,17 @@ def test_a_trainer_option_is_two_lines_and_an_older_checkpoint_resumes(clone: Cl
     assert without.split("loss")[1] != clipped.split("loss")[1]
 
 
-def test_a_metric_is_logged_and_printed(clone: Clone) -> None:
-    _, (entry, line) = blocks_of("A loss or a metric")
-    insert(clone, entry, before='        "lr": epoch.lr,\n')
-    insert(clone, line, before='        f"  {epoch.seconds:.1f} s')
-    assert "  error 0." in train(clone, "data=digits", "tracking=none", *QUICK)
+def test_a_loss_a_metric_a_callback_a_schedule_and_an_augmentation_are_two_files_each(
+    clone: Clone,
+) -> None:
+    titles = ("A loss", "A metric", "A callback", "A schedule", "An augmentation")
+    code = [next(iter(put(clone, title))) for title in titles]
+    check_style(code)
+    chosen = ("loss=brier", "metrics=[accuracy,worst_recall]", "callbacks=[weight_norm]")
+    more = ("scheduler=square_root", "augment=brightness", "trainer.monitor=val/worst_recall")
+    printed = train(clone, "data=digits", "tracking=none", *chosen, *more, *QUICK)
+    assert printed.count(" worst_recall 0.") == 4
     (metrics,) = clone.root.glob("outputs/*/*/metrics.jsonl")
-    assert metrics.read_text().count('"train/error": 0.') == 2
+    assert metrics.read_text().count('"weight_norm": ') == 2
+    evaluated = clone.run("evaluate.py", "--run", "latest", "--json")
+    assert "worst_recall" in json.loads(evaluated.stdout)

@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from mnist_exp.cli.arguments import Setting
 from mnist_exp.errors import one_line
 from mnist_exp.experiment.presets import PRESETS, Loader
+from mnist_exp.experiment.renamed import KEYS
 from mnist_exp.experiment.rules import RULES, check_secret, check_with_others, leaves, rule_for
 from mnist_exp.experiment.targets import target_problems
 from mnist_exp.training.rules import did_you_mean, one_of
@@ -96,7 +97,8 @@ def check_job(
         yield setting.text, check_setting(setting, job)
     for setting in [*typed, *in_force.values()]:  # now that all are set
         yield setting.text, check_support(setting, job.config)
-        yield setting.text, check_with_others(setting.key, setting.value, job.config)
+        key, value, is_typed = setting.key, setting.value, setting in typed
+        yield setting.text, check_with_others(key, value, job.config, is_typed)
     ours = [str(key) for key in job.config if key != "hydra"]
     yield from target_problems(OmegaConf.to_container(OmegaConf.masked_copy(job.config, ours)))
 
@@ -143,13 +145,16 @@ def check_support(setting: Setting, config: DictConfig) -> str | None:
 
 def describe_unknown_key(key: str, job: Job) -> str:
     """Which keys there are instead, and the nearest: one of the same name, or a similar one."""
+    if new := KEYS.get(key):
+        return f"it is {new} now"
     group, _, name = key.partition(".")
     if group in job.choices:
         names = [k.removeprefix(f"{group}.") for k in job.defaults if k.startswith(f"{group}.")]
         there_are = f"{group}={job.choices[group]} has {', '.join(names) or 'none'}"
     else:
         name, names = key, [*job.defaults, *job.choices]
-        there_are = f"there are {', '.join(sorted({k.partition('.')[0] for k in names}))}"
+        top = sorted({*map(str, job.config), *job.choices} - {"hydra"})
+        there_are = f"there are {', '.join(top)}"
     elsewhere = [k for k in job.defaults if f".{k}".endswith(f".{key.rpartition('.')[2]}")]
     near = did_you_mean(key, elsewhere, cutoff=0) or did_you_mean(name, names)
     return f"no such key; {there_are}{near or find_in_other_options(key, group)}"

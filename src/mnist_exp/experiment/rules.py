@@ -22,6 +22,7 @@ from mnist_exp.tracking.addresses import REMEDY, tracking_uri
 from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.rules import (
     Rule,
+    did_you_mean,
     finite,
     flag,
     fraction,
@@ -190,9 +191,20 @@ def rule_for(key: str, default: Any) -> Rule:
     return same_type(default)
 
 
-def check_with_others(key: str, value: Any, config: DictConfig) -> str | None:
-    """What is wrong with a value that is right by itself, beside the others in the config."""
+def check_with_others(key: str, value: Any, config: DictConfig, typed: bool) -> str | None:
+    """What is wrong with a value that is right by itself, beside the others in the config.
+
+    typed: rather than in a YAML file, whose monitor may have no validation to look at.
+    """
     folds = OmegaConf.select(config, "data.folds")
+    if key == "trainer.monitor" and RULES[key].admits(value):
+        split, _, metric = value.partition("/")
+        metrics = ["loss", *config.metrics]
+        if metric not in metrics:
+            near = did_you_mean(metric, metrics)
+            return f"not computed; metrics has {', '.join(metrics)}{near}"
+        if typed and split == "val" and OmegaConf.select(config, "data.val_fraction") == 0:
+            return None if folds else "data.val_fraction=0 leaves no validation"
     if key == "data.fold" and RULES["data.folds"].admits(folds) and RULES[key].admits(value):
         allowed = f"from 0 to {folds - 1}" if folds else "0"
         return None if value < (folds or 1) else f"must be {allowed} with data.folds={folds}"

@@ -4,7 +4,7 @@ From a notebook:
 
     state = TrainState(model, optimizer, scheduler)
     for epoch in fit(state, train, val, TrainerOptions(epochs=5), batch_size=64, seed=42):
-        print(epoch.number, epoch.train.loss, epoch.val.accuracy)
+        print(epoch.number, epoch.train["loss"], epoch.val["accuracy"])
 """
 
 from __future__ import annotations
