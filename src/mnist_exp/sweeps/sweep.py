@@ -101,7 +101,8 @@ def start_parent(sweep: Sweep, plan: SweepPlan) -> Trackers:
 
 def describe_dataset(plan: SweepPlan) -> DatasetRecord | None:
     """The data set of all jobs; None if they differ in it, or this machine does not have it."""
-    if any(key.partition(".")[0] in ("data", "experiment") for key in plan.axes):
+    swept = {key.partition(".")[0] for key in plan.axes if key not in records.REPEATS}
+    if swept & {"data", "experiment"}:
         return None
     try:
         dataset = load_dataset(OmegaConf.to_yaml(plan.config.data, resolve=True))
