@@ -27,8 +27,9 @@ from conftest import (
 from omegaconf import OmegaConf
 
 from mnist_exp.cli.arguments import read_rows
-from mnist_exp.cli.check import problems
+from mnist_exp.cli.check import check, problems
 from mnist_exp.errors import BadInput
+from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.files import lock_folder
 from mnist_exp.paths import LAST, SWEEP
 from mnist_exp.sweeps.plan import check_new
@@ -610,10 +611,12 @@ def test_seeds_splits_and_folds_are_averaged_and_none_of_them_wins(clone: Clone)
     assert re.search(r"^test +accuracy 0\.\d+ ± 0\.\d+ \(n=4\)", done.stdout, re.MULTILINE)
     (row,) = read_leaderboard(find_sweep(clone))
     assert (row["n"], row["outputs"]) == ("4", "0 1 2 3")
-    done = clone.run("train.py", *QUICK, "sweep=folds", "optimizer.lr=1e-3,1e-2")
+    done = clone.run("train.py", *QUICK, "sweep=folds", "data.folds=2", "optimizer.lr=1e-3,1e-2")
     winner = re.search(r"^winner +python train.py (.*)", done.stdout, re.MULTILINE)
     assert winner is not None
-    assert {"data.folds=5", "data.fold=0", "optimizer.lr=0.01"} < {*winner[1].split()}
+    assert {"data.folds=2", "data.fold=0", "optimizer.lr=0.01"} < {*winner[1].split()}
     assert problems(winner[1].split()) == []
     rows = read_leaderboard(find_sweep(clone))
-    assert [(row["optimizer.lr"], row["n"]) for row in rows] == [("0.01", "5"), ("0.001", "5")]
+    assert [(row["optimizer.lr"], row["n"]) for row in rows] == [("0.01", "2"), ("0.001", "2")]
+    with initialize_hydra() as loader:  # what the preset sets is a part of each job's overrides
+        assert "data.folds=5" in check(["sweep=folds"], True, loader).words
