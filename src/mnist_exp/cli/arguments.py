@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 from hydra.core.config_loader import ConfigLoader
@@ -18,7 +18,9 @@ from mnist_exp.errors import one_line, sanitize
 from mnist_exp.experiment.find import find_init
 from mnist_exp.experiment.shell import quote
 from mnist_exp.paths import expand
-from mnist_exp.sweeps.records import Chosen
+
+if TYPE_CHECKING:
+    from mnist_exp.sweeps.records import Chosen
 
 
 class Setting(NamedTuple):

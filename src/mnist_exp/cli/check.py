@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Override
@@ -22,9 +22,11 @@ from mnist_exp.experiment.presets import Loader, initialize_hydra, set_overrides
 from mnist_exp.experiment.rules import check_secret, leaves
 from mnist_exp.experiment.targets import SEVERAL, TARGET
 from mnist_exp.paths import expand
-from mnist_exp.sweeps.records import Chosen
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
+
+if TYPE_CHECKING:
+    from mnist_exp.sweeps.records import Chosen
 
 Found = list[tuple[str, str | None]]  # what was typed, and what is wrong with it, if anything
 

@@ -39,13 +39,13 @@ from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.versions import HYDRA_MAIN
 from mnist_exp.paths import CONF, add_config_dir
-from mnist_exp.sweeps.plan import SweepPlan, add_recorded, plan_sweep, show_jobs
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank, restarts
 
 if TYPE_CHECKING:
     from mnist_exp.experiment.metrics import Result
+    from mnist_exp.sweeps.plan import SweepPlan
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,11 @@ def execute(flags: Namespace) -> int:
     from mnist_exp.cli.arguments import pin_init
     from mnist_exp.cli.check import check  # 30 ms that --help does not need
 
-    words = add_recorded(flags.overrides) if flags.multirun else flags.overrides
+    words = flags.overrides
+    if flags.multirun:
+        from mnist_exp.sweeps.plan import add_recorded, plan_sweep
+
+        words = add_recorded(words)
     with initialize_hydra() as loader:
         checked = check(words, flags.multirun, loader)
         if checked.problems:
@@ -177,6 +181,8 @@ def find_folder(config: DictConfig, needs_new_folder: bool) -> Path:
 def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int:
     """List the jobs of a sweep or run them; returns the exit code."""
     if only_list:
+        from mnist_exp.sweeps.plan import show_jobs
+
         show_jobs(plan, loader)
         return 0
     start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
