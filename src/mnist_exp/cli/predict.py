@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ digits on a picture are read in reading order.
 PICTURES = (".png", ".pdf", ".svg")
 MOST_SHOWN = 50  # images in one picture; more would be too small to see
 BATCH = 64  # images that are prepared, then classified together
+M_MMAP_THRESHOLD = -3  # of malloc.h
 CSV_HEADER = ("image", "label", "probability", "left", "top", "right", "bottom")
 
 Answer = tuple["Found", dict[str, float]]  # and the probabilities by class, the highest first
@@ -114,6 +117,7 @@ def classify_files(options: Namespace) -> int:
         except UnreadableImage as error:
             return error
 
+    return_large_blocks()
     print_line(f"{trained.source}, trained on {trained.kind.name}", sys.stderr)
     if options.csv:
         print(format_row(CSV_HEADER), flush=True)
@@ -154,6 +158,15 @@ def classify_files(options: Namespace) -> int:
     if shown:
         draw_pictures(options.show, shown)
     return code
+
+
+def return_large_blocks() -> None:
+    """Let the C library give memory of more than 4 MB back at once: what a large image took.
+
+    It would keep up to 32 MB a block, for each thread; so much more would each large image take.
+    """
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 << 20)
 
 
 def rank(names: Sequence[str], probabilities: list[float]) -> dict[str, float]:

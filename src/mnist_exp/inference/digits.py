@@ -21,6 +21,7 @@ NEIGHBORS = np.ones((3, 3), bool)  # of a pixel: all eight
 TILT = 0.1  # rises or falls by at most this
 THICKEST = 0.06
 UNBROKEN = 0.8  # has ink on at least this
+COVERED = 0.7  # digits lie on at most this
 STRONGER = 0.25  # of full ink: what has so much more than the line is a stroke that crosses it
 
 MOST_PIECES = 100
@@ -95,7 +96,7 @@ def erase_line(
     rows = path + np.arange(-thickest - 1, thickest + 2)[:, None]
     inside = (rows >= 0) & (rows < len(ink))
     around = np.where(inside, ink[rows.clip(0, len(ink) - 1), columns], 0)
-    line = np.median(around, axis=1)
+    line = np.quantile(around, 1 - COVERED, axis=1)  # its ink where no digit is
     runs = find_runs(line > level / 2)
     across = [run for run in runs if run[0] <= thickest + 2 and run[1] >= thickest]
     if not across or across[0][1] - across[0][0] >= thickest:

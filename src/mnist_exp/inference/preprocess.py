@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -60,7 +61,7 @@ LAYOUTS = {
     "fashion_mnist": Layout(28, by_mass=False),
     "digits": Layout(8, by_mass=False, of_digits=True),
 }
-ENOUGH = 512  # pixels of the longer side; an image of twice as many is downsampled
+ENOUGH = 400  # pixels of the longer side; an image of twice as many is downsampled
 FEWEST = 3  # pixels of a digit
 FAINT = 0.15  # of full ink: less is only the edge of a stroke
 FULL = 5  # darkest pixels, whose mean becomes full ink
@@ -132,6 +133,7 @@ def extract_ink(pixels: NDArray[np.uint8]) -> Floats:
     return colors @ (direction / length).astype(np.float32) / np.float32(np.sqrt(3))
 
 
+@lru_cache(1)  # pictures of a folder often have one size
 def quadratic_terms(height: int, width: int) -> Floats:
     """1, x, y, x², xy, y² of each pixel, [height, width, 6], where x and y go from -1 to 1."""
     x = np.linspace(-1, 1, width, dtype=np.float32)
