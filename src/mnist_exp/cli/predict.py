@@ -72,25 +72,18 @@ def predict() -> None:
     run_and_exit(lambda: classify_files(options))
 
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jfif"}
-
-
-def is_junk(name: str) -> bool:
-    return name.startswith(".")
-
-
-def is_image(name: str) -> bool:
-    return not is_junk(name) and Path(name).suffix.lower() in ENDINGS
-
-
 def list_files(path: Path) -> list[Path]:
     """The image files in a folder and those below it, by name; a path that is no folder itself."""
+    from mnist_exp.data.listing import is_image, is_junk
+
     if not path.is_dir():
         return [path]
-    files = []
+    files: list[Path] = []
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not is_junk(name))
-        files += [Path(folder, name) for name in sorted(names) if is_image(name)]
+        files += [
+            Path(folder, name) for name in sorted(names) if is_image(name) and not is_junk(name)
+        ]
     return files or [path]  # which is reported as a folder
 
 
@@ -161,12 +154,12 @@ def classify_files(options: Namespace) -> int:
 
 
 def return_large_blocks() -> None:
-    """Let the C library give memory of more than 4 MB back at once: what a large image took.
+    """Let the C library give memory of more than 1 MB back at once: what a large image took.
 
     It would keep up to 32 MB a block, for each thread; so much more would each large image take.
     """
     with suppress(AttributeError, OSError):  # only glibc has it
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def rank(names: Sequence[str], probabilities: list[float]) -> dict[str, float]:

@@ -61,7 +61,7 @@ LAYOUTS = {
     "fashion_mnist": Layout(28, by_mass=False),
     "digits": Layout(8, by_mass=False, of_digits=True),
 }
-ENOUGH = 400  # pixels of the longer side; an image of twice as many is downsampled
+ENOUGH = 512  # pixels of the longer side; an image of twice as many is downsampled
 FEWEST = 3  # pixels of a digit
 FAINT = 0.15  # of full ink: less is only the edge of a stroke
 FULL = 5  # darkest pixels, whose mean becomes full ink
