@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -133,7 +132,6 @@ def extract_ink(pixels: NDArray[np.uint8]) -> Floats:
     return colors @ (direction / length).astype(np.float32) / np.float32(np.sqrt(3))
 
 
-@lru_cache(1)  # pictures of a folder often have one size
 def quadratic_terms(height: int, width: int) -> Floats:
     """1, x, y, x², xy, y² of each pixel, [height, width, 6], where x and y go from -1 to 1."""
     x = np.linspace(-1, 1, width, dtype=np.float32)
