@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from hashlib import blake2b
 from importlib import import_module
@@ -105,11 +106,12 @@ def to_form(image: Image.Image, form: Form) -> NDArray[np.uint8]:
         factor = draft(image, 2 * scale)
         left, top, right, bottom = (edge / factor for edge in box)
         box = (left, top, right, bottom)
-    found = decode(image, form.white)
-    if found.mode == "RGB":
-        found = convert(found, form.mode)
-    if (size, box) != (found.size, (0, 0, *found.size)):
-        found = found.resize(size, Image.Resampling.BILINEAR, box)
+    with one_large if math.prod(image.size) > 4 * LARGE else nullcontext():  # photos are smaller
+        found = decode(image, form.white)
+        if found.mode == "RGB":
+            found = convert(found, form.mode)
+        if (size, box) != (found.size, (0, 0, *found.size)):
+            found = found.resize(size, Image.Resampling.BILINEAR, box)
     found = turn(lay_on_paper(found), orientation)
     if form.fit == "pad":
         found = pad(found, form.size)
@@ -277,6 +279,15 @@ def explain(error: Exception, source: Path | BinaryIO) -> str:
 # --- a set ---
 
 
+@contextmanager
+def ignore_warnings() -> Iterator[None]:
+    """Ignore Python's warnings, which Pillow gives for large images and for odd files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@ignore_warnings()
 def find_form(
     root: Path, train: Sequence[File], others: Sequence[File], size: Size | None, fit: str
 ) -> tuple[Form, int]:
@@ -323,6 +334,7 @@ class Written(NamedTuple):
     unreadable: dict[Path, str]  # why
 
 
+@ignore_warnings()
 def write_images(path: Path, files: Sequence[File], classes: int, form: Form) -> Written:
     """Write the readable images into a .npy file, uint8 [n, channels, height, width]."""
     written = Written([0] * classes, [], [], {})
