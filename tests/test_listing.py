@@ -13,6 +13,7 @@ import torch
 from conftest import Clone, Like
 from PIL import Image
 
+from mnist_exp.cli.main import expand_home
 from mnist_exp.data import Dataset, image_folder
 from mnist_exp.data.listing import Listing, find_images
 from mnist_exp.errors import BadInput
@@ -225,6 +226,20 @@ def test_a_path_may_begin_with_the_home_folder(
     assert sorted(os.listdir(tmp_path)) == ["cache", "pets"]  # noqa: PTH208
     with pytest.raises(BadInput, match="~nobody-here/x"):
         expand("~nobody-here/x")
+
+
+HOME_PATHS = {
+    "data.root=~/my pets": "data.root='/home/me/my pets'",
+    'data.root="~/pets"': "data.root='/home/me/pets'",
+    "hydra.run.dir=~": "hydra.run.dir='/home/me'",
+    "tracking.note=~5 epochs": "tracking.note=~5 epochs",
+    "~data.root": "~data.root",
+}
+
+
+def test_a_typed_home_folder_is_expanded_quoted_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert {word: expand_home(word) for word in HOME_PATHS} == HOME_PATHS
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -38,7 +39,7 @@ from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.versions import HYDRA_MAIN
-from mnist_exp.paths import CONF, add_config_dir
+from mnist_exp.paths import CONF, add_config_dir, expand
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank, restarts
@@ -91,7 +92,14 @@ def parse_flags() -> Namespace:
             raise BadInput(f"--{name} is not supported; {instead}")
     if flags.config_dir is not None:
         add_config_dir(flags.config_dir)
+    flags.overrides = list(map(expand_home, flags.overrides))
     return flags
+
+
+def expand_home(word: str) -> str:
+    """A key=value whose value is below ~, with its whole path: no shell expands it there."""
+    found = re.fullmatch(r"""([^=]+)=(["']?)(~(?:/[^,"']*)?)\2""", word)
+    return f"{found[1]}={quote(str(expand(found[3])))}" if found else word
 
 
 def refuse(message: str) -> NoReturn:
