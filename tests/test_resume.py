@@ -641,7 +641,7 @@ SAVED = OmegaConf.create(
         "model": {"_target_": "mnist_exp.models.MLP", "hidden_sizes": [128, 64], "dropout": 0.2},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
         "scheduler": {"_target_": "mnist_exp.training.schedules.constant"},
-        "tracking": {"figures": False},
+        "tracking": {"figures": False, "run_name": None, "note": None, "tags": None},
         "trainer": {"epochs": 3, "device": "cpu", "checkpoint_every_steps": None},
         "batch_size": 64,
         "resume": None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like, compose_config
+from conftest import Clone, Like, compose_config, read_metrics
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp.errors import BadInput
@@ -54,13 +54,21 @@ def test_each_schedule_steps_every_batch_and_resumes(
     train(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rates = [float(rate) for line in lines for rate in re.findall(r'"lr": ([\d.e-]+)', line)]
-    assert (len(set(rates)) == 1) == (name == "constant")
+    open_ended = name in ("constant", "plateau")  # epochs can be added
+    assert (len(set(rates)) == 1) == open_ended
     resume(again, tmp_path)
-    if name == "constant":
+    if open_ended:
         resume(more, tmp_path, ["trainer.epochs=5"])
     else:
         with pytest.raises(BadInput, match=r"trainer\.epochs=5: .*4"):
             resume(more, tmp_path, ["trainer.epochs=5"])
+
+
+def test_plateau_follows_the_monitor_down_and_up(quick: list[str], tmp_path: Path) -> None:
+    typed = ["scheduler=plateau", "scheduler.patience=1", "optimizer.lr=1e-9", "trainer.epochs=6"]
+    train(compose_config(*quick, *typed, "trainer.monitor=val/accuracy"), tmp_path)
+    rates = [line["lr"] for line in read_metrics(tmp_path) if "lr" in line]
+    assert rates == pytest.approx([1e-9] * 3 + [1e-10] * 2 + [1e-11])  # nothing is learned
 
 
 def test_a_schedule_longer_than_the_training_is_one_line(clone: Clone) -> None:

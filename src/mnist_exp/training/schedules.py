@@ -98,7 +98,9 @@ def plateau(
 
     It is told a score of which a larger one is better.
     """
-    return ReduceLROnPlateau(optimizer, "max", factor, patience, 0.0, threshold_mode="abs")
+    return ReduceLROnPlateau(
+        optimizer, "max", factor, patience, threshold=0, threshold_mode="abs", eps=0
+    )
 
 
 def count_steps(part: float, epochs: int, epoch_steps: int, name: str) -> int:
