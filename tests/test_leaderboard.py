@@ -12,6 +12,7 @@ from mnist_exp.experiment.record import shorten
 from mnist_exp.sweeps.leaderboard import (
     abbreviate,
     format_table,
+    list_metrics,
     name_job,
     rank,
     write_csv,
@@ -45,7 +46,7 @@ def test_seeds_are_one_row_with_mean_and_sample_standard_deviation() -> None:
     (row,) = rank(jobs)
     assert row.chosen == {"lr": "1"}
     assert row.score == pytest.approx(0.3)
-    assert row.cells(1)["val_accuracy_sd"] == pytest.approx(0.2645751)
+    assert row.cells(1, list_metrics([row]))["val_accuracy_sd"] == pytest.approx(0.2645751)
     header, (cells,) = format_table([row], shorten(["lr"]))
     assert header == [
         *("rank", "lr", "val accuracy", "val loss", "best epoch", "seconds", "status", "outputs")
@@ -72,8 +73,8 @@ def test_a_failed_seed_is_left_out_of_the_mean_and_reported() -> None:
     failed = replace(job(1, 0.0, "FAILED", seed="1"), reason="out of memory")
     (row,) = rank([job(0, 0.8, seed="0"), failed])
     assert row.score == 0.8
-    assert row.cells(1)["status"] == "FAILED: out of memory"
-    assert row.cells(1)["n"] == 1
+    assert row.cells(1, ["val/accuracy"])["status"] == "FAILED: out of memory"
+    assert row.cells(1, ["val/accuracy"])["n"] == 1
 
 
 def test_a_row_without_a_finished_job_has_no_metrics(tmp_path: Path) -> None:
@@ -81,6 +82,24 @@ def test_a_row_without_a_finished_job_has_no_metrics(tmp_path: Path) -> None:
     (row,) = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
     assert [row[key] for key in ("val_accuracy", "val_loss", "seconds")] == ["", "", ""]
     assert (row["status"], row["n"]) == ("KILLED", "0")
+
+
+def test_rows_of_other_metrics_and_failed_ones_share_the_columns(tmp_path: Path) -> None:
+    more = {"metrics": {"val/loss": 0.1, "val/f1": 0.5}, "monitor": "val/loss", "score": -0.1}
+    jobs = [
+        replace(JOB, status="FAILED", chosen={"lr": "1"}),
+        replace(job(1, 0.7, lr="2"), monitor="val/loss", score=-0.3),
+        replace(job(2, 0.9, lr="3"), **more),
+    ]
+    rows = rank(jobs)
+    header, lines = format_table(rows, {})
+    assert header[2:5] == ["val loss", "val f1", "val accuracy"]
+    assert [line[2:5] for line in lines] == [
+        *(["0.1000", "0.5000", ""], ["0.3000", "", "0.7000"], ["", "", ""])
+    ]
+    write_csv(tmp_path / "a.csv", rows)
+    *_, failed = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    assert (failed["lr"], failed["val_f1"], failed["val_loss_sd"]) == ("1", "", "")
 
 
 def test_an_outcome_is_read_as_written_after_its_folder_has_moved(tmp_path: Path) -> None:

@@ -38,23 +38,13 @@ class Row:
         """The mean; None if no job finished, or without validation."""
         return mean(job.score for job in self.finished)
 
-    @property
-    def monitor(self) -> str:
-        return self.jobs[0].monitor
-
-    @property
-    def metrics(self) -> list[str]:
-        """The names of the validation's metrics, and of the monitored one, which is the first."""
-        names = (name for job in self.finished for name in job.metrics if name.startswith("val/"))
-        return list(dict.fromkeys([self.monitor, *names, "val/loss"]))
-
     def mean(self, name: str) -> float | None:
         """The mean of a metric over the finished jobs; None if there are none."""
         return mean(job.metrics.get(name) for job in self.finished)
 
-    def cells(self, rank: int) -> dict[str, object]:
+    def cells(self, rank: int, metrics: Sequence[str]) -> dict[str, object]:
         """Column of the CSV file → value, a mean over the finished jobs; None if there is none."""
-        done, (monitor, *others) = self.finished, self.metrics
+        done, (monitor, *others) = self.finished, metrics
         statuses = dict.fromkeys(
             f"{job.status}: {job.reason}" if job.reason else job.status
             for job in self.jobs
@@ -73,6 +63,13 @@ class Row:
             "code": " ".join(dict.fromkeys(job.code for job in self.jobs)),
             "outputs": " ".join(job.folder.name for job in self.jobs),
         }
+
+
+def list_metrics(rows: Sequence[Row]) -> list[str]:
+    """The monitored metric of these ranked rows, and those of the validation, in any of them."""
+    names = (name for row in rows for job in row.finished for name in job.metrics)
+    val = [name for name in names if name.startswith("val/")]
+    return list(dict.fromkeys([rows[0].jobs[0].monitor, *val, "val/loss"]))
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -106,7 +103,8 @@ def rank(outcomes: Iterable[Outcome]) -> list[Row]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    lines = [row.cells(number) for number, row in enumerate(rows, start=1)]
+    metrics = list_metrics(rows)
+    lines = [row.cells(number, metrics) for number, row in enumerate(rows, start=1)]
     with replace_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
@@ -117,16 +115,17 @@ def format_table(
     rows: Sequence[Row], names: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]]]:
     """Header and cells for the screen. names: the short name of each swept key."""
-    lines = [format_row(row, number) for number, row in enumerate(rows, start=1)]
+    metrics = list_metrics(rows)
+    lines = [format_row(row, number, metrics) for number, row in enumerate(rows, start=1)]
     header = [names.get(column, column.replace("_", " ")) for column in lines[0]]
     return header, [list(texts.values()) for texts in lines]
 
 
-def format_row(row: Row, number: int) -> dict[str, str]:
+def format_row(row: Row, number: int, metrics: Sequence[str]) -> dict[str, str]:
     """Column → text."""
-    cells = row.cells(number)
+    cells = row.cells(number, metrics)
     texts = {"rank": str(number)} | {key: abbreviate(value) for key, value in row.chosen.items()}
-    columns = [to_column(name) for name in row.metrics]
+    columns = [to_column(name) for name in metrics]
     forms = dict.fromkeys(columns, ".4f") | {"best_epoch": "g", "seconds": ".1f"}
     for column, form in forms.items():
         texts[column] = "" if cells[column] is None else format(cells[column], form)
@@ -166,7 +165,7 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
 
     names: the short name of each swept key.
     """
-    monitor = rows[0].monitor
+    monitor = list_metrics(rows)[0]
     means = [(row, row.mean(monitor)) for row in rows]
     validated = [(row, value) for row, value in means if value is not None]
     try:

@@ -225,7 +225,7 @@ def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Tr
             metrics[f"test/{name}_sd"] = spread
             texts[-1] += f" ± {spread:.4f} (n={len(values)})"
     log.info("test     %s", "  ".join(texts))
-    for name in winner.metrics:
+    for name in leaderboard.list_metrics([winner]):
         if name.startswith("val/"):
             metrics[name] = winner.mean(name)
     known = {name: value for name, value in metrics.items() if value is not None}
