@@ -480,6 +480,7 @@ def test_cfg_job_lists_the_jobs_that_the_sweep_then_runs(clone: Clone) -> None:
         (("--cfg", "hydra", "seed=1,2"), "-m --cfg job"),
         (("--info", "config", "seed=1,2"), "-m --cfg job"),
         (("seed=1,2", "resume=latest"), "resume=latest: …-m"),
+        (("trainer.monitor=val/loss,val/accuracy",), "trainer.monitor=…share this key"),
     ],
 )
 def test_an_impossible_sweep_is_refused_before_anything_is_created(

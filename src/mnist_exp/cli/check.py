@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Found = list[tuple[str, str | None]]  # what was typed, and what is wrong with it, if anything
 
-NOT_OF_A_JOB = ("hydra.", "hydra/", "sweep.")  # keys of a sweep as a whole
+NOT_OF_A_JOB = ("hydra.", "hydra/", "sweep.", "trainer.monitor")  # keys of a sweep as a whole
 # Option → the package that it needs, and the extra that installs it.
 PLUGINS = {
     "joblib": ("joblib", "sweep"),
@@ -166,7 +166,7 @@ def check_sweep(override: Override, singles: Sequence[Setting], multirun: bool) 
     if not multirun:
         return "several values; a sweep over them needs -m"
     if f"{override.key_or_group}.".startswith(NOT_OF_A_JOB):
-        return "several values; jobs can differ neither in Hydra's keys nor in the sweep's"
+        return "several values; all jobs of a sweep share this key"
     values = [repr(single.value) for single in singles]
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
@@ -182,8 +182,10 @@ def check_option(setting: Setting, options: Sequence[str]) -> str | None:
     names = [setting.value]
     if setting.key in SEVERAL and isinstance(setting.value, list):
         names = setting.value
-        if not names or len(set(map(str, names))) < len(names):
-            return "has an option more than once, or none"
+        if len(set(map(str, names))) < len(names):
+            return "has an option more than once"
+        if not names and setting.key != "callbacks":
+            return "at least one option is needed"
     for name in names:
         if wrong := one_of(*options).wrong(name):
             return wrong
