@@ -349,7 +349,7 @@ OTHER_OPTIONS = {
     "-m modle=mlp,linear": [f"modle={m}: {TOP}; did you mean model?" for m in ("mlp", "linear")],
     "sweep.test=all": ["sweep.test=all: …sweep…-m"],
     "hydra.mode=MULTIRUN": ["hydra.mode=MULTIRUN: …-m"],
-    "data.fold=1": ["data.fold=1: must be 0 …data.folds=None"],
+    "data.fold=1": ["data.fold=1: must be 0 without data.folds"],
     "data.folds=5 data.fold=5": ["data.fold=5: …from 0 to 4…"],
     "-m sweep=folds data.folds=3 data.fold=3,0": ["data.fold=3: …from 0 to 2…"],
     "-m sweep=folds data.folds=10": [],

@@ -534,7 +534,7 @@ def test_keys_of_a_preset_do_not_apply_to_another_option(clone: Clone) -> None:
 # --- jobs that are no grid ---
 
 ROWS = {
-    "rows.csv": "optimizer.lr,model.hidden_sizes\n1e-2,[64]\n1e-3,[]\n",
+    "rows.csv": "optimizer.lr, model.hidden_sizes\n1e-2, [64]\n1e-3,[]\n",
     "rows.yaml": "- {optimizer.lr: 1e-2, model.hidden_sizes: [64]}\n"
     "- optimizer.lr: 1e-3\n  model.hidden_sizes: []\n",
 }
@@ -584,8 +584,10 @@ def test_pairs_and_rows_of_a_file_resume_without_arguments(clone: Clone, typed: 
 
 
 BAD_JOBS = {
-    "nothing.csv": (None, "sweep.jobs=nothing.csv: …No such file…"),
+    "nothing.csv": (None, "sweep.jobs=nothing.csv: no such file"),
     "keys.yaml": ("- {seed: 1}\n- {batch_size: 1}\n", "sweep.jobs=keys.yaml: …2 …other keys…"),
+    "short.csv": ("seed,batch_size\n1,2\n2\n", "sweep.jobs=short.csv: …2 …as many values…"),
+    "long.csv": ("seed,batch_size\n1,2,3\n", "sweep.jobs=long.csv: …1 …as many values…"),
     "twice.csv": ("seed,batch_size\n1,2\n1,2\n", "sweep.jobs=twice.csv: …2 …twice…"),
     "text.yaml": ("seed", "sweep.jobs=text.yaml: …list…"),
     "value.csv": ("batch_size\n8\n0\n", "batch_size=0: …integer >= 1"),

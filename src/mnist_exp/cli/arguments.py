@@ -97,6 +97,8 @@ def parse_rows(file: str, loader: ConfigLoader) -> tuple[list[Chosen], list[Argu
     arguments: list[Argument] = []
     try:
         rows = read_rows(expand(file))
+    except FileNotFoundError:
+        return [], [], [f"sweep.jobs={file}: no such file"]
     except Exception as error:  # YAML and CSV have their own kinds
         reason = f"{one_line(error)}; a CSV file has keys in its first line, a YAML file a list"
         return [], [], [f"sweep.jobs={file}: {reason} of mappings"]
@@ -118,13 +120,15 @@ def read_rows(path: Path) -> list[Chosen]:
     """
     text = path.read_text("utf-8-sig")
     if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines(), strict=True))
+        rows = list(csv.DictReader(text.splitlines(), strict=True, skipinitialspace=True))
     else:
         rows = yaml.load(text, yaml.BaseLoader)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("no list of mappings")
     jobs: list[Chosen] = []
     for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():  # how DictReader says it
+            raise ValueError(f"combination {number} has not as many values as there are keys")
         job = {str(key): as_typed(value) for key, value in row.items()}
         if jobs and job.keys() != jobs[0].keys():
             raise ValueError(f"combination {number} has other keys than the first")

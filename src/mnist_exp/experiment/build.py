@@ -127,8 +127,8 @@ def build_metrics(config: DictConfig) -> tuple[dict[str, Metric], Monitor]:
     try:
         return metrics, find_monitor(name, metrics)
     except KeyError:
-        names = ", ".join(["loss", *metrics])
-        raise BadInput(f"trainer.monitor={name}: not computed; metrics has {names}") from None
+        known = ", ".join(["loss", *metrics])
+        raise BadInput(f"trainer.monitor={name}: not computed; there are {known}") from None
 
 
 def build_state(config: DictConfig, parts: Parts, loss: nn.Module, epoch_steps: int) -> TrainState:

@@ -46,8 +46,10 @@ def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Pa
 
         folder = find_output_folder(word, tracking_uri)
     if folder is None:
-        near = did_you_mean(word, ["latest"] if option == "resume=" else ["best", "latest"])
-        raise BadInput(f"{option}{word}: neither a path, nor an MLflow run id, nor latest{near}")
+        words = ["latest"] if option == "resume=" else ["best", "latest"]
+        near = did_you_mean(word, words)
+        known = " or ".join(words)
+        raise BadInput(f"{option}{word}: neither a path, nor an MLflow run id, nor {known}{near}")
     if not (folder / LAST).is_file():
         raise BadInput(f"{option}{word}: there is no {folder / LAST}")
     return folder

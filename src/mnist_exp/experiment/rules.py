@@ -202,12 +202,14 @@ def check_with_others(key: str, value: Any, config: DictConfig, typed: bool) -> 
         metrics = ["loss", *config.metrics]
         if metric not in metrics:
             near = did_you_mean(metric, metrics)
-            return f"not computed; metrics has {', '.join(metrics)}{near}"
+            return f"not computed; there are {', '.join(metrics)}, and what metrics adds{near}"
         if typed and split == "val" and OmegaConf.select(config, "data.val_fraction") == 0:
             return None if folds else "data.val_fraction=0 leaves no validation"
     if key == "data.fold" and RULES["data.folds"].admits(folds) and RULES[key].admits(value):
-        allowed = f"from 0 to {folds - 1}" if folds else "0"
-        return None if value < (folds or 1) else f"must be {allowed} with data.folds={folds}"
+        allowed = (
+            f"from 0 to {folds - 1} with data.folds={folds}" if folds else "0 without data.folds"
+        )
+        return None if value < (folds or 1) else f"must be {allowed}"
     return None
 
 

@@ -56,7 +56,12 @@ def target_problems(config: Any) -> Iterator[tuple[str, str]]:
         if place[-1] != TARGET:
             yield key, f"not supported; write {TARGET} and plain values"
         elif len(place) != (3 if group in SEVERAL else 2) or not group.isidentifier():
-            yield key, f"a {TARGET} must be at the top of its group"
+            where = (
+                f"below a name, as in {group}.NAME"
+                if group in SEVERAL
+                else "at the top of its group"
+            )
+            yield key, f"a {TARGET} must be {where}"
         elif not any(
             (place, value) in find_directives(options, (group,))
             for _, options in read_options(group, value)

@@ -64,7 +64,8 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
         try:
             sweep.write(folder)
             screen.log_to(folder / "sweep.log")
-            log.info("a sweep of %d jobs in %s", plan.job_count, show_path(folder))
+            jobs = f"{plan.job_count} job{'s' * (plan.job_count != 1)}"
+            log.info("a sweep of %s in %s", jobs, show_path(folder))
             if sweep.test == "all":
                 text = "sweep.test=all: each job opens the test set; a choice that saw it is biased"
                 log.warning(text)
