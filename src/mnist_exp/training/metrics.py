@@ -56,7 +56,7 @@ class Accuracy:
 
 
 class MacroF1:
-    """The mean over the classes of F1 = 2 TP / (2 TP + FP + FN); a class that is absent is 0."""
+    """The mean of F1 = 2 TP / (2 TP + FP + FN) over the classes that are there or are predicted."""
 
     higher_is_better = True
 
@@ -68,7 +68,7 @@ class MacroF1:
 
     def compute(self, sums: Tensor) -> float:
         true_positives, predicted, actual = sums.double()
-        return (2 * true_positives / (predicted + actual).clamp(min=1)).mean().item()
+        return (2 * true_positives / (predicted + actual)).nanmean().item()
 
 
 DEFAULT_METRICS: Mapping[str, Metric] = {"accuracy": Accuracy()}
