@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from mnist_exp.data import Split
 from mnist_exp.experiment.build import build_ema
 from mnist_exp.models import CNN, MLP
 from mnist_exp.training.augmentation import Affine
+from mnist_exp.training.callbacks import read_added
 from mnist_exp.training.loop import (
     compute_metrics,
     evaluate,
@@ -420,3 +423,24 @@ def test_only_training_images_are_augmented_differently_in_each_epoch() -> None:
     assert torch.equal(torch.cat(seen[7:]), draw_uniform(100, seed=7, epoch=2))
     assert not torch.equal(draw_uniform(100, seed=7, epoch=1), draw_uniform(100, seed=7, epoch=2))
     assert not torch.equal(draw_uniform(100, seed=7, epoch=1), draw_uniform(100, seed=8, epoch=1))
+
+
+@pytest.mark.parametrize(
+    ("value", "logged"),
+    [
+        (torch.tensor(2.5), 2.5),
+        (np.float32(2.5), 2.5),
+        (3, 3),
+        ([(4, torch.tensor(1.0))], [(4, 1.0)]),
+    ],
+)
+def test_what_a_callback_adds_is_logged_as_a_number(value: object, logged: object) -> None:
+    added = read_added({"norm": value})
+    assert added == {"norm": logged}
+    json.dumps(added)
+
+
+@pytest.mark.parametrize("value", ["2.5", None, torch.ones(2), [1.0], {"a": 1}])
+def test_what_is_no_number_is_refused_by_its_name(value: object) -> None:
+    with pytest.raises(TypeError, match="norm="):
+        read_added({"norm": value})

@@ -33,6 +33,27 @@ def run_callbacks(callbacks: Mapping[str, object], hook: str, *arguments: Any) -
             method(*arguments)
 
 
+def read_added(added: Mapping[str, Any]) -> dict[str, Any]:
+    """What callbacks added to the metrics, as Python's numbers. Raises TypeError if it is not."""
+    numbers: dict[str, Any] = {}
+    for name, value in added.items():
+        pairs = value if isinstance(value, list) else [(0, value)]
+        try:
+            read = [(int(step), read_number(number)) for step, number in pairs]
+        except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several
+            text = f"a callback added {name}={value!r} to the metrics"
+            raise TypeError(f"{text}; they are numbers, or lists of (step, number)") from None
+        numbers[name] = read if isinstance(value, list) else read[0][1]
+    return numbers
+
+
+def read_number(value: Any) -> float:
+    """Raises TypeError or ValueError if it is none."""
+    if isinstance(value, str):
+        raise TypeError
+    return value if type(value) in (int, float) else float(value)
+
+
 class GradientNorm:
     """Adds train/gradient_norm: the mean 2-norm of the gradients of each step, after clipping."""
 

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mnist_exp.data.splits import Split
 from mnist_exp.training.augmentation import Augmentation, identity
-from mnist_exp.training.callbacks import run_callbacks
+from mnist_exp.training.callbacks import read_added, run_callbacks
 from mnist_exp.training.distributed import SINGLE, ProcessGroup
 from mnist_exp.training.losses import CrossEntropy
 from mnist_exp.training.metrics import DEFAULT_METRICS, Epoch, Metric, Metrics
@@ -123,7 +123,7 @@ def end_epoch(
     computed = name_metrics("train", train_metrics) | name_metrics("val", val_metrics)
     metrics: dict[str, Any] = dict(computed)
     run_callbacks(state.callbacks, "on_epoch", state, metrics)
-    added = {name: value for name, value in metrics.items() if name not in computed}
+    added = read_added({name: metrics[name] for name in metrics if name not in computed})
     epoch = progress.end_epoch(train_metrics, val_metrics, model, options.keep, added)
     if isinstance(state.scheduler, ReduceLROnPlateau):
         state.scheduler.step(progress.monitor.score(progress.monitor.value(epoch)))
