@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "compose", "load", "train"]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> object:
