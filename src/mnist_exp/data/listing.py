@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,14 +24,9 @@ GRAYMAP_ENDINGS = (".pbm", ".pgm", ".ppm", ".pnm")
 HEIC = (".heic", ".heif")  # which Pillow reads with a package
 ENDINGS = {*JPEG_ENDINGS, *OTHER_ENDINGS, *GRAYMAP_ENDINGS}
 JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"}
-PATH_HEADER = {
-    "path",
-    "file",
-    "filename",
-    "file_name",
-    "image",
-}  # of the first column of a CSV file
-PART_HEADER = {"split", "part", "set", "subset"}
+# Headers of a CSV file, in any case: of its first column, and of the column of the part.
+PATH_HEADERS = {"path", "file", "filename", "file_name", "image"}
+PART_HEADERS = {"split", "part", "set", "subset"}
 EVERY = 5  # without a part for it, every fifth image of a class is for the test
 
 File = tuple[Path, int]  # an image file and its label
@@ -90,22 +85,23 @@ def abbreviate(names: Sequence[str], most: int = 3) -> str:
 
 def find_in_folders(root: Path) -> Listing:
     folders, left_out = find_parts(root)
-    parts: dict[str, list[File]] = {}
-    classes: list[str] = []
-    for part, folder in folders.items():
-        found = find_classes(folder, left_out)
-        empty = [name for name, files in found.items() if not files]
-        if not found or empty:
-            what = f"none in {abbreviate(empty)}" if empty else f"there is none in {folder}"
+    found = {part: find_classes(folder, left_out) for part, folder in folders.items()}
+    for part, classes in found.items():
+        empty = [name for name, files in classes.items() if not files]
+        if not classes or empty:
+            what = f"none in {abbreviate(empty)}" if empty else f"there is none in {folders[part]}"
             raise BadInput(f"data.root={root}: each class needs a folder with images: {what}")
-        classes = classes or list(found)
-        if others := sorted(found.keys() - set(classes)):
-            said = f"{abbreviate(others)} only in {folder.name}/"
+        if others := sorted(classes.keys() - found["train"].keys()):
+            said = f"{abbreviate(others)} only in {folders[part].name}/"
             raise BadInput(f"data.root={root}: the classes differ: {said}")
-        numbers = {name: number for number, name in enumerate(classes)}
-        parts[part] = [(path, numbers[name]) for name, paths in found.items() for path in paths]
     names = {part: f"{folder.name}/" for part, folder in folders.items() if folder != root}
-    return complete(classes, parts, names, left_out)
+    rows = [
+        (path, name, part)
+        for part, classes in found.items()
+        for name, paths in classes.items()
+        for path in paths
+    ]
+    return make_listing(rows, names, left_out)
 
 
 def find_parts(root: Path) -> tuple[dict[str, Path], Counter[str]]:
@@ -133,39 +129,37 @@ def find_parts(root: Path) -> tuple[dict[str, Path], Counter[str]]:
 
 
 def find_classes(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
-    """The image files of each class, by the folder's name, in the order of torchvision.
+    """The image files of each class, by the name of its folder.
 
     left_out: gets the files that are no images, by their ending.
     """
-    entries = [entry for entry in os.scandir(folder) if not is_junk(entry.name)]
+    entries = [entry for entry in sorted(folder.iterdir()) if not is_junk(entry.name)]
     left_out.update(ending_of(entry.name) for entry in entries if not entry.is_dir())
-    tops = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
-    found: dict[str, list[os.DirEntry[str]]] = {entry.name: [] for entry in tops}
-    seen = {identity(folder.parent), identity(folder)}
-    folders, links = deque[tuple[str, os.DirEntry[str]]](), deque[tuple[str, os.DirEntry[str]]]()
-    for entry in tops:
-        (links if entry.is_symlink() else folders).append((entry.name, entry))
-    while folders or links:  # what links lead to, after everything that lies here
-        name, top = (folders or links).popleft()
-        if identity(top) in seen:
-            continue
-        seen.add(identity(top))
-        for entry in os.scandir(top):
-            if is_junk(entry.name):
+    tops = [(entry.name, entry) for entry in entries if entry.is_dir()]
+    tops.sort(key=lambda top: top[1].is_symlink())  # links come after everything that lies here
+    found: dict[str, list[Path]] = {name: [] for name, _ in tops}
+    seen = {identify(folder.parent), identify(folder)}
+    for name, top in tops:  # it grows by the links that are found
+        for here, folders, files in os.walk(top, onerror=stop):
+            if identify(Path(here)) in seen:
+                folders.clear()
                 continue
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append((name, entry))
-            elif is_image(entry.name):
-                found[name].append(entry)
-            else:
-                left_out[ending_of(entry.name)] += 1
-    return {
-        name: [Path(path) for path in sorted((e.path for e in files), key=os.path.split)]
-        for name, files in found.items()
-    }
+            seen.add(identify(Path(here)))
+            folders[:] = [below for below in folders if not is_junk(below)]
+            paths = [Path(here, below) for below in folders]
+            tops += [(name, path) for path in paths if path.is_symlink()]
+            files = [file for file in files if not is_junk(file)]
+            found[name] += [Path(here, file) for file in files if is_image(file)]
+            left_out.update(ending_of(file) for file in files if not is_image(file))
+    return found
 
 
-def identity(folder: Path | os.DirEntry[str]) -> tuple[int, int]:
+def stop(error: OSError) -> None:
+    """`os.walk` would leave out a folder that cannot be read."""
+    raise error
+
+
+def identify(folder: Path) -> tuple[int, int]:
     """What all links to a folder have in common."""
     found = folder.stat()
     return found.st_dev, found.st_ino
@@ -200,8 +194,10 @@ def read_csv(root: Path, labels: Path) -> Listing:
             words = [word.strip() for word in row]
             if not any(words):
                 continue
-            if not rows and words[0].lower() in PATH_HEADER:
-                column = next((n for n, word in enumerate(words) if word.lower() in PART_HEADER), 0)
+            if not rows and words[0].lower() in PATH_HEADERS:
+                column = next(
+                    (n for n, word in enumerate(words) if word.lower() in PART_HEADERS), 0
+                )
                 continue
             line = f"data.labels={labels}: line {reader.line_num}"
             if len(words) < 2 or not words[0] or not words[1]:
@@ -212,27 +208,29 @@ def read_csv(root: Path, labels: Path) -> Listing:
             path = root / words[0]
             if rows.setdefault(path, (words[1], part)) != (words[1], part):
                 raise BadInput(f"{line}: {words[0]} had another label or split before")
-    classes = sorted({label for label, _ in rows.values()})
-    parts: dict[str, list[File]] = {}
-    for part in ("train", "val", "test"):
-        files = [(p, classes.index(label)) for p, (label, of) in rows.items() if of == part]
-        if files:
-            parts[part] = sorted(files, key=lambda file: (file[1], os.path.split(file[0])))
-    if "train" not in parts:
+    if not any(part == "train" for _, part in rows.values()):
         raise BadInput(f"data.labels={labels}: no image for training")
-    return complete(classes, parts, {part: part for part in parts}, Counter())
+    return make_listing(
+        [(path, label, part) for path, (label, part) in rows.items()],
+        {part: part for part in PART_NAMES.values()},
+        Counter(),
+    )
 
 
-def complete(
-    classes: list[str],
-    parts: dict[str, list[File]],
-    names: Mapping[str, str],
-    left_out: Counter[str],
+def make_listing(
+    rows: Sequence[tuple[Path, str, str]], names: Mapping[str, str], left_out: Counter[str]
 ) -> Listing:
     """The listing; without a part for the test, every fifth image of a class is for it.
 
-    names: of the parts, for a person; empty for a set without parts.
+    rows: of an image, its class, and its part. names: of the parts, for a person; empty for a set
+    without parts.
     """
+    classes = sorted({label for _, label, _ in rows})
+    numbers = {label: number for number, label in enumerate(classes)}
+    parts: dict[str, list[File]] = {}
+    for part in ("train", "val", "test"):
+        if files := [(path, numbers[label]) for path, label, of in rows if of == part]:
+            parts[part] = sorted(files, key=lambda file: (file[1], os.path.split(file[0])))
     counts = [f"{names[part]} {len(files)}" for part, files in parts.items() if part != "train"]
     if "test" not in parts:
         seen, train = Counter[int](), parts["train"]
