@@ -13,13 +13,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
@@ -57,7 +57,6 @@ TURNS = {
 LYING = (5, 6, 7, 8)  # they swap width and height
 
 CHUNK = 64  # images that are decoded before the first of them is written
-SLICE = 16  # images per task of a thread: a task costs as much as decoding a small image
 
 one_large = Lock()
 
@@ -279,15 +278,6 @@ def explain(error: Exception, source: Path | BinaryIO) -> str:
 # --- a set ---
 
 
-@contextmanager
-def ignore_warnings() -> Iterator[None]:
-    """Ignore Python's warnings, which Pillow gives for large images and for odd files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@ignore_warnings()
 def find_form(
     root: Path, train: Sequence[File], others: Sequence[File], size: Size | None, fit: str
 ) -> tuple[Form, int]:
@@ -297,13 +287,12 @@ def find_form(
     if the images differ in size, and none is given.
     """
     paths = [path for path, _ in (*train, *others)]
-    headers = dict(zip(paths, _read_each(_read_header, paths), strict=True))
-    good = {path: header for path, header in headers.items() if isinstance(header, Form)}
+    headers = zip(paths, _read_each(_read_header, paths), strict=True)
+    good = {path: header for path, header in headers if isinstance(header, Form)}
     modes = {path: good[path].mode for path, _ in train if path in good}
     mode = common_mode(modes.values())
     deep = [path for path, mode in modes.items() if mode[0] in "IF"]
-    with ThreadPoolExecutor(_count_threads(deep)) as pool:
-        most = [most for most in _read_each(_read_most, deep, pool.map) if isinstance(most, float)]
+    most = [most for most in _read_each(_read_most, deep) if isinstance(most, float)]
     white = find_white(max(most)) if most else None
     pixels = sum(math.prod(header.size) for header in good.values())
     if size is not None:
@@ -334,51 +323,32 @@ class Written(NamedTuple):
     unreadable: dict[Path, str]  # why
 
 
-@ignore_warnings()
 def write_images(path: Path, files: Sequence[File], classes: int, form: Form) -> Written:
     """Write the readable images into a .npy file, uint8 [n, channels, height, width]."""
     written = Written([0] * classes, [], [], {})
-    read, paths = partial(read_pixels, form=form), [source for source, _ in files]
-    with path.open("wb") as file, ThreadPoolExecutor(_count_threads(paths)) as pool:
-        _write_header(file, 0, form)
-        for start in range(0, len(files), CHUNK):
-            chunk = files[start : start + CHUNK]
-            decoded = _read_each(read, paths[start : start + CHUNK], pool.map)
-            for (source, label), pixels in zip(chunk, decoded, strict=True):
-                if isinstance(pixels, str):
-                    written.unreadable[source] = pixels
-                else:
-                    written.class_counts[label] += 1
-                    written.readable.append(source)
-                    written.hashes.append(blake2b(pixels.data, digest_size=8).digest())
-                    file.write(pixels.data)
-        file.seek(0)
-        _write_header(file, len(written.hashes), form)
+    decoded = _read_each(partial(read_pixels, form=form), [path for path, _ in files])
+    header = {"descr": "|u1", "fortran_order": False}
+    with path.open("wb") as file:
+        write_array_header_1_0(file, {**header, "shape": (0, *form.shape)})
+        for (source, label), pixels in zip(files, decoded, strict=True):
+            if isinstance(pixels, str):
+                written.unreadable[source] = pixels
+            else:
+                written.class_counts[label] += 1
+                written.readable.append(source)
+                written.hashes.append(blake2b(pixels.data, digest_size=8).digest())
+                file.write(pixels.data)
+        file.seek(0)  # the header takes 128 bytes for any count
+        write_array_header_1_0(file, {**header, "shape": (len(written.hashes), *form.shape)})
     return written
 
 
-def _write_header(file: BinaryIO, count: int, form: Form) -> None:
-    """The header of a .npy file, which has 128 bytes for any count."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *form.shape)}
-    write_array_header_1_0(file, header)
+def _read_each(read: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T | str]:
+    """What `read` returns for each file, or in a few words why the file is unreadable.
 
-
-def _count_threads(paths: Sequence[Path]) -> int:
-    """One per core for files that are large enough to gain from it, or else one.
-
-    PIL releases the GIL while it decodes. With small files the threads mostly wait for it: two
-    take a quarter more time than one for 64×64 pixels, and little more than half for 256×256.
+    Large files are read by a thread per core. Pillow releases the GIL while it decodes, which
+    halves the time for images of 256×256; with 64×64 the threads would mostly wait for it.
     """
-    sizes = [path.stat().st_size for path in paths[:100] if path.exists()]
-    return 1 if sum(sizes) < 8_000 * len(sizes) else os.cpu_count() or 1
-
-
-def _read_each(
-    read: Callable[[Path], T],
-    paths: Sequence[Path],
-    map_tasks: Callable[..., Iterable[Any]] = map,
-) -> Iterator[T | str]:
-    """What `read` returns for each file, or in a few words why the file is unreadable."""
 
     def attempt(path: Path) -> T | str:
         try:
@@ -386,9 +356,13 @@ def _read_each(
         except Exception as error:  # there is no list of what a damaged file can raise
             return explain(error, path)
 
-    slices = [paths[start : start + SLICE] for start in range(0, len(paths), SLICE)]
-    for some in map_tasks(lambda paths: [attempt(path) for path in paths], slices):
-        yield from some
+    sizes = [path.stat().st_size for path in paths[:100] if path.exists()]
+    threads = 1 if sum(sizes) < 8_000 * len(sizes) else os.cpu_count()
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("ignore")  # which Pillow gives for large images and odd files
+        map_each = map if threads == 1 else pool.map
+        for start in range(0, len(paths), CHUNK):
+            yield from map_each(attempt, paths[start : start + CHUNK])
 
 
 def _read_header(path: Path) -> Form:
