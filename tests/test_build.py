@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.build import build_model, dry_run, load_checked_dataset
 from mnist_exp.experiment.run import Run
+from mnist_exp.training.losses import CrossEntropy
 
 CPU = torch.device("cpu")
 
@@ -133,13 +134,22 @@ def test_trying_a_model_leaves_it_and_all_random_states_as_they_were(quick: list
     parts = build_model(config, load_checked_dataset(config, CPU).kind, CPU)
     before, training = copy.deepcopy(parts.model.state_dict()), parts.model.training
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    summary = dry_run(config, parts, nn.CrossEntropyLoss(), 2)
+    summary = dry_run(config, parts, CrossEntropy(), 2)
     assert (summary.total.parameters, summary.total.flops) == (652, 1280)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == states
     assert parts.model.training == training
     assert parts.model.head.weight.grad is None
     assert all(map(torch.equal, parts.model.state_dict().values(), before.values()))
+
+
+@pytest.mark.parametrize(("reduction", "told"), [("none", "a tensor [2]"), ("mean", "a mean")])
+def test_a_loss_that_is_no_sum_is_bad_input(quick: list[str], reduction: str, told: str) -> None:
+    config = compose_config(*quick)
+    parts = build_model(config, load_checked_dataset(config, CPU).kind, CPU)
+    with pytest.raises(BadInput) as caught:
+        dry_run(config, parts, nn.CrossEntropyLoss(reduction=reduction), 2)
+    assert str(caught.value) == Like(f"loss=cross_entropy: …sum…{told}…losses.sum()")
 
 
 def test_a_models_own_option_that_torch_refuses_is_bad_input(quick: list[str]) -> None:

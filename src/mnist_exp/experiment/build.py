@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -21,6 +22,7 @@ from mnist_exp.experiment import environment
 from mnist_exp.experiment.bugs import find_place, is_deliberate
 from mnist_exp.experiment.targets import TARGET, find_target, read_options
 from mnist_exp.models.summary import Summary, memory_format, summarize
+from mnist_exp.training.callbacks import HOOKS
 from mnist_exp.training.losses import scale_weights
 from mnist_exp.training.metrics import Metric, Monitor, find_monitor
 from mnist_exp.training.options import DataOptions, TrainerOptions
@@ -142,6 +144,9 @@ def build_state(config: DictConfig, parts: Parts, loss: nn.Module, epoch_steps: 
     ema = build_ema(parts.model, config.trainer.ema_decay)
     metrics, monitor = build_metrics(config)
     callbacks = {name: build(config, f"callbacks.{name}") for name in config.callbacks}
+    for name, callback in callbacks.items():
+        if not any(hasattr(callback, hook) for hook in HOOKS):
+            raise BadInput(f"callbacks.{name}: has none of the methods {', '.join(HOOKS)}")
     return TrainState(
         parts.model,
         optimizer,
@@ -176,11 +181,17 @@ def dry_run(config: DictConfig, parts: Parts, loss: nn.Module, images: int) -> S
             set_train_mode(copied)
             logits = copied(blank.to(memory_format=layout))
             check_logits(getattr(logits, "shape", wanted[:0])[1:], wanted)
-        losses = loss.train()(logits, torch.zeros(images, dtype=torch.int64, device=device))
+        labels = torch.zeros(images, dtype=torch.int64, device=device)
+        losses = loss.train()(logits, labels)
         if losses.shape:
             name, doing = describe(config, "loss"), "does not give the sum over a batch, a scalar"
             remedy = "such as losses.sum()"
             raise ValueError(f"gives a tensor {list(losses.shape)}")
+        twice = loss(logits.detach().repeat(2, 1), labels.repeat(2))
+        if losses.item() != 0 and math.isclose(twice.item(), losses.item(), rel_tol=1e-3):
+            name, doing = describe(config, "loss"), "does not give the sum over a batch"
+            remedy = "such as losses.sum()"
+            raise ValueError("twice the images give the same, so it is a mean")
         losses.backward()
     except MODEL_ERRORS as error:
         reason, nondeterministic, _ = first_line(error).partition(", but you set ")

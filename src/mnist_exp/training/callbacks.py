@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mnist_exp.training.state import TrainState
 
 
+HOOKS = ("on_start", "on_step", "on_epoch", "on_end")
+
+
 def run_callbacks(callbacks: Mapping[str, object], hook: str, *arguments: Any) -> None:
     """Call this method of each callback that has it."""
     for callback in callbacks.values():
