@@ -643,6 +643,10 @@ SAVED = OmegaConf.create(
         "scheduler": {"_target_": "mnist_exp.training.schedules.constant"},
         "tracking": {"figures": False, "run_name": None, "note": None, "tags": None},
         "trainer": {"epochs": 3, "device": "cpu", "checkpoint_every_steps": None},
+        "metrics": {
+            name: {"_target_": "mnist_exp.training.metrics.Accuracy"}
+            for name in ("accuracy", "top5")
+        },
         "batch_size": 64,
         "resume": None,
         "reproduce": None,
@@ -658,6 +662,7 @@ SAVED = OmegaConf.create(
         (["init=weights.pth"], ["init=weights.pth: …None…"]),
         (["model.hidden_sizes=[64]"], ["model.hidden_sizes=[64]: …[128, 64]…"]),
         (["trainer.epochs=2"], ["trainer.epochs=2: …3…raised"]),
+        (["metrics=accuracy"], ["metrics.top5._target_=None: …Accuracy…"]),
         (
             ["seed=1", "trainer.epochs=1", "model=linear"],
             [

@@ -41,15 +41,16 @@ def apply_overrides(
     config = OmegaConf.create(redact(OmegaConf.to_yaml(saved)))  # older ones hold passwords
     assert isinstance(config, DictConfig)
     was, now = dict(leaves(config)), dict(leaves(composed))
-    typed = set(find_typed_keys(overrides, now))
+    listed = {key: None for key in was if key.startswith(("metrics.", "callbacks."))}
+    typed = set(find_typed_keys(overrides, {**listed, **now}))
     over_all_epochs = not str(config.scheduler._target_).endswith((".constant", ".plateau"))
     problems = []
     free = FREE if further else (*FREE, "init")  # whose weights are compared
     for key in sorted(key for key in typed if not key.startswith(free)):
         growing = further and key == "trainer.epochs" and not over_all_epochs
-        if was.get(key) != now[key] and not (growing and now[key] > was[key]):
+        if was.get(key) != now.get(key) and not (growing and now[key] > was[key]):
             verdict = "can only be raised" if growing else "cannot change"
-            problems.append(f"{key}={now[key]}: the run has {was.get(key)}, which {verdict}")
+            problems.append(f"{key}={now.get(key)}: the run has {was.get(key)}, which {verdict}")
     says_where = "tracking.uri" in typed or chooses_trackers(overrides)
     if further and not says_where and is_elsewhere(uri := was.get("tracking.uri")):
         # Its owner would get this machine's MLflow password, and says where MLflow writes files.
@@ -61,7 +62,7 @@ def apply_overrides(
         raise BadInput(*problems)
     if chooses_trackers(overrides):
         config.tracking = {}  # other trackers have other keys
-    for key in typed - {"resume", "reproduce"}:
+    for key in typed - {"resume", "reproduce", *listed}:
         OmegaConf.update(config, key, now[key])
     return config
 
