@@ -259,7 +259,7 @@ def test_no_option_has_a_problem() -> None:
     for arguments in (once, presets, *([option] for option in sweeps)):
         assert problems(arguments, multirun=True) == []
     assert problems(["data=image_folder", "data.root=photos"]) == []
-    assert problems(["metrics=[accuracy,macro_f1,top5]"]) == []
+    assert problems(["metrics=[accuracy,macro_f1,top5]", "callbacks=[]"]) == []
 
 
 @pytest.mark.parametrize("preset", PRESETS.split(" | "))
@@ -475,6 +475,15 @@ def test_a_wrong_value_in_an_option_is_reported_with_its_file(write: Write) -> N
     assert find_problems("trainer=mine") == [
         Like(f"trainer.epochs=0 (conf/trainer/mine.yaml): {POSITIVE}")
     ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"), [("loss", "metrics.loss: …another name"), ("x", "metrics.x: …_target_")]
+)
+def test_a_metric_needs_a_target_and_a_name_of_its_own(entry: str, told: str, write: Write) -> None:
+    target = "_target_: mnist_exp.training.metrics.Accuracy" if entry == "loss" else "k: 1"
+    write("metrics/own.yaml", f"{entry}: {{{target}}}\n")
+    assert find_problems("metrics=[accuracy,own]") == [Like(told)]
 
 
 def test_a_wrong_default_is_reported_with_its_file(write: Write) -> None:
