@@ -77,7 +77,9 @@ def image_folder(
         listing.parts.pop("val", None)
     log.info("data.root=%s: %s", root, listing.source)
     if listing.left_out:
-        log.info("data.root=%s: left out: %s", root, describe_left_out(listing))
+        files = [f"{count} {ending}" for ending, count in listing.left_out.most_common()]
+        hint = " (pip install pillow-heif to read HEIC)" if HEIC & listing.left_out.keys() else ""
+        log.info("data.root=%s: left out: %s%s", root, ", ".join(files), hint)
     options = f"{folder}\0{labels}\0{size}\0{fit}\0{skip_bad}"
     cached = expand(cache) / "image_folder" / f"{folder.name}-{hash_text(options)[:12]}"
     record = ensure_record(
@@ -119,15 +121,6 @@ def image_folder(
 def _make_labels(counts: Sequence[int]) -> Tensor:
     """The labels of images that are sorted by class, int64 [n]."""
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-
-
-def describe_left_out(listing: Listing) -> str:
-    """How many files of each ending are not images, and what reads HEIC."""
-    files = listing.left_out.most_common()
-    text = ", ".join(f"{count} {ending}" for ending, count in files)
-    if any(ending in HEIC for ending, _ in files):
-        text += " (pip install pillow-heif to read HEIC)"
-    return text
 
 
 # --- what is odd about a set ---
@@ -215,10 +208,11 @@ def _decode(
             "train": write_images(train, learned, 2 * len(classes), form),
             "test": write_images(test, parts["test"], len(classes), form),
         }
-        bad = [each for found in written.values() for each in found.unreadable.items()]
-        unreadable = {name(path): why for path, why in bad}
+        unreadable = {
+            path: why for part in written.values() for path, why in part.unreadable.items()
+        }
         if unreadable and not skip_bad:
-            reasons = abbreviate([f"{path} ({why})" for path, why in unreadable.items()])
+            reasons = abbreviate([f"{name(path)} ({why})" for path, why in unreadable.items()])
             raise DataError(
                 f"data.root={root}: unreadable images: {reasons}; repair or remove them, or skip "
                 "them with data.skip_bad=true"
@@ -233,9 +227,12 @@ def _decode(
                 "test part (test/, or every fifth image of a class) needs one"
             )
         array = ArrayFile(train)
-        rows = Rows(array, torch.arange(sum(counts["train"])))
-        mean, std = compute_mean_and_std(rows)
+        mean, std = compute_mean_and_std(Rows(array, torch.arange(sum(counts["train"]))))
         sums = {"train": hash_array(array), "test": hash_array(ArrayFile(test))}
+    equal: dict[bytes, list[Row]] = {}  # by a hash of the pixels
+    for part, found in written.items():
+        for row, of_pixels in enumerate(found.hashes):
+            equal.setdefault(of_pixels, []).append((part, row))
     return {
         "sums": sums,
         "classes": classes,
@@ -243,19 +240,10 @@ def _decode(
         "mean": mean,
         "std": std,
         "white": form.white,
-        "left_out": list(unreadable),
+        "left_out": list(map(name, unreadable)),
         "files": {part: list(map(name, found.readable)) for part, found in written.items()},
-        "equal": group_equal({part: found.hashes for part, found in written.items()}),
+        "equal": [rows for rows in equal.values() if len(rows) > 1],
     }
-
-
-def group_equal(hashes: Mapping[str, Sequence[bytes]]) -> list[list[Row]]:
-    """The groups of images with the same pixels."""
-    groups: dict[bytes, list[Row]] = {}
-    for part, of_part in hashes.items():
-        for row, pixels in enumerate(of_part):
-            groups.setdefault(pixels, []).append((part, row))
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def describe_bytes(count: float) -> str:

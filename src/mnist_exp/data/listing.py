@@ -21,7 +21,7 @@ PART_NAMES = {
 JPEG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 OTHER_ENDINGS = (".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".jp2")
 GRAYMAP_ENDINGS = (".pbm", ".pgm", ".ppm", ".pnm")
-HEIC = (".heic", ".heif")  # which Pillow reads with a package
+HEIC = {".heic", ".heif"}  # which Pillow reads with a package
 ENDINGS = {*JPEG_ENDINGS, *OTHER_ENDINGS, *GRAYMAP_ENDINGS}
 JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"}
 # Headers of a CSV file, in any case: of its first column, and of the column of the part.
