@@ -28,7 +28,6 @@ from mnist_exp.training.metrics import Metric, Monitor, find_monitor
 from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.parameters import freeze, set_groups, set_train_mode
 from mnist_exp.training.precision import Precision
-from mnist_exp.training.sampling import count_classes
 from mnist_exp.training.state import TrainState, random_states, set_random_states
 
 # What a model that does not fit its images can raise.
@@ -115,7 +114,7 @@ def build_loss(config: DictConfig, parts: Parts, labels: Tensor | None = None) -
     scaled: dict[str, Any] = {}
     if weights is not None and labels is not None:
         with raise_bad_input(f"loss.class_weights={weights}"):
-            scaled["class_weights"] = scale_weights(weights, count_classes(labels, classes))
+            scaled["class_weights"] = scale_weights(weights, labels.bincount(minlength=classes))
     loss = build(config, "loss", skip=("class_weights",), **scaled)
     if not isinstance(loss, nn.Module):
         raise BadInput(f"{describe(config, 'loss')}: not a torch.nn.Module")

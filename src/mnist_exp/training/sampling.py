@@ -17,16 +17,11 @@ def draw_order(labels: Tensor, sampling: str, seed: int, epoch: int) -> Tensor:
     """The images of an epoch in their order, int64 [n].
 
     labels: int64 [n], of the training images. sampling: "shuffled", each image once; or "balanced",
-    drawn with replacement so that each class that there is comes equally often.
+    drawn with replacement, each class equally often or once more.
     """
-    if sampling == "balanced":
-        return draw_balanced(labels.cpu(), seed, epoch)
-    return shuffle(len(labels), seed, epoch)
-
-
-def draw_balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
-    """As many images as there are, of each class equally many, or one more; int64 [n]."""
-    generator = make_generator(f"{seed}/{epoch}")
+    if sampling != "balanced":
+        return shuffle(len(labels), seed, epoch)
+    labels, generator = labels.cpu(), make_generator(f"{seed}/{epoch}")
     counts = labels.bincount()
     by_class, starts = labels.argsort(stable=True), counts.cumsum(0) - counts
     present = counts.nonzero()[:, 0]
@@ -34,11 +29,6 @@ def draw_balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
     classes = present[torch.randperm(len(present), generator=generator)][places % len(present)]
     drawn = torch.rand(len(labels), generator=generator, dtype=torch.float64)  # from 0 to below 1
     return by_class[starts[classes] + (drawn * counts[classes]).long()]
-
-
-def count_classes(labels: Tensor, classes: int) -> Tensor:
-    """How many images of each class there are, int64 [classes]; labels: int64 [n]."""
-    return labels.bincount(minlength=classes)
 
 
 def shuffle(count: int, seed: int, epoch: int) -> Tensor:
