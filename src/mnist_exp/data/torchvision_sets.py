@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset
 
 from mnist_exp.data.cache import DataError, Record, ensure_record, hash_text, load, save
 from mnist_exp.data.dataset import Channels, Dataset, Size, split_dataset, width_and_height
@@ -71,23 +72,23 @@ def torchvision_set(
 
 def _decode(folder: Path, name: str, root: str, options: Mapping[str, Any], size: Size) -> Record:
     """Write the set's arrays into the folder; returns their record."""
-    train, test = _open_parts(name, root, options)
-    log.info("data.name=%s: decoding %d images", name, len(train) + len(test or ()))
-    images, labels = _read(name, train, size)
-    if test is None:
-        is_test = np.arange(len(labels)) % 5 == 4
-        test_images, test_labels = images[is_test], labels[is_test]
-        images, labels = images[~is_test], labels[~is_test]
-    else:
-        test_images, test_labels = _read(name, test, size, images.shape[1:])
-    arrays = {"train-images": images, "train-labels": labels}
-    arrays |= {"test-images": test_images, "test-labels": test_labels}
-    numbers = range(1 + int(max(part.view("<u2").max() for part in (labels, test_labels))))
-    return {**save(folder, arrays), "classes": list(map(str, getattr(train, "classes", numbers)))}
+    parts = _open_parts(name, root, options)
+    whole, count = ConcatDataset[Any](parts), len(parts[0])
+    log.info("data.name=%s: decoding %d images", name, len(whole))
+    images, labels = _read(name, whole, size, count)
+    is_fifth = np.arange(count) % 5 == 4
+    train, test = (~is_fifth, is_fifth) if len(parts) == 1 else (slice(count), slice(count, None))
+    arrays = {"train-images": images[train], "train-labels": labels[train]}
+    arrays |= {"test-images": images[test], "test-labels": labels[test]}
+    numbers = range(1 + int(labels.view("<u2").max()))
+    return {
+        **save(folder, arrays),
+        "classes": list(map(str, getattr(parts[0], "classes", numbers))),
+    }
 
 
-def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """torchvision's objects for the training and the test images; None for a set of one part."""
+def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> list[Any]:
+    """torchvision's objects for the training and the test images, or one if it does not divide."""
     from torchvision import datasets  # over a second to import
 
     names = {known.lower(): known for known in datasets.__all__}
@@ -108,7 +109,7 @@ def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> tuple[Any, 
     make = partial(kind, **options, **({"root": expand(root)} if "root" in known else {}))
     can_download = "download" in known
     if argument is None:
-        return _open(make, name, root, can_download), None
+        return [_open(make, name, root, can_download)]
 
     def open_first(values: list[Any]) -> Any:
         """The part that the first of these values gives which the class knows."""
@@ -119,8 +120,7 @@ def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> tuple[Any, 
                 if value == values[-1] or not str(error).startswith("Unknown value"):
                     raise
 
-    train_values, test_values = PARTS[argument]
-    return open_first(train_values), open_first(test_values)
+    return [open_first(values) for values in PARTS[argument]]
 
 
 def _open(make: Callable[..., Any], name: str, root: str, can_download: bool) -> Any:
@@ -142,33 +142,31 @@ def _open(make: Callable[..., Any], name: str, root: str, can_download: bool) ->
 
 
 def _read(
-    name: str, part: Any, size: Size, shape: tuple[int, ...] | None = None
+    name: str, whole: Any, size: Size, train_count: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images [n, channels, height, width], and the two bytes of their labels [n, 2].
 
-    shape: of an image, where it is known. Raises BadInput.
+    train_count: of the first images, which are to train on; if they are gray, all become gray.
+    Raises BadInput.
     """
     from PIL import Image
 
     from mnist_exp.data.decoding import Form, common_mode, to_form
 
-    modes, sizes, labels = set(), set(), np.empty(len(part), "<u2")
-    for number in range(len(part)):
-        image, label = part[number]
+    modes, sizes, labels = [], set(), np.empty(len(whole), "<u2")
+    for number in range(len(whole)):
+        image, label = whole[number]
         if not isinstance(image, Image.Image) or not isinstance(label, int | np.integer):
             raise BadInput(f"data.name={name}: it does not give images with one class each")
         labels[number] = label
-        modes.add(image.mode)
+        modes.append(image.mode)
         sizes.add(image.size)
     if size is None and len(sizes) > 1:
         raise BadInput(
             f"data.name={name}: images of {len(sizes)} sizes; data.size=N makes them one"
         )
-    if shape is None:
-        form = Form(common_mode(modes), width_and_height(size) or sizes.pop(), "pad")
-    else:
-        form = Form("L" if shape[0] == 1 else "RGB", (shape[2], shape[1]), "pad")
-    images = np.empty((len(part), *form.shape), np.uint8)
+    form = Form(common_mode(modes[:train_count]), width_and_height(size) or sizes.pop(), "pad")
+    images = np.empty((len(whole), *form.shape), np.uint8)
     for number, row in enumerate(images):
-        row[:] = to_form(part[number][0], form)
+        row[:] = to_form(whole[number][0], form)
     return images, labels.view(np.uint8).reshape(-1, 2)
