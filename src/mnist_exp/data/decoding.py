@@ -57,6 +57,7 @@ TURNS = {
 LYING = (5, 6, 7, 8)  # they swap width and height
 
 CHUNK = 64  # images that are decoded before the first of them is written
+SLICE = 16  # images per task of a thread: a task costs as much as decoding a small image
 
 one_large = Lock()
 
@@ -360,9 +361,10 @@ def _read_each(read: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T |
     threads = 1 if sum(sizes) < 8_000 * len(sizes) else os.cpu_count()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # which Pillow gives for large images and odd files
-        map_each = map if threads == 1 else pool.map
         for start in range(0, len(paths), CHUNK):
-            yield from map_each(attempt, paths[start : start + CHUNK])
+            slices = [paths[at : at + SLICE] for at in range(start, start + CHUNK, SLICE)]
+            for results in pool.map(lambda some: [attempt(path) for path in some], slices):
+                yield from results
 
 
 def _read_header(path: Path) -> Form:
