@@ -87,8 +87,7 @@ class Dataset:
 
         part: "train" or "test"; validation images are from "train".
         """
-        assert split.places is not None, "only a prepared split has none"
-        places = split.places.tolist()
+        places = range(len(split)) if split.places is None else split.places.tolist()
         if part not in self.files:
             return "index", [*map(str, places)]
         return "file", [self.files[part][place] for place in places]
@@ -155,6 +154,8 @@ def split_dataset(
         found_mean, found_std = compute_mean_and_std(train.images)
         mean = found_mean if mean is None else mean
         std = found_std if std is None else std
+    if train.places is None:
+        train = replace(train, places=torch.arange(len(train)))
     channels, height, width = train.images.shape[1:]
     means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     rest, val = split_off(train, val_fraction, split_seed)

@@ -130,6 +130,8 @@ def build_metrics(config: DictConfig) -> tuple[dict[str, Metric], Monitor]:
     except KeyError:
         known = ", ".join(["loss", *metrics])
         raise BadInput(f"trainer.monitor={name}: not computed; there are {known}") from None
+    except AttributeError as error:
+        raise BadInput(f"trainer.monitor={name}: the metric has no higher_is_better") from error
 
 
 def build_state(config: DictConfig, parts: Parts, loss: nn.Module, epoch_steps: int) -> TrainState:

@@ -16,6 +16,7 @@ numbers, strings and tensors, so that a resumed training continues it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,14 @@ def run_callbacks(callbacks: Mapping[str, object], hook: str, *arguments: Any) -
 
 
 def read_added(added: Mapping[str, Any]) -> dict[str, Any]:
-    """What callbacks added to the metrics, as Python's numbers. Raises TypeError if it is not."""
+    """What callbacks added to the metrics, as Python's numbers.
+
+    Raises TypeError if it is not, and ValueError for a name that MLflow would refuse.
+    """
     numbers: dict[str, Any] = {}
     for name, value in added.items():
+        if not re.fullmatch(r"[\w\-. :/]+", name):
+            raise ValueError(f"a callback added {name!r}: names have letters, digits and -_.:/")
         pairs = value if isinstance(value, list) else [(0, value)]
         try:
             read = [(int(step), read_number(number)) for step, number in pairs]

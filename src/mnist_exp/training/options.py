@@ -40,6 +40,15 @@ COMPILE = flag_or("default", "reduce-overhead", "max-autotune", "max-autotune-no
 
 
 @dataclass(frozen=True)
+class DataOptions:
+    """Which images to train on, and in which order: what the group `data` has for every set."""
+
+    sampling: Annotated[str, one_of("shuffled", "balanced")] = "shuffled"  # see sampling.draw_order
+    folds: Annotated[int | None, optional(integer(2))] = None  # parts of a cross-validation
+    fold: Annotated[int, integer(0)] = 0  # the part to validate on
+
+
+@dataclass(frozen=True)
 class TrainerOptions:
     """How to train: the group `trainer` of the config."""
 
@@ -60,12 +69,3 @@ class TrainerOptions:
     checkpoint_every_steps: Annotated[int | None, optional(integer(1))] = None
     max_batches: Annotated[int | None, optional(integer(1))] = None  # of training and validation
     test: Annotated[bool, flag] = True  # open the test set once, after training
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Which images to train on, and in which order: what the group `data` has for every set."""
-
-    sampling: Annotated[str, one_of("shuffled", "balanced")] = "shuffled"  # see sampling.draw_order
-    folds: Annotated[int | None, optional(integer(2))] = None  # parts of a cross-validation
-    fold: Annotated[int, integer(0)] = 0  # the part to validate on
