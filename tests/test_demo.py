@@ -30,7 +30,7 @@ from mnist_exp.cli.demo import describe, list_runs
 from mnist_exp.tracking import FinishedRun, Score
 
 if TYPE_CHECKING:
-    from mnist_exp.experiment.load import TrainedModel
+    from mnist_exp.inference.classifier import Classifier
 
 
 @contextmanager
@@ -216,8 +216,8 @@ def test_answers_keep_other_sites_out(url: str) -> None:
 def test_a_slow_client_or_model_holds_up_nobody(trained: Clone) -> None:
     patch = """
 import time
-prepare, demo.MOST_SECONDS, demo.MOST_CONNECTIONS = demo.preprocess, 0.5, 4
-demo.preprocess = lambda *arguments: time.sleep(1) or prepare(*arguments)"""
+classify, demo.MOST_SECONDS, demo.MOST_CONNECTIONS = demo.classify, 0.5, 4
+demo.classify = lambda *arguments: time.sleep(1) or classify(*arguments)"""
     get, post = "GET /runs HTTP/1.1", "POST /classify HTTP/1.1"
     unfinished = f"{post}\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx".encode()
     waiting = []
@@ -301,7 +301,7 @@ def test_the_page_is_opened_by_the_names_it_was_given(
 ) -> None:
     from mnist_exp.inference.page import Demo  # imports torch
 
-    def load(number: int) -> TrainedModel:
+    def load(number: int) -> Classifier:
         raise ValueError("this test needs no model")
 
     page = Demo(hosts, 0)

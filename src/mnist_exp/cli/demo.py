@@ -46,7 +46,8 @@ def demo() -> None:
 def serve(options: Namespace) -> int:
     """Load the chosen model, then serve until the process is interrupted."""
     from mnist_exp.experiment.find import find_checkpoint
-    from mnist_exp.experiment.load import TrainedModel, load_model
+    from mnist_exp.experiment.load import load_model
+    from mnist_exp.inference.classifier import Classifier
     from mnist_exp.inference.page import Demo
 
     server = Demo(options.host or ["127.0.0.1"], options.port)
@@ -58,10 +59,11 @@ def serve(options: Namespace) -> int:
         runs += list_runs(options.experiment, data)
 
     @lru_cache(MOST_MODELS)
-    def load_one(number: int) -> TrainedModel:
+    def load_one(number: int) -> Classifier:
         if not number:
-            return first
-        return load_model(find_checkpoint(runs[number][1], tracking_uri()), options.device)
+            return Classifier(first)
+        checkpoint = find_checkpoint(runs[number][1], tracking_uri())
+        return Classifier(load_model(checkpoint, options.device))
 
     print(*server.addresses, "Ctrl-C ends it", sep="   ", flush=True)
     server.serve([name for name, _ in runs], load_one)

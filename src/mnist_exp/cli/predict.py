@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import io
 import json
 import math
 import os
 import sys
+import warnings
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from mnist_exp.cli.process import run_and_exit
 from mnist_exp.errors import BadInput, print_line, sanitize
 
 if TYPE_CHECKING:
-    from mnist_exp.inference.preprocess import Found
+    from mnist_exp.inference.classifier import Prediction
 
 DESCRIPTION = """\
 Classify image files of any size, dark on light or light on dark, photographed or drawn. Several
@@ -33,11 +32,10 @@ digits on a picture are read in reading order.
 """
 PICTURES = (".png", ".pdf", ".svg")
 MOST_SHOWN = 50  # images in one picture; more would be too small to see
-BATCH = 64  # images that are prepared, then classified together
 M_MMAP_THRESHOLD = -3  # of malloc.h
 CSV_HEADER = ("image", "label", "probability", "left", "top", "right", "bottom")
 
-Answer = tuple["Found", dict[str, float]]  # and the probabilities by class, the highest first
+Answer = list["Prediction"]  # of the digits of an image, or of the whole of it
 
 
 def predict() -> None:
@@ -89,65 +87,44 @@ def list_files(path: Path) -> list[Path]:
 
 def classify_files(options: Namespace) -> int:
     """Print what is on each image, and draw them for --show; returns the exit code."""
-    import warnings
-    from concurrent.futures import ThreadPoolExecutor
-
-    import torch
     from rich.console import Console
     from rich.progress import Progress
 
     from mnist_exp.experiment.load import load_model
-    from mnist_exp.inference.preprocess import UnreadableImage, preprocess
+    from mnist_exp.inference.classifier import BATCH, Classifier
+    from mnist_exp.inference.preprocess import UnreadableImage
 
     trained = load_model(choose_checkpoint(options), options.device)
-    paths, names, code = options.images, trained.kind.class_names, 0
-    shown: list[tuple[Path, list[Answer]]] = []
+    paths, code = options.images, 0
+    shown: list[tuple[Path, Answer]] = []
     width = max(len(sanitize(str(path))) for path in paths)
-
-    def prepare(path: Path) -> list[Found] | UnreadableImage:
-        try:
-            return preprocess(path, trained.kind)
-        except UnreadableImage as error:
-            return error
-
     return_large_blocks()
     print_line(f"{trained.source}, trained on {trained.kind.name}", sys.stderr)
-    if options.csv:
-        print(format_row(CSV_HEADER), flush=True)
     screen = Console(stderr=True, soft_wrap=True)
-    with (
-        warnings.catch_warnings(),  # here, because a thread would change them for the others
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        Progress(
-            console=screen,
-            transient=True,
-            redirect_stdout=sys.stdout.isatty(),
-            disable=not screen.is_terminal or len(paths) <= BATCH,
-        ) as bar,
-    ):
-        warnings.simplefilter("ignore")
-        for start in bar.track(range(0, len(paths), BATCH)):
-            some = paths[start : start + BATCH]
-            prepared = list(pool.map(prepare, some))
-            found = [one for each in prepared if isinstance(each, list) for one in each]
-            if found:
-                logits = trained.logits(torch.stack([one.image for one in found]))
-                rows = iter(logits.softmax(dim=1).tolist())
-            for path, each in zip(some, prepared, strict=True):
-                if isinstance(each, UnreadableImage):
-                    print_line(f"error: {path}: {each}", sys.stderr)
-                    code = BadInput.exit_code
-                    continue
-                answers = [(one, rank(names, next(rows))) for one in each]
-                if options.json:
-                    print(json.dumps(describe(path, answers, options.top)), flush=True)
-                elif options.csv:
-                    print(*map(format_row, tabulate(path, answers)), sep="\n", flush=True)
-                else:
-                    text = format_answers(answers, options.top)
-                    print_line(f"{sanitize(str(path)):{width}}  {text}")
-                if options.show:
-                    shown.append((path, answers))
+    with Progress(
+        console=screen,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not screen.is_terminal or len(paths) <= BATCH,
+    ) as bar:
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        if options.csv:
+            table.writerow(CSV_HEADER)
+        answers = Classifier(trained).classify((str(path), path) for path in paths)
+        for path, answer in zip(paths, bar.track(answers, len(paths)), strict=True):
+            if isinstance(answer, UnreadableImage):
+                print_line(f"error: {path}: {answer}", sys.stderr)
+                code = BadInput.exit_code
+                continue
+            if options.json:
+                print(json.dumps(describe(path, answer, options.top)))
+            elif options.csv:
+                table.writerows(tabulate(path, answer))
+            else:
+                print_line(f"{sanitize(str(path)):{width}}  {format_answer(answer, options.top)}")
+            sys.stdout.flush()
+            if options.show:
+                shown.append((path, answer))
     if shown:
         draw_pictures(options.show, shown)
     return code
@@ -162,70 +139,65 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
-def rank(names: Sequence[str], probabilities: list[float]) -> dict[str, float]:
-    """The probabilities by class, the highest first."""
-    return dict(sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1]))
-
-
-def top_of(probabilities: dict[str, float], count: int) -> dict[str, float]:
+def keep_top(probabilities: dict[str, float], count: int) -> dict[str, float]:
     return dict(list(probabilities.items())[:count])
 
 
-def read(answers: list[Answer]) -> tuple[str, float]:
-    """What a picture says: the labels of its digits, and the product of their probabilities."""
-    best = [next(iter(probabilities.items())) for _, probabilities in answers]
-    return "".join(label for label, _ in best), math.prod(value for _, value in best)
+def list_best(answer: Answer) -> list[tuple[str, float]]:
+    """The label of each digit and its probability."""
+    return [(each.label, each.probabilities[each.label]) for each in answer]
 
 
-def describe(path: Path, answers: list[Answer], top: int) -> dict[str, object]:
-    """The JSON object of an image; with its digits, if they have boxes."""
-    label, probability = read(answers)
-    probabilities = top_of(answers[0][1], top) if len(answers) == 1 else {label: probability}
-    result: dict[str, object] = {"image": str(path), "label": label, "probabilities": probabilities}
-    if answers[0][0].box:
-        result["digits"] = [
-            {"box": found.box, "label": next(iter(each)), "probabilities": top_of(each, top)}
-            for found, each in answers
-        ]
-    return result
+def describe(path: Path, answer: Answer, top: int) -> dict[str, object]:
+    """The JSON object of an image; with its digits, if they have boxes.
 
-
-def tabulate(path: Path, answers: list[Answer]) -> list[tuple[object, ...]]:
-    """The rows of an image, as CSV_HEADER names them; without a box for all of a picture."""
-    return [
-        (sanitize(str(path)), *next(iter(each.items())), *(found.box or ("",) * 4))
-        for found, each in answers
+    Several digits have one label, and the product of their probabilities.
+    """
+    labels, values = zip(*list_best(answer), strict=True)
+    digits = [
+        {
+            "box": each.found.box,
+            "label": each.label,
+            "probabilities": keep_top(each.probabilities, top),
+        }
+        for each in answer
     ]
+    label = "".join(labels)
+    whole = digits[0]["probabilities"] if len(digits) == 1 else {label: math.prod(values)}
+    result: dict[str, object] = {"image": str(path), "label": label, "probabilities": whole}
+    return {**result, "digits": digits} if answer[0].found.box else result
 
 
-def format_row(cells: tuple[object, ...]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+def tabulate(path: Path, answer: Answer) -> list[tuple[object, ...]]:
+    """The rows of an image, as CSV_HEADER names them; without a box for all of a picture."""
+    boxes = [each.found.box or ("",) * 4 for each in answer]
+    pairs = zip(list_best(answer), boxes, strict=True)
+    return [(sanitize(str(path)), *best, *box) for best, box in pairs]
 
 
-def format_answers(answers: list[Answer], top: int) -> str:
+def format_answer(answer: Answer, top: int) -> str:
     """The most probable classes of an image; or its digits, each with its probability."""
-    if len(answers) == 1:
-        return format_probabilities(top_of(answers[0][1], top).items())
-    best = [next(iter(each.items())) for _, each in answers]
-    return f"{read(answers)[0]}   {format_probabilities(best)}"
+    best, label = list_best(answer), ""
+    if len(answer) == 1:
+        best = list(answer[0].probabilities.items())[:top]
+    else:
+        label = "".join(each.label for each in answer) + "   "
+    return label + "   ".join(f"{name} {100 * value:5.1f} %" for name, value in best)
 
 
-def format_probabilities(pairs: Iterable[tuple[str, float]]) -> str:
-    return "   ".join(f"{name} {100 * value:5.1f} %" for name, value in pairs)
-
-
-def draw_pictures(path: Path, shown: list[tuple[Path, list[Answer]]]) -> None:
+def draw_pictures(path: Path, shown: list[tuple[Path, Answer]]) -> None:
     from mnist_exp.data.decoding import read_colors
     from mnist_exp.figures import draw
     from mnist_exp.inference.preprocess import ENOUGH
 
     pictures = []
-    for file, answers in shown:
-        colors, scale = read_colors(file, ENOUGH)
+    for file, answer in shown:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            colors, scale = read_colors(file, ENOUGH)
         digits = [
-            (found.box, found.image.permute(1, 2, 0).numpy(), each) for found, each in answers
+            (each.found.box, each.found.image.permute(1, 2, 0).numpy(), each.probabilities)
+            for each in answer
         ]
         pictures.append((sanitize(file.name), colors, scale, digits))
     draw.predictions(path, pictures)

@@ -1,10 +1,16 @@
-"""A trained model that takes images as they are: files of any size, or arrays."""
+"""A trained model that takes images as they are: files of any size, or arrays.
+
+`predict.py`, the page and `load(...).predict(...)` all classify here.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
+import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,21 +25,24 @@ from mnist_exp.errors import BadInput
 from mnist_exp.experiment.load import TrainedModel
 from mnist_exp.inference.preprocess import Found, UnreadableImage, preprocess
 
+BATCH = 64  # pictures that are prepared, then classified together
+
 Picture = str | Path | Tensor | NDArray[np.uint8]  # a file, an image, or a batch of images
+Source = tuple[str, Path | BinaryIO]  # the file or the number of a picture, and where to read it
 
 
 class Prediction(NamedTuple):
     """What the model says of a picture, or of one of the digits on it."""
 
     label: str  # the most probable class
-    probabilities: dict[str, float]  # by class
+    probabilities: dict[str, float]  # by class, the highest first
     picture: str  # its file, or its number from 0
     found: Found  # the preprocessed image, and where it is on the picture
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained model with the preprocessing of `predict.py`."""
+    """A trained model with its preprocessing."""
 
     trained: TrainedModel
 
@@ -44,21 +53,47 @@ class Classifier:
         also be [n, channels, height, width]. Raises BadInput for another array, and UnreadableImage
         for a file that is no image and for a picture without a digit.
         """
-        predictions = []
-        for picture, source in list_sources(pictures):
-            try:
-                digits = preprocess(source, self.trained.kind)
-            except UnreadableImage as error:
-                raise UnreadableImage(f"{picture}: {error}") from error
-            logits = self.trained.logits(torch.stack([found.image for found in digits]))
-            for found, values in zip(digits, logits.softmax(dim=1).tolist(), strict=True):
-                probabilities = dict(zip(self.trained.kind.class_names, values, strict=True))
-                label = max(probabilities, key=probabilities.__getitem__)
-                predictions.append(Prediction(label, probabilities, picture, found))
+        sources, predictions = list(list_sources(pictures)), []
+        for (picture, _), found in zip(sources, self.classify(sources), strict=True):
+            if isinstance(found, UnreadableImage):
+                raise UnreadableImage(f"{picture}: {found}")
+            predictions += found
         return predictions
 
+    def classify(self, sources: Iterable[Source]) -> Iterator[list[Prediction] | UnreadableImage]:
+        """The predictions for each picture, or why there are none."""
+        sources, names = iter(sources), self.trained.kind.class_names
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            while some := list(itertools.islice(sources, BATCH)):
+                map_each = pool.map if len(some) > 1 else map
+                with warnings.catch_warnings():  # here: a thread would change them for the others
+                    warnings.simplefilter("ignore")  # Pillow's, of large images and of odd files
+                    prepared = list(map_each(self.prepare, some))
+                found = [one for each in prepared if isinstance(each, list) for one in each]
+                if found:
+                    logits = self.trained.logits(torch.stack([one.image for one in found]))
+                    rows = iter(logits.softmax(dim=1).tolist())
+                for (picture, _), each in zip(some, prepared, strict=True):
+                    if isinstance(each, UnreadableImage):
+                        yield each
+                    else:
+                        yield [predict_one(names, next(rows), picture, one) for one in each]
 
-def list_sources(pictures: Picture | Iterable[Picture]) -> Iterator[tuple[str, Path | BinaryIO]]:
+    def prepare(self, source: Source) -> list[Found] | UnreadableImage:
+        try:
+            return preprocess(source[1], self.trained.kind)
+        except UnreadableImage as error:
+            return error
+
+
+def predict_one(
+    names: Iterable[str], probabilities: list[float], picture: str, found: Found
+) -> Prediction:
+    ranked = sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])
+    return Prediction(ranked[0][0], dict(ranked), picture, found)
+
+
+def list_sources(pictures: Picture | Iterable[Picture]) -> Iterator[Source]:
     """The file or the number of each picture, and what to read it from."""
     if isinstance(pictures, str | Path | Tensor | np.ndarray):
         pictures = [pictures]

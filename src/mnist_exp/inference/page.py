@@ -21,7 +21,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import torch
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -29,8 +28,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mnist_exp.errors import BadInput, one_line, print_line
-from mnist_exp.experiment.load import TrainedModel
-from mnist_exp.inference.preprocess import UnreadableImage, preprocess
+from mnist_exp.inference.classifier import Classifier
+from mnist_exp.inference.preprocess import UnreadableImage
 
 PAGE = Path(__file__).with_suffix(".html").read_text("utf-8")
 MOST_BYTES = 10_000_000  # of a picture
@@ -104,7 +103,7 @@ class Demo:
         if request.method == "POST" and not (site == "same-origin" if site else own):
             raise HTTPException(403, "only the page itself may send a picture")
 
-    def serve(self, names: Sequence[str], load: Callable[[int], TrainedModel]) -> None:
+    def serve(self, names: Sequence[str], load: Callable[[int], Classifier]) -> None:
         """Answer until the process ends. load: the model of a run by its place in `names`."""
         app = FastAPI(openapi_url=None, redirect_slashes=False, dependencies=[Depends(self.check)])
         worker = ThreadPoolExecutor(1)  # one picture at a time: torch's settings are the process's
@@ -174,20 +173,23 @@ async def receive(request: Request) -> bytes:
         raise HTTPException(400, "incomplete") from None
 
 
-def classify(picture: bytes, load: Callable[[int], TrainedModel], number: int) -> dict[str, Any]:
+def classify(picture: bytes, load: Callable[[int], Classifier], number: int) -> dict[str, Any]:
     """Classify an image file by the model of a run; returns the answer, or an error."""
     try:
-        trained = load(number)
-        found = preprocess(BytesIO(picture), trained.kind)
-        logits = trained.logits(torch.stack([one.image for one in found]))
-        rows = logits.softmax(dim=1).tolist()
-    except UnreadableImage as error:
-        return {"error": str(error)}
+        classifier = load(number)
+        (found,) = classifier.classify([("", BytesIO(picture))])
     except Exception as error:  # its message may name folders, so it stays on this machine
         print_line(f"error: {one_line(error)}", sys.stderr)
         return {"error": "this run does not work; demo.py says why in its terminal"}
+    if isinstance(found, UnreadableImage):
+        return {"error": str(found)}
+    names = classifier.trained.kind.class_names
     digits = [
-        {"box": one.box, "probabilities": row, "pixels": one.image.permute(1, 2, 0).tolist()}
-        for one, row in zip(found, rows, strict=True)
+        {
+            "box": each.found.box,
+            "probabilities": [each.probabilities[name] for name in names],
+            "pixels": each.found.image.permute(1, 2, 0).tolist(),
+        }
+        for each in found
     ]
-    return {"names": trained.kind.class_names, "digits": digits}
+    return {"names": names, "digits": digits}

@@ -6,9 +6,8 @@ to fit 20×20 with antialiasing, keep its aspect ratio, and center its mass in 2
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -81,34 +80,25 @@ def preprocess(source: Path | BinaryIO, kind: Kind) -> list[Found]:
     """Convert an image file to this kind; several digits on a picture are found in reading order.
 
     A picture that is not larger than an image of the kind has one digit, and no lines of a paper.
-    Raises UnreadableImage if `raise_unreadable` does, and if no ink is found.
+    Raises UnreadableImage for a file that is missing, empty, truncated, or not an image; for one
+    that is too large, before it is decoded; for a folder, a pipe, a socket, or a device; and if no
+    ink is found.
     """
     layout = LAYOUTS.get(kind.name)
     channels, height, width = kind.image_shape
-    with raise_unreadable(source):
+    try:
         if layout is None:
             form = Form("L" if channels == 1 else "RGB", (width, height), kind.fit, kind.white)
             return [Found(torch.from_numpy(read_pixels(source, form)), None)]
         colors, scale = read_colors(source, ENOUGH)
+    except Exception as error:  # there is no list of what a damaged file can raise
+        raise UnreadableImage(explain(error, source)) from None
     is_page = layout.of_digits and (colors.shape[0] > height or colors.shape[1] > width)
     found = []
     for ink, edges in crop_ink(extract_ink(colors), is_page):
         image = torch.from_numpy(place_ink(ink, layout, (height, width)))[None]
         found.append(Found(image, Box(*(round(scale * edge) for edge in edges))))
     return found
-
-
-@contextmanager
-def raise_unreadable(source: Path | BinaryIO) -> Iterator[None]:
-    """Raise UnreadableImage for a file that is missing, empty, truncated, or not an image; for one
-    that is too large, before it is decoded; for a folder, a pipe, a socket, or a device.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, of large images and of odd files
-            yield
-    except Exception as error:  # there is no list of what a damaged file can raise
-        raise UnreadableImage(explain(error, source)) from None
 
 
 # --- from colors to ink ---
