@@ -112,7 +112,7 @@ FILES = {
     "a number": ({"layers.0.bias": 3}, "…layers.0.bias is no tensor…"),
     "nan": ({"layers.0.bias": torch.full((128,), torch.nan)}, "…layers.0.bias is not finite…"),
     "sparse": ({"layers.0.bias": torch.zeros(128).to_sparse()}, "…no dense tensor…"),
-    "a list": ([torch.zeros(128)], "…does not fit…"),
+    "a list": ([torch.zeros(128)], "…plain state_dict is needed…"),
     "another model": ({"head.bias": torch.zeros(10)}, "…none fits…layers.0.weight,…head.bias…"),
     "other shapes": ({"layers.0.bias": torch.zeros(7)}, "…none fits…"),
 }

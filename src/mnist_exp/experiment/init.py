@@ -51,6 +51,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     content = checkpoint.read(path)
     with checkpoint.raise_misfits(path):
+        if not isinstance(content, Mapping):
+            raise ValueError("a run or a plain state_dict is needed")
         if "format" in content:  # a run's
             state = checkpoint.upgrade(content, path)["state"]
             refuse_initial_weights(path, state)

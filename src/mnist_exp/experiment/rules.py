@@ -155,7 +155,11 @@ OPTION_RULES = {
     "tracking.uri": optional(text),
     "tracking.run_name": optional(text),
     "tracking.note": optional(text),
-    "tracking.tags": Rule("null or a mapping such as {study: x}", (NoneType, dict), are_tags),
+    "tracking.tags": Rule(
+        "null or a mapping such as {study: x}, no name beginning with mlflow. or mnist_exp.",
+        (NoneType, dict),
+        are_tags,
+    ),
     "tracking.logdir": text,
     "tracking.log_checkpoints": flag,
     "tracking.log_model": flag,

@@ -25,7 +25,8 @@ def load_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
         if name in own and found.shape == wanted:
             fitting[name] = found
     if not any(name in fitting for name, _ in model.named_parameters()):
-        raise ValueError(f"none fits: the model has {show(own)}, the weights have {show(weights)}")
+        theirs = show(weights) or "none"
+        raise ValueError(f"none fits: the model has {show(own)}, the weights have {theirs}")
     model.load_state_dict(fitting, strict=False)
     fresh = [name for name in own if name not in fitting]
     unknown = [name for name in weights if name not in own]
