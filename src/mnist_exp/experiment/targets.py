@@ -55,8 +55,8 @@ def target_problems(config: Any) -> Iterator[tuple[str, str]]:
         for name, entry in (config.get(group) or {}).items():
             if isinstance(entry, Mapping) and TARGET not in entry:
                 yield f"{group}.{name}", f"has no {TARGET}"
-            if name == "loss":
-                yield f"{group}.loss", "loss is the name of the loss; choose another name"
+            if (group, name) == ("metrics", "loss"):
+                yield "metrics.loss", "loss is the name of the loss; choose another name"
     for place, value in find_directives(config):
         key, group = ".".join(place), place[0]
         if place[-1] != TARGET:
