@@ -241,10 +241,10 @@ def pad(image: Image.Image, size: Size) -> Image.Image:
 
 
 def lay_on_paper(image: Image.Image) -> Image.Image:
-    """An image without its transparency, which becomes the color that it was most likely made for.
+    """An opaque image on the background that a transparent one was most likely made for.
 
-    If only strokes are visible, that is black or white, whichever contrasts more. If the strokes
-    have a background, there is more of that.
+    Black or white, whichever contrasts more, if the visible pixels have one tone; or else their
+    median color, since most of them are background.
     """
     if image.mode != "RGBA":
         return image

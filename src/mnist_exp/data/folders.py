@@ -63,9 +63,8 @@ def image_folder(
     images are resized, antialiased: stretched, or, by `fit`, padded or cropped to keep their shape;
     without it, they must all have one size. With `skip_bad`, unreadable files are skipped.
 
-    stratified: whether each class of two or more images is in training and validation alike, in
-    orders of which any beginning has of each class its share; false: as before version 0.3, which
-    knew no folder for validation.
+    stratified: split off the validation images by `split_by_class`; false: as before version 0.3,
+    which knew no folder for validation.
 
     The images are decoded once, and again when a file was added, removed, or changed in size or
     time. 60,000 JPEGs of 32×32 take 15 s to decode, and 1 s to load afterwards. Above
@@ -100,14 +99,12 @@ def image_folder(
         rest, chosen = split(whole, val_fraction, split_seed)
     classes = tuple(record["classes"])
     parts = {"training": rest.labels, "validation": chosen.labels, "test": test}
-    parts = {part: found for part, found in parts.items() if len(found)}
-    counts_of = {part: found.bincount(minlength=len(classes)) for part, found in parts.items()}
+    counts_of = {
+        part: found.bincount(minlength=len(classes)) for part, found in parts.items() if len(found)
+    }
     assert chosen.places is not None
-    chosen_rows = set(chosen.places.tolist())
-    for problem in (
-        *find_imbalance(classes, counts_of),
-        *find_equal(record["equal"], record["files"], chosen_rows),
-    ):
+    equal = find_equal(record["equal"], record["files"], set(chosen.places.tolist()))
+    for problem in (*find_imbalance(classes, counts_of), *equal):
         log.warning("data.root=%s: %s", root, problem)
     digest = hash_text(json.dumps([record["classes"], counts, record["sums"]]))
     mean = record["mean"] if mean is None else mean
@@ -147,8 +144,7 @@ def find_equal(
 ) -> Iterator[str]:
     """Equal images in two parts.
 
-    groups: of equal images; files: the names of the rows; chosen: those of the training images that
-    are for validation.
+    groups: rows of equal images; files: their names; chosen: training rows that are for validation.
     """
     count = sum(map(len, files.values()))
     if len(groups) == 1 and len(groups[0]) == count:

@@ -105,9 +105,9 @@ def find_in_folders(root: Path) -> Listing:
 
 
 def find_parts(root: Path) -> tuple[dict[str, Path], Counter[str]]:
-    """The folder of each part: the root alone if it has those of the classes. Train comes first.
+    """The folder of each part, train first, and the other folders, which are left out.
 
-    Also what else there is beside the folders of parts.
+    If the folders below the root are those of classes, the root is the only part.
     """
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_junk(path.name)]
     named = [path for path in folders if path.name.lower() in PART_NAMES]
@@ -129,10 +129,7 @@ def find_parts(root: Path) -> tuple[dict[str, Path], Counter[str]]:
 
 
 def find_classes(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
-    """The image files of each class, by the name of its folder.
-
-    left_out: gets the files that are no images, by their ending.
-    """
+    """The image files of each class; adds the endings of other files to `left_out`."""
     entries = [entry for entry in sorted(folder.iterdir()) if not is_junk(entry.name)]
     left_out.update(ending_of(entry.name) for entry in entries if not entry.is_dir())
     tops = [(entry.name, entry) for entry in entries if entry.is_dir()]
@@ -155,7 +152,7 @@ def find_classes(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
 
 
 def stop(error: OSError) -> None:
-    """`os.walk` would leave out a folder that cannot be read."""
+    """Without it, `os.walk` skips a folder that it cannot read."""
     raise error
 
 

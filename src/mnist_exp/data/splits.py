@@ -176,10 +176,10 @@ def split_off(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
 
 def split_by_class(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Split into the rest and about `fraction` of each class; `seed` and the labels alone decide.
+    """Split into the rest and about `fraction` of each class, by `seed` and the labels alone.
 
-    A class of two or more images is in both parts, unless the fraction is 0. Any beginning of a
-    part has of each class its share. Raises BadInput if a part would be empty.
+    A class of two or more images is in both parts, unless the fraction is 0. The first images of
+    a part, however many, have each class in proportion. Raises BadInput if a part would be empty.
     """
     rest, taken = [], []
     for images in shuffle_classes(whole.labels, seed):
@@ -215,11 +215,10 @@ def join(first: Split, second: Split) -> Split:
 
 
 def split_fold(whole: Split, folds: int, fold: int, seed: int) -> tuple[Split, Split]:
-    """Cross-validation: split into all but one of `folds` parts, and that one.
+    """Split for cross-validation: all but one of `folds` parts, and that one, by `seed` and labels.
 
-    A class is in each part as often as in any other, or once more; so is the number of images.
-    `seed` and the labels alone decide. Raises BadInput for fewer images than folds, and for a fold
-    that there is not.
+    The parts differ by at most one image, in total and of each class. Raises BadInput for fewer
+    images than folds, and for a fold that does not exist.
     """
     if len(whole) < folds:
         raise BadInput(f"data.folds={folds}: there are only {len(whole)} training images")
@@ -239,6 +238,6 @@ def shuffle_classes(labels: Tensor, seed: int) -> list[Tensor]:
 
 
 def interleave(classes: Sequence[Tensor]) -> Tensor:
-    """All of them in one order, of which any beginning has of each class its share."""
+    """One order of them all, whose first images, however many, have each class in proportion."""
     shares = [torch.arange(len(images)) / len(images) for images in classes]
     return torch.cat(list(classes))[torch.cat(shares).argsort(stable=True)]

@@ -50,9 +50,8 @@ def torchvision_set(
     """A set of torchvision.datasets that gives images and the number of their class.
 
     root: the folder that torchvision reads, or downloads to; it checks the checksums that it knows.
-    options: other arguments of the set's class. size: for a set whose images differ in size. A
-    set without a test part gives every fifth image to it. While a set is decoded,
-    all of it is in memory.
+    options: other arguments of the set's class. size: for a set whose images differ in size. If a
+    set has no test part, every fifth image is for the test. A set is decoded in memory.
 
     Raises ValueError for an unknown name or option, BadInput for a set of another kind or of
     several sizes, and DataError if torchvision cannot load it.
