@@ -26,7 +26,6 @@ KEYS: dict[str, str | None] = {
     "trainer.label_smoothing": "loss.label_smoothing",
 }
 
-
 # Groups that are younger than some saved configs, which get the option that changes nothing.
 GROUPS: dict[str, dict[str, Any]] = {
     # 0.3.0
@@ -39,6 +38,11 @@ GROUPS: dict[str, dict[str, Any]] = {
 YOUNGER: dict[str, dict[str, Any]] = {
     "mnist_exp.data.image_folder": {"labels": None, "fit": "stretch", "stratified": False},
     "mnist_exp.models.torchvision_model": {"pretrained": False},
+}
+# Groups whose options have these defaults, which change nothing either.
+OPTIONS: dict[str, type[TrainerOptions | DataOptions]] = {
+    "trainer": TrainerOptions,
+    "data": DataOptions,
 }
 
 
@@ -64,23 +68,22 @@ def rename(config: Any) -> Any:
     An option that is younger than the config gets the value that changes nothing.
     """
     renamed = rename_targets(config)
-    if isinstance(renamed, dict):
-        renamed = copy.deepcopy(GROUPS) | renamed
+    if not isinstance(renamed, dict):
+        return renamed
+    renamed = copy.deepcopy(GROUPS) | renamed
+    groups = {name: node for name, node in renamed.items() if isinstance(node, dict)}
     for old, new in KEYS.items():
-        *groups, key = old.split(".")
-        node = find_node(renamed, groups)
-        if isinstance(node, dict) and key in node:
-            value = node.pop(key)
+        group, _, key = old.partition(".")
+        if key in groups.get(group, {}):
+            value = groups[group].pop(key)
             if new is not None:
-                *groups, key = new.split(".")
-                find_node(renamed, groups, create=True)[key] = value
-    for group, options in (("trainer", TrainerOptions), ("data", DataOptions)):
-        if isinstance(saved := find_node(renamed, [group]), dict):
-            defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
-            renamed[group] = defaults | saved
-    for group in ("data", "model"):
-        if isinstance(saved := find_node(renamed, [group]), dict):
-            renamed[group] = YOUNGER.get(str(saved.get("_target_")), {}) | saved
+                group, _, key = new.partition(".")
+                groups[group][key] = value
+    for name, node in groups.items():
+        options = OPTIONS.get(name)
+        defaults = {f.name: f.default for f in fields(options)} if options else {}
+        younger = defaults | YOUNGER.get(str(node.get("_target_")), {})
+        renamed[name] = {k: v for k, v in younger.items() if v is not MISSING} | node
     return renamed
 
 
@@ -95,12 +98,3 @@ def rename_targets(node: Any) -> Any:
         else rename_targets(value)
         for key, value in node.items()
     }
-
-
-def find_node(config: Any, groups: list[str], create: bool = False) -> Any:
-    """The mapping below these keys, or None."""
-    for group in groups:
-        if not isinstance(config, dict):
-            return None
-        config = config.setdefault(group, {}) if create else config.get(group)
-    return config
