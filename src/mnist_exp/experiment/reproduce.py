@@ -13,7 +13,7 @@ from mnist_exp.experiment import checkpoint, environment, screen
 from mnist_exp.experiment.init import DIGEST
 from mnist_exp.experiment.metrics import Result
 from mnist_exp.experiment.renamed import new_target
-from mnist_exp.experiment.resume import FREE, OF_DATA_SET, PLACES, apply_overrides
+from mnist_exp.experiment.resume import FILES, FREE, apply_overrides
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import NO_HOOKS, Hooks, Run
 from mnist_exp.experiment.shell import train_command
@@ -45,13 +45,11 @@ def reproduce(
     with checkpoint.raise_misfits(source):
         config = apply_overrides(config, composed, overrides, further=False)
         same_set = composed.data._target_ == config.data._target_
-        for key in PLACES:
+        for key in ("tracking", "data.cache", *(FILES if same_set else ())):
             place = OmegaConf.select(composed, key)
-            known = place is not None and OmegaConf.select(config, key) is not None
-            if known and (same_set or key not in OF_DATA_SET):
+            if place is not None and OmegaConf.select(config, key) is not None:
                 OmegaConf.update(config, key, place, merge=False)
-        command = train_command(*overrides)
-        tags = {"reproduces": composed.reproduce, "command": command}
+        tags = {"reproduces": composed.reproduce, "command": train_command(*overrides)}
         name = composed.tracking.get("run_name") or first.name.partition(" #")[0]
         run = Run(config, folder, name, tags, hooks=hooks)
     if (was := first.tags.get(DIGEST)) != (now := run.tags.get(DIGEST)):

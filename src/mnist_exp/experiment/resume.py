@@ -11,21 +11,11 @@ from mnist_exp.errors import BadInput, redact
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.tracking.addresses import strip_user, tracking_uri
 
-OF_DATA_SET = (
-    "data.root",
-    "data.labels",
-    "data.mirrors",
-)  # where this machine finds the files of one data set
-PLACES = ("tracking", "data.cache", *OF_DATA_SET)  # where this machine keeps things
-# Keys that do not change the results of a training.
+FILES = ("data.root", "data.labels", "data.mirrors")  # where this machine has those of a data set
+# Beginnings of keys that do not change the results of a training.
 FREE = (
-    *PLACES,
-    "resume",
-    "reproduce",
-    "trainer.device",
-    "trainer.threads",
-    "trainer.checkpoint_every_steps",
-    "data.memory_limit",
+    *(*FILES, "data.cache", "data.memory_limit", "tracking", "resume", "reproduce"),
+    *("trainer.device", "trainer.threads", "trainer.checkpoint_every_steps"),
 )
 
 
