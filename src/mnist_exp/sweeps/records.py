@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,11 +98,11 @@ def read_sweep(folder: Path) -> Sweep:
 
 def read_outcome(folder: Path) -> Outcome:
     """The outcome of the job in this folder. Raises Damaged."""
-    return replace(read_record(Outcome, folder / OUTCOME, upgrade_outcome), folder=folder)
+    return replace(read_record(Outcome, folder / OUTCOME), folder=folder)
 
 
-def upgrade_outcome(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of an outcome from before 0.3, which had two metrics, with today's names."""
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a record; those of an outcome from before 0.3 with today's metrics."""
     if "accuracy" not in values:
         return values
     accuracy, loss = values.pop("accuracy"), values.pop("loss", None)
@@ -132,11 +132,7 @@ def write_record(path: Path, values: Mapping[str, object]) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def read_record(
-    kind: type[Record],
-    path: Path,
-    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
-) -> Record:
+def read_record(kind: type[Record], path: Path) -> Record:
     """A dataclass from the values in this JSON file. Raises Damaged."""
     from pydantic import TypeAdapter, ValidationError  # a tenth of a second to import
 

@@ -59,7 +59,7 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     own_files = f".*{TEMPORARY}*"  # a job in a queue may still write to its own folder
     with lock_folder(folder, own_files):
-        tracker = start_parent(sweep, plan)
+        tracker = start_parent(plan)
         status: Status = "FAILED"
         try:
             sweep.write(folder)
@@ -81,8 +81,9 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
     return code
 
 
-def start_parent(sweep: Sweep, plan: SweepPlan) -> Trackers:
+def start_parent(plan: SweepPlan) -> Trackers:
     """The parent run's trackers. Raises TrackerError."""
+    sweep = plan.record
     options: Any = OmegaConf.to_container(plan.config.tracking, resolve=True)
     tracker = Trackers(options)
     names = shorten(sweep.swept).values() or ["one job"]
@@ -171,7 +172,7 @@ def finish(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> int
         log.exception("the winner has not been tested: %s", describe_error(error))
         status = "FAILED"
     finally:
-        status = end_parent(folder, sweep, tracker, status)
+        status = end_parent(folder, tracker, status)
     return 0 if status == "FINISHED" else 1
 
 
@@ -215,9 +216,9 @@ def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Tr
         if str(job.job) not in tested:
             tested[str(job.job)] = load_winner(job).test()
             replace(sweep, tested=tested).write(folder)
-    metrics, texts = {}, []
-    first = tested[str(winner.finished[0].job)]
-    for name in sorted(first, key=lambda name: name == "loss"):
+    metrics: dict[str, float | None] = {}
+    texts = []
+    for name in sorted(tested[str(winner.finished[0].job)], key="loss".__eq__):
         values = [tested[str(job.job)][name] for job in winner.finished]
         mean, spread = leaderboard.mean(values), leaderboard.spread(values)
         metrics[f"test/{name}"] = mean
@@ -231,12 +232,6 @@ def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Tr
             metrics[name] = winner.mean(name)
     known = {name: value for name, value in metrics.items() if value is not None}
     tracker.log(known, step=0, at=sweep.begun)  # the same time when it is logged again
-
-
-def kept_metrics(epoch: Epoch) -> dict[str, float]:
-    """The metrics of the kept weights, but for those that are no number."""
-    metrics = name_metrics("train", epoch.train) | name_metrics("val", epoch.val)
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def finite(number: float) -> float | None:
@@ -253,7 +248,7 @@ def load_winner(job: Outcome) -> TrainedModel:
     return trained
 
 
-def end_parent(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> Status:
+def end_parent(folder: Path, tracker: Trackers, status: Status) -> Status:
     """Upload the files, end the parent run, and say how to look at it and how to resume.
 
     Returns the status, which is FAILED if the parent run was deleted meanwhile.
@@ -331,12 +326,13 @@ def train_job(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
     except Stopped:
         status, result = "PRUNED", run.result()
     epoch, monitor = result.epoch, run.state.progress.monitor
+    metrics = name_metrics("train", epoch.train) | name_metrics("val", epoch.val)
     return replace(
         outcome,
         code=run.tags["code"],
         status=status,
         epoch=epoch.number,
-        metrics=kept_metrics(epoch),
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         monitor=monitor.name,
         score=finite(monitor.score(monitor.value(epoch))),
         seconds=result.seconds,
