@@ -63,9 +63,9 @@ class RunFolder:
         with replace_file(self.path / METRICS) as temporary:
             temporary.write_text("".join(lines))
 
-    def append_metrics(self, line: str) -> None:
+    def append_metrics(self, lines: Iterable[str]) -> None:
         with (self.path / METRICS).open("a") as file:
-            file.write(line)
+            file.writelines(lines)
 
     def artifacts(self) -> dict[str, list[Path]]:
         """The files that are there for the tracker, by the folder that they have in it."""

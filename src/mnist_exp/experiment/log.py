@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.folder import RunFolder
-from mnist_exp.experiment.metrics import Entry, Result, TestResult, epoch_entries, test_entry
+from mnist_exp.experiment.metrics import Entry, Result
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.tracking import RunRecord, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
-from mnist_exp.training.metrics import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -20,31 +19,23 @@ log = logging.getLogger(__name__)
 class RunLog:
     """Where everything goes that a run reports. Logging an entry twice changes nothing."""
 
-    def __init__(self, folder: RunFolder, tracker: Trackers, epochs: int) -> None:
-        self.folder, self.tracker, self.epochs = folder, tracker, epochs
+    def __init__(self, folder: RunFolder, tracker: Trackers) -> None:
+        self.folder, self.tracker = folder, tracker
 
     def start(self, record: RunRecord, entries: Sequence[Entry]) -> None:
         """Open the run in the tracker and log the entries that a resumed run has already."""
         self.tracker.start(record)
         self.folder.save_metrics([entry.to_json() for entry in entries])
+        self._track(entries)
+
+    def log(self, entries: Sequence[Entry]) -> None:
+        self.folder.append_metrics([entry.to_json() for entry in entries])
+        self._track(entries)
+
+    def _track(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            self._track(entry)
-
-    def log_epoch(self, epoch: Epoch) -> None:
-        log.info(screen.format_epoch(epoch, self.epochs))
-        for entry in epoch_entries(epoch):
-            self._log(entry)
-
-    def log_test(self, result: TestResult) -> None:
-        self._log(test_entry(result))
-
-    def _log(self, entry: Entry) -> None:
-        self.folder.append_metrics(entry.to_json())
-        self._track(entry)
-
-    def _track(self, entry: Entry) -> None:
-        step = entry.epoch if entry.step is None else entry.step
-        self.tracker.log(entry.metrics, step, entry.at)
+            step = entry.epoch if entry.step is None else entry.step
+            self.tracker.log(entry.metrics, step, entry.at)
 
     def show(self, result: Result, max_batches: int | None) -> None:
         """Print the final table and where the outputs are."""

@@ -155,7 +155,7 @@ class Run:
         new: bool = True,
     ) -> None:
         self.config, self.name, self.tags, self.parent = config, name, tags, parent
-        self.hooks, self.folder = hooks, RunFolder(folder)
+        self.hooks, self.folder, self.new = hooks, RunFolder(folder), new
         self.options = trainer_options(config)
         self.group = get_process_group()
         self.device = environment.choose_device(self.options.device, self.group)
@@ -172,10 +172,9 @@ class Run:
         self.state = build_state(config, self.parts, loss, self.epoch_steps)
         self.augment: Augmentation = build(config, "augment")
         tracking: Any = OmegaConf.to_container(config.tracking, resolve=True)
-        self.log = RunLog(self.folder, Trackers(tracking), self.options.epochs)
+        self.log = RunLog(self.folder, Trackers(tracking))
         self.tested: TestResult | None = None
         self.key = uuid4().hex  # by which the tracker finds the run again
-        self.loaded = False  # from a checkpoint
         self.ended = False
         self.on_epoch: Callable[[Epoch], None] = do_nothing  # may raise Stopped
 
@@ -191,7 +190,7 @@ class Run:
             return self.follow()
         status: Status = "FAILED"
         with self.folder.lock(), defer_signals() as check_signals:
-            if not self.loaded and self.parent is None:
+            if self.new and self.parent is None:
                 check_new(self.folder.path)  # again: another process may have trained there since
             self.keep_changes()
             self.save_epoch()  # first, so that each run in the tracker has a checkpoint
@@ -245,7 +244,8 @@ class Run:
             try:
                 for epoch in self.epochs(on_step):
                     self.save_epoch()
-                    self.log.log_epoch(epoch)
+                    log.info(screen.format_epoch(epoch, self.options.epochs))
+                    self.log.log(epoch_entries(epoch))
                     self.on_epoch(epoch)
                 check_signals()
             except (Interrupted, TrackerError):
@@ -307,7 +307,7 @@ class Run:
                 self.hooks.draw_test(folder, logits, self.dataset.test, kind)
             self.tested = TestResult(best.number, metrics, time())
             self.save()
-        self.log.log_test(self.tested)
+        self.log.log([test_entry(self.tested)])
 
     def close(self, status: Status) -> None:
         """End the run in the tracker, and say how to resume it."""
@@ -454,7 +454,7 @@ class Run:
         if saved["format"] < 3:
             add_sums(saved["state"]["progress"], self.config.batch_size, len(self.dataset.train))
         self.state.load_state_dict(saved["state"])
-        self.key, self.loaded = saved["key"], True
+        self.key = saved["key"]
         self.tested = load_test_result(saved["tested"])
         done = self.state.progress.is_done(self.options.epochs, self.options.patience)
         self.ended = saved["ended"] and done  # not if epochs were added
