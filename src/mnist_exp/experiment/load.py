@@ -103,9 +103,8 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
             flops = summarize(parts.model, kind.image_shape).total.flops
         environment.set_threads(config.trainer.threads, flops * config.batch_size)
         key = str(saved["key"])
-    how = (parts.precision, parts.model, parts.tensor_options)
     loss = build_loss(config, parts)
-    return TrainedModel(path, config, kind, *how, loss, metrics, progress, of_kept, key)
+    return TrainedModel(path, config, *parts, loss, metrics, progress, of_kept, key)
 
 
 def check_finite(weights: Mapping[str, Tensor], kind: Kind) -> None:

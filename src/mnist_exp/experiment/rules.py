@@ -40,15 +40,28 @@ from mnist_exp.training.rules import (
     text,
 )
 
+register_resolver("repository", lambda: str(REPOSITORY))
+register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
+register_resolver("tracking_uri", tracking_uri)
+
 
 def is_class_weights(value: Any) -> bool:
     words = value is None or value == "balanced"
     return words or (isinstance(value, list) and all(map(positive.admits, value)))
 
 
-register_resolver("repository", lambda: str(REPOSITORY))
-register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
-register_resolver("tracking_uri", tracking_uri)
+def is_size(value: Any) -> bool:
+    """Whether this is the side of a square image, or a height and a width."""
+    sides = value if isinstance(value, list) else [value, value]
+    return len(sides) == 2 and all(map(is_count, sides))
+
+
+def is_group(value: Any) -> bool:
+    """Whether this is a shell pattern of parameters, with options of an optimizer."""
+    if not isinstance(value, dict) or not text.admits(value.get("match")) or len(value) < 2:
+        return False
+    rules = ((OPTION_RULES.get(f"optimizer.{key}"), option) for key, option in value.items())
+    return all(rule is None or rule.admits(option) for rule, option in rules)
 
 
 def are_tags(tags: dict[Any, Any] | None) -> bool:
@@ -86,14 +99,7 @@ OPTION_RULES = {
     "data.mean": optional(per_channel(finite, "imagenet")),
     "data.std": optional(per_channel(positive, "imagenet")),
     "data.size": optional(
-        Rule(
-            "an integer >= 1 or a list of two, [height, width]",
-            (int, list),
-            lambda value: (
-                all(map(is_count, value if isinstance(value, list) else [value]))
-                and (not isinstance(value, list) or len(value) == 2)
-            ),
-        )
+        Rule("an integer >= 1 or a list of two, [height, width]", (int, list), is_size)
     ),
     "data.fit": one_of("stretch", "pad", "crop"),
     "data.labels": optional(text),
@@ -170,15 +176,6 @@ OPTION_RULES = {
     ),
 }
 
-
-def is_group(value: Any) -> bool:
-    """Whether this is a shell pattern of parameters, with options of an optimizer."""
-    if not isinstance(value, dict) or not text.admits(value.get("match")) or len(value) < 2:
-        return False
-    rules = ((OPTION_RULES.get(f"optimizer.{key}"), option) for key, option in value.items())
-    return all(rule is None or rule.admits(option) for rule, option in rules)
-
-
 # Keys whose value is a mapping with arbitrary keys.
 MAPPINGS = {"optimizer.options", "data.options", "tracking.tags"}
 
@@ -239,10 +236,7 @@ def same_type(default: Any) -> Rule:
 
 
 # What to do instead of writing a password into these keys.
-REMEDIES = {
-    "tracking.uri": REMEDY,
-    "data.mirrors": "put the files into data.root",
-}
+REMEDIES = {"tracking.uri": REMEDY, "data.mirrors": "put the files into data.root"}
 
 
 def check_secret(key: str, value: Any) -> str | None:

@@ -398,9 +398,9 @@ class Run:
         if status == "FINISHED":
             tested = [test_entry(self.tested)] if self.tested else []
             outcome = describe_metrics([epoch_entries(self.result().epoch)[-1], *tested])
-        resume, command = self.resume_command(), self.tags.get("command", "")
-        again = "" if status == "FINISHED" else resume
-        self.log.tracker.describe(describe(outcome, Command=command, Resume=again))
+        command = self.tags.get("command", "")
+        resume = "" if status == "FINISHED" else self.resume_command()
+        self.log.tracker.describe(describe(outcome, Command=command, Resume=resume))
 
     def record(self) -> RunRecord:
         """What the tracker gets. Databases take sanitized text, not every byte of a path."""

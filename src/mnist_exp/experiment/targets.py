@@ -2,8 +2,7 @@
 
 A `_target_` is only followed if a YAML file of this repository has it at the same place: at the top
 of a group, or of a named entry in a group that takes several options. So a checkpoint or a config
-from elsewhere can choose among what the owner of the repository wrote down, and
-nothing else.
+from elsewhere can only choose among what the owner of the repository wrote down.
 """
 
 from __future__ import annotations
@@ -72,9 +71,8 @@ def target_problems(config: Any) -> Iterator[tuple[str, str]]:
             (place, value) in find_directives(options, (group,))
             for _, options in read_options(group, value)
         ):
-            folders = " or ".join(f"{folder}/" for folder in ("conf", *config_dirs[1:]))
-            places = f"{group}/ in {folders}"
-            yield key, f"{value!r} is in no YAML file of {places}; --config-dir adds a folder"
+            folders = " or ".join(f"{folder}/{group}/" for folder in ("conf", *config_dirs[1:]))
+            yield key, f"{value!r} is in no YAML file of {folders}; --config-dir adds a folder"
 
 
 def walk(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
