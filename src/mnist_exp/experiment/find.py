@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,10 @@ def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Pa
     """
     if word == "latest":
         checkpoints = (REPOSITORY / "outputs").rglob(str(LAST))
-        runs = [path for path in checkpoints if find_sweep_above(path) is None]
-        if not runs:
+        newest = find_newest(path for path in checkpoints if find_sweep_above(path) is None)
+        if newest is None:
             raise BadInput(f"{option}latest: outputs/ has no checkpoint, except of jobs of sweeps")
-        return max(runs, key=lambda path: path.stat().st_mtime).parents[1]
+        return newest.parents[1]
     folder = find_folder(word)
     if folder is None and RUN_ID.fullmatch(word):
         from mnist_exp.tracking.store import find_output_folder  # two seconds to import
@@ -93,6 +93,23 @@ def find_outputs(checkpoint: Path) -> Path:
 def find_folder(word: str) -> Path | None:
     """The folder with this path, relative to the current folder or to the repository."""
     return next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)
+
+
+def find_newest(files: Iterable[Path]) -> Path | None:
+    return max(files, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def find_sweep(word: str) -> Path:
+    """The sweep's folder that "latest" or a path stands for. Raises BadInput."""
+    if word == "latest":
+        newest = find_newest((REPOSITORY / "outputs").glob(f"*/*/{SWEEP}"))
+        if newest is None:
+            raise BadInput("sweep.resume=latest: there is no sweep in outputs/")
+        return newest.parent
+    folder = find_folder(word)
+    if folder is None or not (folder / SWEEP).is_file():
+        raise BadInput(f"sweep.resume={word}: neither a sweep's folder nor latest")
+    return folder
 
 
 def find_sweep_above(path: Path) -> Path | None:

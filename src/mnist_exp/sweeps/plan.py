@@ -15,8 +15,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
 from mnist_exp.errors import BadInput, print_line, sanitize
+from mnist_exp.experiment.find import find_sweep
 from mnist_exp.experiment.shell import quote, quote_path, show_path, train_command
-from mnist_exp.paths import LAST, REPOSITORY, SWEEP
+from mnist_exp.paths import LAST, SWEEP
 from mnist_exp.sweeps.records import (
     OUTCOME,
     REPEATS,
@@ -201,17 +202,3 @@ def select_job_arguments(typed: Sequence[str]) -> list[str]:
     Their order determines the numbers of the jobs.
     """
     return [argument for argument in typed if not argument.startswith(NOT_THE_JOBS)]
-
-
-def find_sweep(word: str) -> Path:
-    """The sweep's folder that "latest" or a path means. Raises BadInput."""
-    if word == "latest":
-        sweeps = (REPOSITORY / "outputs").glob(f"*/*/{SWEEP}")
-        latest = max(sweeps, key=lambda path: path.stat().st_mtime, default=None)
-        if latest is None:
-            raise BadInput("sweep.resume=latest: there is no sweep in outputs/")
-        return latest.parent
-    for folder in (Path(word).absolute(), REPOSITORY / word):
-        if (folder / SWEEP).is_file():
-            return folder
-    raise BadInput(f"sweep.resume={word}: neither a sweep's folder nor latest")
