@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,8 +30,10 @@ def apply_overrides(
     config = OmegaConf.create(redact(OmegaConf.to_yaml(saved)))  # older ones hold passwords
     assert isinstance(config, DictConfig)
     was, now = dict(leaves(config)), dict(leaves(composed))
-    listed = {key: None for key in was if key.startswith(("metrics.", "callbacks."))}
-    typed = set(find_typed_keys(overrides, {**listed, **now}))
+    listed = {key for key in was if key.startswith(("metrics.", "callbacks."))}
+    groups = tuple(f"{get_key(override)}." for override in overrides)  # or keys
+    settable = listed | now.keys()
+    typed = {key for key in settable if "experiment." in groups or f"{key}.".startswith(groups)}
     over_all_epochs = not str(config.scheduler._target_).endswith((".constant", ".plateau"))
     problems = []
     free = FREE if further else (*FREE, "init")  # whose weights are compared
@@ -69,12 +70,3 @@ def get_key(override: str) -> str:
 def is_elsewhere(uri: str | None) -> bool:
     """Whether MLflow is somewhere else than this process's environment says."""
     return bool(uri) and strip_user(str(uri)) != strip_user(tracking_uri() or "")
-
-
-def find_typed_keys(overrides: Sequence[str], config: dict[str, Any]) -> Iterator[str]:
-    """The leaves that these overrides set: one key, all of a group, or all by a preset."""
-    for override in overrides:
-        name = get_key(override)
-        for key in config:
-            if name in (key, "experiment") or key.startswith(f"{name}."):
-                yield key
