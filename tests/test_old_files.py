@@ -62,7 +62,7 @@ def test_a_checkpoint_of_version_1_resumes_bit_for_bit(digits_cache: Path, tmp_p
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mnist_exp.experiment.log.RunLog.log", kill)
+        patch.setattr("mnist_exp.experiment.log.RunLog.add", kill)
         with pytest.raises(Killed):
             train(config, old)
     write_as_version_1(old / LAST)

@@ -531,7 +531,7 @@ def kill(*arguments: object) -> None:
 
 @pytest.mark.parametrize(
     ("where", "call"),
-    [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.log.RunLog.log", 2)],
+    [("mnist_exp.files.os.fsync", 100), ("mnist_exp.experiment.log.RunLog.add", 2)],
     ids=["writing a checkpoint", "before an epoch is told"],
 )
 def test_a_run_killed_between_two_writes_resumes_bit_for_bit(

@@ -28,7 +28,7 @@ class RunLog:
         self.folder.save_metrics([entry.to_json() for entry in entries])
         self._track(entries)
 
-    def log(self, entries: Sequence[Entry]) -> None:
+    def add(self, entries: Sequence[Entry]) -> None:
         self.folder.append_metrics([entry.to_json() for entry in entries])
         self._track(entries)
 

@@ -245,7 +245,7 @@ class Run:
                 for epoch in self.epochs(on_step):
                     self.save_epoch()
                     log.info(screen.format_epoch(epoch, self.options.epochs))
-                    self.log.log(epoch_entries(epoch))
+                    self.log.add(epoch_entries(epoch))
                     self.on_epoch(epoch)
                 check_signals()
             except (Interrupted, TrackerError):
@@ -307,7 +307,7 @@ class Run:
                 self.hooks.draw_test(folder, logits, self.dataset.test, kind)
             self.tested = TestResult(best.number, metrics, time())
             self.save()
-        self.log.log([test_entry(self.tested)])
+        self.log.add([test_entry(self.tested)])
 
     def close(self, status: Status) -> None:
         """End the run in the tracker, and say how to resume it."""
