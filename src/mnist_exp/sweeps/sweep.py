@@ -67,8 +67,7 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
             jobs = f"{plan.job_count} job{'s' * (plan.job_count != 1)}"
             log.info("a sweep of %s in %s", jobs, show_path(folder))
             if sweep.test == "all":
-                text = "sweep.test=all: each job opens the test set; a choice that saw it is biased"
-                log.warning(text)
+                log.warning("sweep.test=all: a choice among jobs that saw the test set is biased")
             with renew_description(folder, sweep, tracker):
                 launch()
             status = "FINISHED"
@@ -137,9 +136,8 @@ def renew_description(folder: Path, sweep: Sweep, tracker: Trackers) -> Iterator
 def describe_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     """The leaderboard, the command of the winner so far, and that of the sweep; Markdown."""
     rows = leaderboard.rank(outcomes)
-    winner = find_winner(rows)
     table = leaderboard.format_markdown(rows, shorten(sweep.swept)) if rows else "no job yet"
-    command = winner_command(winner) if winner else ""
+    command = winner_command(find_winner(rows))
     return describe(table, Winner=command, Command=train_command("-m", *sweep.typed))
 
 
@@ -150,9 +148,9 @@ def find_winner(rows: Sequence[leaderboard.Row]) -> leaderboard.Row | None:
     return best if is_winner else None
 
 
-def winner_command(winner: leaderboard.Row) -> str:
-    """What trains it; empty if the jobs are repeats of one, none of which wins."""
-    return train_command(*winner.finished[0].overrides) if winner.chosen else ""
+def winner_command(winner: leaderboard.Row | None) -> str:
+    """What trains it; empty without a winner, or if the jobs are repeats, none of which wins."""
+    return train_command(*winner.finished[0].overrides) if winner and winner.chosen else ""
 
 
 def finish(folder: Path, sweep: Sweep, tracker: Trackers, status: Status) -> int:
