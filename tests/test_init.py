@@ -113,8 +113,11 @@ FILES = {
     "nan": ({"layers.0.bias": torch.full((128,), torch.nan)}, "…layers.0.bias is not finite…"),
     "sparse": ({"layers.0.bias": torch.zeros(128).to_sparse()}, "…no dense tensor…"),
     "a list": ([torch.zeros(128)], "…plain state_dict is needed…"),
-    "another model": ({"head.bias": torch.zeros(10)}, "…none fits…layers.0.weight,…head.bias…"),
-    "other shapes": ({"layers.0.bias": torch.zeros(7)}, "…none fits…"),
+    "another model": (
+        {"head.bias": torch.zeros(10)},
+        "…no tensor fits…layers.0.weight,…head.bias…",
+    ),
+    "other shapes": ({"layers.0.bias": torch.zeros(7)}, "…no tensor fits…"),
 }
 
 

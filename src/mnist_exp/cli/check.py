@@ -150,9 +150,9 @@ def check_mode(override: Override, multirun: bool) -> str | None:
     """What is only for a sweep, or only for a single run."""
     key = override.key_or_group
     if key.partition(".")[0] == "sweep" and not multirun:
-        return "is about a sweep, which needs -m"
+        return "is only for a sweep, which needs -m"
     if key in ("resume", "reproduce") and multirun:
-        return "is about one run; leave out -m"
+        return "is only for a single run; leave out -m"
     if key == "reproduce" and is_distributed():
         return "compares one process with one; leave out torchrun"
     if key == "hydra.mode":

@@ -26,7 +26,7 @@ def load_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
             fitting[name] = found
     if not any(name in fitting for name, _ in model.named_parameters()):
         theirs = show(weights) or "none"
-        raise ValueError(f"none fits: the model has {show(own)}, the weights have {theirs}")
+        raise ValueError(f"no tensor fits: the model has {show(own)}, the weights have {theirs}")
     model.load_state_dict(fitting, strict=False)
     fresh = [name for name in own if name not in fitting]
     unknown = [name for name in weights if name not in own]

@@ -133,7 +133,7 @@ def combine(swept: Mapping[str, Override], how: str) -> tuple[int, Iterable[tupl
         return prod(lengths), product(*values)
     if len(set(lengths)) > 1:
         each = ", ".join(f"{n} of {key}" for key, n in zip(swept, lengths, strict=True))
-        raise BadInput(f"sweep.combine=zip: as many values of each key are needed, not {each}")
+        raise BadInput(f"sweep.combine=zip: each key needs the same number of values, not {each}")
     return lengths[0], zip(*values, strict=True)
 
 

@@ -106,5 +106,6 @@ def plateau(
 def count_steps(part: float, epochs: int, epoch_steps: int, name: str) -> int:
     """The number of steps in `part` epochs. Raises ValueError if the training is shorter."""
     if part > epochs:
-        raise ValueError(f"{name}={part:g} is longer than the training of {epochs} epochs")
+        length = f"{epochs} epoch{'s' * (epochs != 1)}"
+        raise ValueError(f"{name}={part:g} is longer than the training of {length}")
     return round(part * epoch_steps)
