@@ -286,7 +286,7 @@ BOTH = "tracking=[mlflow,tensorboard]"
         ),
         ("tracking=[mlflow,tensorbord]", f"{ONE_OF}; did you mean tensorboard?"),
         ("tracking=[mlflow,1]", ONE_OF),
-        ("tracking=[]", "…more than once…"),
+        ("tracking=[]", "…at least one option…"),
         ("tracking=[mlflow,mlflow]", "…more than once…"),
         ("model=[mlp,cnn]", f"…{MODELS}"),
     ],
@@ -325,7 +325,7 @@ SWEEPS = {
     "-m batch_size=range(1,9,0)": [f"batch_size=range(1,9,0): not understood (…zero…){QUOTE}"],
     "-m optimizer.lr=interval(0.1,1)": [],  # which a search can do
     "-m optimizer.lr=interval(-1,1)": ["optimizer.lr=-1.0: …number > 0"],
-    "-m hydra.run.dir=a,b": ["hydra.run.dir=a,b: several values…Hydra…"],
+    "-m hydra.run.dir=a,b": ["hydra.run.dir=a,b: several values…share…"],
     "-m sweep=seeds,lr_batch": ["sweep=seeds,lr_batch: several values…"],
     # Without -m the values are checked all the same.
     "model.hidden_sizes=128,64": [
