@@ -118,7 +118,7 @@ def test_both_trackers_record_the_same_and_a_resumed_run_once(
     (folder,) = (clone.root / "runs").iterdir()
     client = clone.client
     (run,) = client.search_runs([client.get_experiment_by_name("mnist_exp").experiment_id])
-    found = scalars(folder)
+    found = {name.removeprefix("~"): values for name, values in scalars(folder).items()}
     assert found.keys() == run.data.metrics.keys() >= {"train/loss", "val/accuracy", "test/loss"}
     for key, by_step in found.items():
         history = client.get_metric_history(run.info.run_id, key)
