@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from mnist_exp.errors import Failure, Formatter, sanitize_lines
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
+from mnist_exp.training.torchrun import is_distributed, is_torchrun
 
 if logging.lastResort:  # prints warnings where no handler has been set up
     logging.lastResort.setFormatter(Formatter())
@@ -38,6 +39,11 @@ def run_and_exit(command: Callable[[], int]) -> NoReturn:
     except (Failure, OSError) as error:
         print(sanitize_lines(f"error: {error}"), file=sys.stderr)
         code = exit_code(error)
+    if is_distributed() or is_torchrun():  # threads of torch's store can abort a usual exit
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
