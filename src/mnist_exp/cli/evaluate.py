@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from mnist_exp.cli.options import Parser, check_output, choose_checkpoint
@@ -17,6 +19,7 @@ and F1 of each class, confusion matrix, calibration error; pictures of them.
   python evaluate.py                                    the best run, on its test set
   python evaluate.py --run latest --split val --json
   python evaluate.py --data image_folder data.root=photos data.size=28
+  python evaluate.py --compare SWEEP_A SWEEP_B          two sweeps over seeds, from their records
 """
 
 
@@ -48,8 +51,16 @@ def evaluate() -> None:
     parser.add_argument(
         "--log", action="store_true", help="log metrics and pictures to the MLflow run"
     )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("SWEEP_A", "SWEEP_B"),
+        help="instead of evaluating a model, show the difference between two sweeps over seeds: "
+        "of the means of each metric, with its 95 %% interval; latest, or a sweep's folder",
+    )
     options = parser.parse_args()
-    run_and_exit(lambda: evaluate_split(options))
+    command = compare_sweeps if options.compare else evaluate_split
+    run_and_exit(lambda: command(options))
 
 
 def evaluate_split(options: Namespace) -> int:
@@ -70,6 +81,25 @@ def evaluate_split(options: Namespace) -> int:
         found.show(folder)
     if options.log:
         found.log(tracking_uri(), files)
+    return 0
+
+
+def compare_sweeps(options: Namespace) -> int:
+    """Print how the runs of two sweeps differ; returns the exit code."""
+    from mnist_exp.experiment.screen import log, show_on_screen, show_table
+    from mnist_exp.sweeps.compare import HEADER, compare_samples, read_sample
+
+    samples = [read_sample(word) for word in options.compare]
+    differences = compare_samples(*samples)
+    if options.json:
+        found = {"a": samples[0].name, "b": samples[1].name}
+        print(json.dumps({**found, "differences": list(map(asdict, differences))}, indent=2))
+        return 0
+    show_on_screen()
+    for letter, sample in zip("AB", samples, strict=True):
+        log.info("%s        %s", letter, sample.name)
+    rows = [difference.cells() for difference in differences]
+    show_table("Difference of the means", HEADER, rows)
     return 0
 
 

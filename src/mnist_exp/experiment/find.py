@@ -99,16 +99,19 @@ def find_newest(files: Iterable[Path]) -> Path | None:
     return max(files, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def find_sweep(word: str) -> Path:
-    """The sweep's folder that "latest" or a path stands for. Raises BadInput."""
+def find_sweep(word: str, option: str = "sweep.resume=") -> Path:
+    """The sweep's folder that "latest" or a path stands for. Raises BadInput.
+
+    option: what was typed before the word, for messages.
+    """
     if word == "latest":
         newest = find_newest((REPOSITORY / "outputs").glob(f"*/*/{SWEEP}"))
         if newest is None:
-            raise BadInput("sweep.resume=latest: there is no sweep in outputs/")
+            raise BadInput(f"{option}latest: there is no sweep in outputs/")
         return newest.parent
     folder = find_folder(word)
     if folder is None or not (folder / SWEEP).is_file():
-        raise BadInput(f"sweep.resume={word}: neither a sweep's folder nor latest")
+        raise BadInput(f"{option}{word}: neither a sweep's folder nor latest")
     return folder
 
 

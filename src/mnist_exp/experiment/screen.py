@@ -53,6 +53,11 @@ class ScreenHandler(logging.Handler):
             console.print(Text(text), soft_wrap=True, style=style)
 
 
+def show_on_screen() -> None:
+    """Show log records on the screen alone."""
+    logging.basicConfig(level=logging.INFO, handlers=[ScreenHandler()], force=True)
+
+
 def log_to(path: Path) -> None:
     """Log to the screen and to this file, as Hydra does for a run."""
     file = logging.FileHandler(path)

@@ -78,7 +78,7 @@ class Evaluation:
 
     def show(self, folder: Path) -> None:
         """Print tables on a terminal, aligned lines into a pipe."""
-        logging.basicConfig(level=logging.INFO, handlers=[screen.ScreenHandler()], force=True)
+        screen.show_on_screen()
         source, trained_on = show_path(self.trained.source), self.trained.kind.name
         log.info("run      %s, trained on %s", source, trained_on)
         count, names = len(self.split), self.kind.class_names

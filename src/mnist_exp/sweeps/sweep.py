@@ -325,6 +325,7 @@ def train_job(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Outcome:
         status, result = "PRUNED", run.result()
     epoch, monitor = result.epoch, run.state.progress.monitor
     metrics = name_metrics("train", epoch.train) | name_metrics("val", epoch.val)
+    metrics |= name_metrics("test", result.test or {})
     return replace(
         outcome,
         code=run.tags["code"],
