@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -50,6 +49,8 @@ class Flaky:
     def end(self, status: Status) -> None:
         self._record(status)
 
+    def explain_deletion(self) -> None: ...
+
 
 def test_calls_that_a_tracker_missed_are_repeated_in_order_when_it_is_back(
     monkeypatch: pytest.MonkeyPatch,
@@ -81,22 +82,44 @@ OPTIONS = {"flaky": FLAKY}
 RECORD = RunRecord("key", "name", {}, {})
 
 
-def test_a_tracker_runs_in_another_process_and_one_warning_says_that_it_is_gone(
-    caplog: pytest.LogCaptureFixture,
+class InFile(Flaky):
+    """Records in a file, which has what the processes before it recorded."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = Path(file)
+
+    def _record(self, what: object) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{what} ")
+
+
+def in_file(file: Path) -> dict[str, object]:
+    return {"tracker": {"_target_": f"{__name__}.InFile", "file": str(file)}}
+
+
+def test_a_killed_tracker_is_started_again_and_gets_what_it_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = Trackers(OPTIONS)
+    monkeypatch.setattr("mnist_exp.tracking.worker.RESTARTS", 1)
+    get_worker.cache_clear()
+    ended, tracker = Trackers(in_file(tmp_path / "ended")), Trackers(in_file(tmp_path / "recorded"))
     try:
+        ended.start(RunRecord("ended", "name", {}, {}))
+        assert ended.end("FINISHED")
         tracker.start(RECORD)
-        tracker.log({}, 1, 0.0)
-        assert tracker.end("FINISHED")
-        os.kill(tracker.worker.process.pid, signal.SIGKILL)
-        with caplog.at_level(logging.WARNING):
-            tracker.log({}, 2, 0.0)
-            tracker.log({}, 3, 0.0)
-            assert not tracker.end("FINISHED")
-        assert [record.getMessage() for record in caplog.records] == [Like("…tracker…killed…")]
+        for step in range(2):
+            tracker.log({}, step, 0.0)
+            assert tracker.explain_deletion() is None  # it has been logged
+            os.kill(tracker.worker.process.pid, signal.SIGKILL)
+        tracker.log({}, 2, 0.0)
+        assert not tracker.end("FINISHED")
     finally:
         get_worker.cache_clear()
+    again, gone = Like("…killed…another…"), Like("…killed…continues")
+    assert [r.getMessage() for r in caplog.records] == [again, gone]
+    assert (tmp_path / "recorded").read_text() == "0 0 1 "
+    assert (tmp_path / "ended").read_text() == "FINISHED "
 
 
 def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:
@@ -143,21 +166,31 @@ def test_a_started_tracker_is_ended_when_another_cannot_start(
     assert ends == ["FAILED"]
 
 
-def test_the_worker_process_ends_with_this_one() -> None:
-    code = """if True:
-        from mnist_exp.tracking.worker import Worker
-        worker = Worker()
-        assert worker.submit(abs, -1).result() == 1
-        print(worker.process.pid, flush=True)
+def test_the_trackers_of_a_killed_process_end_its_runs_and_themselves(tmp_path: Path) -> None:
+    code = f"""if True:
         import os, signal
+        from mnist_exp.tracking import RunRecord
+        from mnist_exp.tracking.worker import Trackers
+        for key in ("ended", "open"):
+            tracker = Trackers({{"tracker": {{
+                "_target_": "test_worker.InFile", "file": {str(tmp_path)!r} + "/" + key
+            }}}})
+            tracker.start(RunRecord(key, "name", {{}}, {{}}))
+            assert key == "open" or tracker.end("FINISHED")
+        tracker.get_viewers()
+        print(tracker.worker.process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
     assert done.returncode == -signal.SIGKILL
     ends = time.monotonic() + 10
     while is_running(int(done.stdout)):
         assert time.monotonic() < ends, "it is still there"
         time.sleep(0.01)
+    assert (tmp_path / "ended").read_text() == "FINISHED "
+    assert (tmp_path / "open").read_text() == "KILLED "
 
 
 def is_running(pid: int) -> bool:

@@ -20,8 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from importlib import import_module
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
 from queue import SimpleQueue
@@ -32,6 +34,9 @@ from mnist_exp.tracking import ModelRecord, RunRecord, Status, Tracker, TrackerE
 log = logging.getLogger(__name__)
 
 BACKOFF = 10  # a call that failed for a second is tried again after ten
+RESTARTS = 3  # of a worker process that was killed
+PATIENCE = 3  # seconds for the call that a worker makes when its parent is killed
+LOST = (EOFError, OSError, pickle.UnpicklingError)  # what the end of the other process raises
 
 
 class Trackers:
@@ -52,7 +57,7 @@ class Trackers:
 
     def start(self, record: RunRecord) -> None:
         self.key, self.worker = record.key, start_worker(self.options)
-        self.started = self._submit(_start, self.options, record)
+        self.started = self._submit(_start, self.options, record, repeat=True)
 
     def check(self) -> None:
         """Raises TrackerError as soon as it is known that the run could not be started."""
@@ -73,7 +78,10 @@ class Trackers:
 
     def end(self, status: Status) -> bool:
         """Wait for every call; return whether each tracker has recorded everything."""
-        return self._call("end", status).exception() is None
+        complete = self._call("end", status).exception() is None
+        if self.worker:
+            self.worker.made.pop(self.key, None)
+        return complete
 
     def get_viewers(self) -> list[str]:
         """Wait for the start; return what shows the run. Raises TrackerError if it failed."""
@@ -88,7 +96,8 @@ class Trackers:
         return self._ask(_get_results)
 
     def _call(self, method: str, *arguments: object) -> Future[None]:
-        call = self._submit(_call, self.key, method, *arguments)
+        repeat = method not in ("describe", "end")  # which say how things are at one time
+        call = self._submit(_call, self.key, method, *arguments, repeat=repeat)
         call.add_done_callback(self._warn)
         return call
 
@@ -96,9 +105,11 @@ class Trackers:
         answers = self._submit(question, self.key)
         return [] if answers.exception() else answers.result()
 
-    def _submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+    def _submit(
+        self, function: Callable[..., Any], *arguments: object, repeat: bool = False
+    ) -> Future[Any]:
         if self.worker:
-            return self.worker.submit(function, *arguments)
+            return self.worker.submit(function, *arguments, run=self.key if repeat else None)
         result: Future[Any] = Future()
         result.set_result(function(*arguments))  # for an empty list of trackers
         return result
@@ -131,51 +142,79 @@ def split_options(options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dic
 class Worker:
     """A process that executes calls in order. It ends with this process, however this one ends.
 
-    It is not a multiprocessing.Process, which would import the main script again and would have to
-    be closed.
+    If it is killed, another one takes its place, which first gets the calls of all runs that have
+    not ended. It is not a multiprocessing.Process, which would import the main script again and
+    would have to be closed.
     """
 
     def __init__(self) -> None:
+        self.process = self._start()
+        self.restarts = RESTARTS
+        self.made: dict[str, list[bytes]] = {}  # by run: the calls that are repeated
+        atexit.register(self._kill)
+        self.calls: SimpleQueue[tuple[Future[Any], str | None, bytes]] = SimpleQueue()
+        # Unlike an executor's, this thread never keeps Python from exiting.
+        threading.Thread(target=self._make_calls, daemon=True).start()
+
+    def submit(
+        self, function: Callable[..., Any], *arguments: object, run: str | None = None
+    ) -> Future[Any]:
+        """Queue a call. run: the key of the run for which it is repeated in another process."""
+        answer: Future[Any] = Future()
+        self.calls.put((answer, run, pickle.dumps((function, arguments))))
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
         serve = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-c", serve],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # only this process handles Ctrl-C
         )
-        atexit.register(self._kill)
-        self.calls: SimpleQueue[tuple[Future[Any], bytes]] = SimpleQueue()
-        # Unlike an executor's, this thread never keeps Python from exiting.
-        threading.Thread(target=self._make_calls, daemon=True).start()
-
-    def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
-        answer: Future[Any] = Future()
-        self.calls.put((answer, pickle.dumps((function, arguments))))
-        return answer
 
     def _make_calls(self) -> None:
         """Make one call at a time, and wait for its answer."""
         while True:
-            answer, call = self.calls.get()
+            answer, run, call = self.calls.get()
             try:
                 answer.set_result(self._call(call))
             except Exception as error:
                 answer.set_exception(error)
+            if run:
+                self.made.setdefault(run, []).append(call)
 
     def _kill(self) -> None:
+        self.restarts = 0
         self.process.kill()  # whoever needed an answer has waited for it
         self.process.wait()
 
     def _call(self, call: bytes) -> Any:
+        """The answer, of another process if this one was killed. Raises TrackerError."""
+        repeated: list[bytes] = []
+        while True:
+            try:
+                for earlier in repeated:
+                    with suppress(TrackerError):  # it stays pending
+                        self._ask(earlier)
+                return self._ask(call)
+            except LOST:
+                if not self.restarts:
+                    raise TrackerError("its process was killed") from None
+            log.warning("the tracker's process was killed; another one takes its place")
+            self.restarts -= 1
+            with suppress(OSError), self.process:  # which closes its pipes
+                self.process.kill()
+            self.process = self._start()
+            repeated = list(chain.from_iterable([*self.made.values()]))
+
+    def _ask(self, call: bytes) -> Any:
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None
         assert answers is not None
-        try:
-            requests.write(call)
-            requests.flush()
-            value, error = pickle.load(answers)
-        except (EOFError, OSError):
-            raise TrackerError("its process was killed") from None
+        requests.write(call)
+        requests.flush()
+        value, error = pickle.load(answers)
         if error:
             raise error
         return value
@@ -200,9 +239,11 @@ class RetryQueue:
         self.reason: str | None = None  # why calls are pending
         self.results: list[str] = []  # that calls returned
         self.next_try = 0.0  # on the clock of time.monotonic
+        self.ended = False
 
     def call(self, method: str, *arguments: object) -> str | None:
         """Call all pending methods, then this one; return why calls are pending now, or None."""
+        self.ended = method == "end"
         self.pending.append((method, arguments))
         started = time.monotonic()
         if started < self.next_try and method != "end":
@@ -274,9 +315,11 @@ def _get_results(key: str) -> list[str]:
 def _serve() -> None:
     """Execute calls until stdin is closed, which ends this process whatever it is doing."""
     gc.set_threshold(100_000)  # MLflow's import makes a million objects, none of them garbage
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to the parent, too
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # Slurm's go to the parent, too
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what MLflow prints must not mix with answers
+    _silence(1)  # what MLflow prints must not mix with answers
     calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
     threading.Thread(target=_receive, args=(calls,)).start()
     while True:
@@ -288,13 +331,36 @@ def _serve() -> None:
             answer = None, error
         except Exception as error:  # the parent may not be able to unpickle another one
             answer = None, TrackerError(root_cause(error))
-        pickle.dump(answer, answers)
-        answers.flush()
+        with suppress(OSError):  # the parent was killed
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+def _silence(descriptor: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _receive(calls: SimpleQueue[Any]) -> None:
-    try:
+    """Queue what the parent calls. Once it has been killed, end its runs and this process."""
+    with suppress(*LOST):
         while True:
             calls.put(pickle.load(sys.stdin.buffer))
-    finally:
-        os._exit(0)
+    _silence(2)  # whoever reads it need not wait for this process
+    calls.put((_end_killed, ()))
+    time.sleep(PATIENCE)
+    for queue in _open_queues():
+        queue.ended = True
+        with suppress(Exception):
+            queue.tracker.end("KILLED")  # beside a call that takes long
+    time.sleep(60)
+    os._exit(0)
+
+
+def _end_killed() -> None:
+    for queue in _open_queues():
+        queue.call("end", "KILLED")
+    os._exit(0)
+
+
+def _open_queues() -> list[RetryQueue]:
+    return [queue for queues in [*_queues.values()] for queue in queues if not queue.ended]
