@@ -1,18 +1,23 @@
-"""Replace files atomically, lock folders, and refuse paths that are not files."""
+"""Replace files atomically, lock files and folders, and refuse paths that are not files."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from mnist_exp.errors import Failure
 
+log = logging.getLogger(__name__)
+
 TEMPORARY = ".new."
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some file systems of clusters
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -35,30 +40,84 @@ def check_file(path: Path) -> None:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, then flush it to disk and rename it to `path`.
 
-    A reader sees the old file or the new one, never a part. If the block raises, the old file stays
-    and the temporary one is removed.
+    A reader sees the old file or the new one, never a part; after a power cut, too, and once the
+    block has ended, the new one. If the block raises, the old file stays and the temporary one is
+    removed.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
     try:
         yield temporary
-        with temporary.open("r+b") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)  # the name
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(*paths: Path) -> None:
+    """Flush files to disk, and of folders the names in them; some milliseconds each."""
+    for path in paths:
+        if not path.is_dir():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+            continue
+        with suppress(OSError):  # not every system can, and some parents cannot be read
+            folder = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@contextmanager
+def lock_file(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock at `path`, which ends with this process, however that ends.
+
+    Where the file system has no flock, the file `path`.pid names the process that holds the lock. A
+    lock of a process that was killed is void, but only on its own machine: no other one can tell.
+
+    timeout: seconds to wait; by default for ever. Raises Timeout.
+    """
+    lock: BaseFileLock = FileLock(path, timeout, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+        owner = pid_file(path)
+        lock = SoftFileLock(owner, 60 if timeout < 0 else max(timeout, 1))
+        while not lock.is_locked:
+            try:
+                lock.acquire()
+            except Timeout:
+                if timeout >= 0:
+                    raise
+                log.warning("waiting for the process in %s; if there is none, remove it", owner)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def pid_file(lock: Path) -> Path:
+    return lock.with_name(f"{lock.name}.pid")
 
 
 @contextmanager
 def lock_folder(folder: Path, half_written: str = f"**/.*{TEMPORARY}*") -> Iterator[None]:
     """Keep other processes out of the folder, and remove what a killed one left half written.
 
-    half_written: the pattern of those files. Raises Occupied at once if another process is in the
-    folder.
+    The folder itself then survives a power cut. half_written: the pattern of those files. Raises
+    Occupied at once if another process is in the folder.
     """
+    lock = folder / ".lock"
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with lock_file(lock, timeout=0):
+            sync(*folder.parents)
             for temporary in folder.glob(half_written):
                 temporary.unlink()
             yield
     except Timeout:
-        raise Occupied(f"{folder}: another process is at work on it") from None
+        owner = pid_file(lock)
+        advice = f"; if there is none, remove {owner}" if owner.exists() else ""
+        raise Occupied(f"{folder}: another process is at work on it{advice}") from None

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mnist_exp.data.splits import ArrayFile, Rows
 from mnist_exp.errors import Failure
-from mnist_exp.files import check_file, replace_file
+from mnist_exp.files import check_file, lock_file, replace_file
 
 RECORD = "record.json"
 OWN_SUM = "sha256"  # in a record: of everything else in it
@@ -149,7 +148,7 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
         if current := read_current():
             return current
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # of several processes one fills it, and the others wait
+        with lock_file(folder / "lock"):  # of several processes one fills it, and the others wait
             if current := read_current():
                 return current
             (folder / RECORD).unlink(missing_ok=True)

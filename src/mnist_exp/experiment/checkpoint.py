@@ -20,7 +20,7 @@ import torch
 
 from mnist_exp import __version__
 from mnist_exp.errors import Failure, first_line, one_line
-from mnist_exp.files import check_file, replace_file
+from mnist_exp.files import check_file, replace_file, sync
 from mnist_exp.paths import BEST, LAST
 
 FORMAT = 3  # raised when an older reader would misread a newer file
@@ -41,7 +41,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
     torch.save({"format": FORMAT, "version": __version__, **content}, buffer)
     size = buffer.tell() / 1e6
     try:
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir()
+            sync(path.parent.parent)
         with replace_file(path) as temporary, buffer.getbuffer() as written:
             temporary.write_bytes(written)
     except OSError as error:

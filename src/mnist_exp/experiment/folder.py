@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mnist_exp.experiment import checkpoint
-from mnist_exp.files import lock_folder, replace_file
+from mnist_exp.files import lock_folder, replace_file, sync
 from mnist_exp.paths import BEST, FIGURES, LAST, METRICS, SERVED
 
 CONFIG, VERSIONS, MODEL = "config.yaml", "requirements.txt", "model.txt"
@@ -66,6 +66,11 @@ class RunFolder:
     def append_metrics(self, lines: Iterable[str]) -> None:
         with (self.path / METRICS).open("a") as file:
             file.writelines(lines)
+        sync(self.path / METRICS)
+
+    def sync(self) -> None:
+        """Flush everything to disk, before the run says that it has ended."""
+        sync(*self.path.rglob("*"))
 
     def artifacts(self) -> dict[str, list[Path]]:
         """The files that are there for the tracker, by the folder that they have in it."""

@@ -317,6 +317,7 @@ class Run:
         if not self.log.end(status, self.resume_command()):
             return
         if status == "FINISHED":
+            self.folder.sync()
             self.ended = True
             self.save()
         elif status == "KILLED":

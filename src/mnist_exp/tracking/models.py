@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
@@ -15,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import save_model
 
+from mnist_exp.files import lock_file
 from mnist_exp.paths import REPOSITORY
 from mnist_exp.tracking import ModelRecord, Score
 
@@ -79,7 +79,7 @@ def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelR
 
     A version that exists already is kept. Returns the result, in one line.
     """
-    with FileLock(REPOSITORY / "mlflow.db.lock"):  # one run compares at a time
+    with lock_file(REPOSITORY / "mlflow.db.lock"):  # one run compares at a time
         version = get_or_create_version(client, name, model, record)
         number = client.get_registered_model(name).aliases.get(CHAMPION)
         champion = client.get_model_version(name, number) if number else None

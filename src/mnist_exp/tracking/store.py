@@ -15,9 +15,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from mnist_exp.errors import BadInput, Failure, Formatter
+from mnist_exp.files import lock_file
 from mnist_exp.paths import REPOSITORY, is_name
 from mnist_exp.tracking import (
     DIGEST_LETTERS,
@@ -78,7 +77,7 @@ def open_store(uri: str) -> MlflowClient:
         from mlflow.store.db import utils  # half a second to import
 
         utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
-    lock = nullcontext() if is_server else FileLock(REPOSITORY / "mlflow.db.lock")
+    lock = nullcontext() if is_server else lock_file(REPOSITORY / "mlflow.db.lock")
     with raise_tracker_errors(uri), lock:
         client = MlflowClient(address)
         client.search_experiments(max_results=1)
@@ -115,7 +114,7 @@ def get_or_create_experiment(client: MlflowClient, experiment: str, uri: str) ->
     """The experiment's id. Raises TrackerError for a name that would leave LOCAL_ARTIFACTS."""
     if not is_name(experiment):
         raise TrackerError(f"tracking.experiment={experiment}: not a name; leave out / and \\")
-    with FileLock(REPOSITORY / "mlflow.db.lock"):
+    with lock_file(REPOSITORY / "mlflow.db.lock"):
         found = client.get_experiment_by_name(experiment)
         if found is None:
             # Set here, because `mlflow ui` would choose a scheme that a client of the database
