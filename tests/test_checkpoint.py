@@ -201,7 +201,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": checkpoint.FORMAT + 1}, path)
     with pytest.raises(CheckpointError):
         checkpoint.peek(path)
-    assert get_refusal(path) == Like(f"{path}: …format 4 is newer…3…")
+    assert get_refusal(path) == Like(f"{path}: …format 5 is newer…4…")
 
 
 class Bomb:

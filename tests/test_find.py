@@ -35,7 +35,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder outputs/ of a repository in which nothing has been trained."""
-    monkeypatch.setattr(find, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(find, "HOME", tmp_path)
     return tmp_path / "outputs"
 
 

@@ -61,10 +61,10 @@ def test_the_description_has_note_command_and_outcome(dirty: tuple[Clone, Run, P
 
 
 def test_our_tags_have_a_prefix_and_a_persons_own_do_not(dirty: tuple[Clone, Run, Path]) -> None:
-    _, run, folder = dirty
+    clone, run, folder = dirty
     tags = run.data.tags
     assert (tags["study"], tags["n"]) == ("ablation", "3")
-    assert tags["mnist_exp.output_folder"] == str(folder)
+    assert clone.root / tags["mnist_exp.output_folder"] == folder
     ours = [tag for tag in tags if not tag.startswith(("mlflow.", "mnist_exp."))]
     assert sorted(ours) == ["n", "study"]
 

@@ -367,7 +367,7 @@ def with_checkpoint(folder: Path, age: float) -> Path:
 def test_a_run_is_found_by_any_path_of_its_folder_and_as_the_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnist_exp.experiment.find.REPOSITORY", tmp_path)
+    monkeypatch.setattr("mnist_exp.experiment.find.HOME", tmp_path)
     old = with_checkpoint(tmp_path / "outputs" / "2026-01-01" / "a", age=10)
     new = with_checkpoint(tmp_path / "outputs" / "2025-01-01" / "sweep" / "3", age=5)
     odd = with_checkpoint(tmp_path / "elsewhere" / "it's [odd], a=b", age=0)
@@ -454,7 +454,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{shutil.copy(empty_store, folder)}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mnist_exp.tracking.store.REPOSITORY", folder)
+        patch.setattr("mnist_exp.tracking.store.HOME", folder)
         patch.setattr("mnist_exp.tracking.store.LOCAL_URI", uri)
         patch.setattr("mnist_exp.tracking.store.LOCAL_ARTIFACTS", folder / "mlruns")
         patch.setattr("mnist_exp.tracking.worker.start_worker", lambda options: None)

@@ -1,18 +1,21 @@
 """Where the code, its config and the files of runs are."""
 
 import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mnist_exp.errors import BadInput
 
 PACKAGE = Path(__file__).resolve().parent
 IS_INSTALLED = (PACKAGE / "conf").is_dir()  # by `pip install .`; otherwise this is a checkout
-# All that runs make goes here: into the checkout, wherever they are started.
 REPOSITORY = Path.cwd() if IS_INSTALLED else PACKAGE.parents[1]
 CONF = (PACKAGE if IS_INSTALLED else REPOSITORY) / "conf"
 SOURCES = PACKAGE if IS_INSTALLED else PACKAGE.parent
 
 config_dirs = [CONF]  # where the groups and their options are looked for, in this order
+HOME_WORD = "${home:}"  # HOME in a record, which may move with it
 
 
 def expand(path: str | Path) -> Path:
@@ -27,6 +30,47 @@ def expand(path: str | Path) -> Path:
             f"{path}: there is no such home folder; write ./{path} for a file of that name"
         )
     return Path(expanded).absolute()
+
+
+def find_home() -> Path:
+    """The folder in which everything is written, wherever a command is started.
+
+    It is MNIST_EXP_HOME; else the checkout; else, where that cannot be written, the current folder.
+    """
+    if chosen := os.environ.get("MNIST_EXP_HOME"):
+        return expand(chosen).resolve()
+    return REPOSITORY if os.access(REPOSITORY, os.W_OK) else Path.cwd()
+
+
+HOME = find_home()
+
+
+def replace_home(node: Any) -> Any:
+    """Plain containers for a record: in each text, HOME as HOME_WORD where a path begins with it.
+
+    So they stay true when HOME is moved or copied; `restore_home` is the way back.
+    """
+    path = rf"(^|[\s=,:'\"\[({{]){re.escape(str(HOME))}(?=$|[/\s,'\"\])}}])"
+    return map_texts(node, lambda text: re.sub(path, lambda m: m[1] + HOME_WORD, text))
+
+
+def restore_home(node: Any, word: str = HOME_WORD) -> Any:
+    """Plain containers from a record, with today's HOME. word: what stands for it there."""
+    return map_texts(node, lambda text: text.replace(word, str(HOME)))
+
+
+def map_texts(node: Any, change: Callable[[str], str]) -> Any:
+    """A copy of plain containers with each text changed."""
+    if isinstance(node, Mapping):
+        return {key: map_texts(value, change) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [map_texts(value, change) for value in node]
+    return change(node) if isinstance(node, str) else node
+
+
+def shorten_path(path: Path) -> str:
+    """The path from HOME, which may move with it; whole for one that lies elsewhere."""
+    return str(path.relative_to(HOME) if path.is_relative_to(HOME) else path)
 
 
 def add_config_dir(folder: str) -> None:

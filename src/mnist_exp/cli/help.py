@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mnist_exp.experiment.shell import name_commands
-from mnist_exp.paths import config_dirs
+from mnist_exp.paths import HOME_WORD, config_dirs
 
 TEXT = """\
 Train a classifier of handwritten digits, log it to MLflow, keep its weights.
@@ -69,7 +69,7 @@ def common_keys() -> Iterator[tuple[str, str, str]]:
     for key in COMMON:
         if key in values:
             value, comment = values[key]
-            yield key, value.removeprefix("${repository:}/"), comment
+            yield key, value.removeprefix(f"{HOME_WORD}/"), comment
 
 
 def read_values(path: Path) -> dict[str, tuple[str, str]]:

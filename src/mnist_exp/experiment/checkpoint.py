@@ -20,10 +20,11 @@ import torch
 
 from mnist_exp import __version__
 from mnist_exp.errors import Failure, first_line, one_line
+from mnist_exp.experiment.renamed import find_old_home
 from mnist_exp.files import check_file, replace_file, sync
-from mnist_exp.paths import BEST, LAST
+from mnist_exp.paths import BEST, LAST, restore_home
 
-FORMAT = 3  # raised when an older reader would misread a newer file
+FORMAT = 4  # raised when an older reader would misread a newer file
 STATE_OF_FORMAT_1 = ("model", "average", "optimizer", "scheduler", "scaler", "progress", "random")
 
 
@@ -92,6 +93,8 @@ def upgrade(content: Any, path: Path) -> dict[str, Any]:
         state["ema"] = state.pop("average", None)
         rest = {key: value for key, value in content.items() if key not in STATE_OF_FORMAT_1}
         content = {**rest, "version": "0.1.0", "state": state}
+    if content["format"] < 4 and (old := find_old_home(content.get("config"))):
+        content = {**content, "config": restore_home(content["config"], old)}
     return content
 
 

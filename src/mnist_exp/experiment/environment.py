@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import platform
 import shutil
@@ -16,8 +17,11 @@ from pathlib import Path
 import torch
 
 from mnist_exp.errors import BadInput
-from mnist_exp.paths import CONF, REPOSITORY, SOURCES
+from mnist_exp.paths import CONF, IS_INSTALLED, REPOSITORY, SOURCES
+from mnist_exp.tracking import get_user
 from mnist_exp.training.distributed import SINGLE, ProcessGroup, get_process_group
+
+log = logging.getLogger(__name__)
 
 # Limited by OMP_NUM_THREADS, the number of cores, and Slurm.
 AVAILABLE_THREADS = min(
@@ -128,14 +132,15 @@ def tags(device: torch.device | None = None) -> dict[str, str]:
 
     device: None for a sweep, whose jobs may have different ones.
     """
-    commit, changes = run_git("rev-parse", "HEAD"), run_git("status", "--porcelain")
+    commit = run_git("rev-parse", "HEAD", explain=True)
+    changes = run_git("status", "--porcelain")
     of_device = {"device": device_name(device)} if device else {}
     return {
         "mlflow.source.git.commit": (commit or b"unknown").decode().strip(),
         "mlflow.source.git.dirty": "unknown" if changes is None else str(bool(changes)).lower(),
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": os.environ.get("USER", "unknown"),
+        "mlflow.user": get_user(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **of_device,
@@ -174,10 +179,25 @@ def installed_versions() -> str:
     return "".join(f"{name}=={version}\n" for name, version in sorted(found))
 
 
-def run_git(*arguments: str) -> bytes | None:
-    """The output of git in this repository, or None without git or a repository."""
-    command = ["git", *arguments]
+def run_git(*arguments: str, explain: bool = False) -> bytes | None:
+    """The output of git in this repository, or None without git or a repository.
+
+    Whose files these are does not matter: this process runs their code already. explain: warn of
+    the reason, once.
+    """
+    trust = () if IS_INSTALLED else ("-c", "safe.directory=*")
     try:
+        command = ["git", *trust, *arguments]
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    except OSError as error:
+        reason = f"git: {error.strerror}"
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.decode(errors="replace").strip().partition("\n")[0]
+    if explain and not IS_INSTALLED:
+        warn_of_git(reason)
+    return None
+
+
+@functools.cache
+def warn_of_git(reason: str) -> None:
+    log.warning("the run's commit is unknown (%s)", reason)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.shell import quote_path, train_command
-from mnist_exp.paths import CONF, LAST, METRICS, REPOSITORY, SWEEP
+from mnist_exp.paths import CONF, HOME, LAST, METRICS, SWEEP, shorten_path
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, Score
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.training.rules import did_you_mean
@@ -35,7 +35,7 @@ def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Pa
     checkpoint, TrackerError for an unknown run id.
     """
     if word == "latest":
-        checkpoints = (REPOSITORY / "outputs").rglob(str(LAST))
+        checkpoints = (HOME / "outputs").rglob(str(LAST))
         newest = find_newest(path for path in checkpoints if find_sweep_above(path) is None)
         if newest is None:
             raise BadInput(f"{option}latest: outputs/ has no checkpoint, except of jobs of sweeps")
@@ -60,7 +60,7 @@ def find_checkpoint(
 ) -> Path:
     """The checkpoint that a word stands for: "best", "best:NAME", a file, or as for `find_run`.
 
-    uri: of MLflow, None for the repository's own. Raises what `find_best_run` and `find_run` do.
+    uri: of MLflow, None for the one in HOME. Raises what `find_best_run` and `find_run` do.
     """
     if Path(word).is_file():
         return Path(word)
@@ -87,12 +87,12 @@ def find_init(word: str, config: DictConfig) -> tuple[str, Path]:
 def find_outputs(checkpoint: Path) -> Path:
     """The output folder of a checkpoint's run; outputs/ for a checkpoint from elsewhere."""
     folder = checkpoint.absolute().parent.parent
-    return folder if (folder / "config.yaml").is_file() else REPOSITORY / "outputs"
+    return folder if (folder / "config.yaml").is_file() else HOME / "outputs"
 
 
 def find_folder(word: str) -> Path | None:
-    """The folder with this path, relative to the current folder or to the repository."""
-    return next((f for f in (Path(word).absolute(), REPOSITORY / word) if f.is_dir()), None)
+    """The folder with this path, relative to the current folder or to HOME."""
+    return next((f for f in (Path(word).absolute(), HOME / word) if f.is_dir()), None)
 
 
 def find_newest(files: Iterable[Path]) -> Path | None:
@@ -105,7 +105,7 @@ def find_sweep(word: str, option: str = "sweep.resume=") -> Path:
     option: what was typed before the word, for messages.
     """
     if word == "latest":
-        newest = find_newest((REPOSITORY / "outputs").glob(f"*/*/{SWEEP}"))
+        newest = find_newest((HOME / "outputs").glob(f"*/*/{SWEEP}"))
         if newest is None:
             raise BadInput(f"{option}latest: there is no sweep in outputs/")
         return newest.parent
@@ -170,12 +170,12 @@ def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
 
     Of equal ones the earliest is first; runs without validation are last. The runs are those of the
     MLflow experiment and those in outputs/ that MLflow does not have. Without a server or a
-    database, MLflow is not imported. uri: of MLflow, None for the repository's. Raises BadInput for
+    database, MLflow is not imported. uri: of MLflow, None for the one in HOME. Raises BadInput for
     an unknown experiment, TrackerError.
     """
     runs: list[FinishedRun] = []
     known: Collection[str] = ()
-    if uri or (REPOSITORY / "mlflow.db").exists():
+    if uri or (HOME / "mlflow.db").exists():
         from mnist_exp.tracking.store import find_finished_runs  # two seconds to import
 
         runs, known = find_finished_runs(experiment, uri)
@@ -194,9 +194,9 @@ def find_untracked_runs(experiment: str, known: Collection[str]) -> list[Finishe
     from mnist_exp.experiment import checkpoint  # imports torch
 
     runs = []
-    for path in (REPOSITORY / "outputs").rglob(str(LAST)):
+    for path in (HOME / "outputs").rglob(str(LAST)):
         folder = path.parent.parent
-        if str(folder) in known:
+        if shorten_path(folder) in known:
             continue
         with suppress(checkpoint.CheckpointError), checkpoint.raise_misfits(path):
             saved = checkpoint.peek(path)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mnist_exp.experiment import checkpoint
 from mnist_exp.files import lock_folder, replace_file, sync
-from mnist_exp.paths import BEST, FIGURES, LAST, METRICS, SERVED
+from mnist_exp.paths import BEST, FIGURES, LAST, METRICS, SERVED, replace_home
 
 CONFIG, VERSIONS, MODEL = "config.yaml", "requirements.txt", "model.txt"
 WEIGHTS = "mnist_model.pth"
@@ -47,7 +47,8 @@ class RunFolder:
 
     def save_description(self, config: DictConfig, versions: str, model: str) -> None:
         """Write config.yaml, requirements.txt and model.txt."""
-        OmegaConf.save(config, self.path / CONFIG, resolve=True)
+        plain = replace_home(OmegaConf.to_container(config, resolve=True))
+        OmegaConf.save(OmegaConf.create(plain), self.path / CONFIG)
         (self.path / VERSIONS).write_text(versions)
         (self.path / MODEL).write_text(model, "utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from dataclasses import MISSING, fields
 from typing import Any
@@ -60,6 +61,18 @@ def find_new_name(target: str, error: Exception) -> str | None:
     attributes = [f"{module}.{word}" for word in re.findall(r"'(\w+)'", str(error))]
     names = [target, module, *attributes]
     return next((new_target(name) for name in names if new_target(name) != name), None)
+
+
+def find_old_home(config: Any) -> str | None:
+    """The folder that a config from before 0.4.0 wrote to, if it was another checkout or is gone.
+
+    Those have whole paths, among them that of the cache.
+    """
+    data = config.get("data") if isinstance(config, dict) else None
+    cache = data.get("cache") if isinstance(data, dict) else None
+    old, default, _ = str(cache).rpartition("/data/cache")
+    chosen = os.access(old, os.F_OK) and not os.access(f"{old}/conf", os.F_OK)
+    return old if default and old.startswith("/") and not chosen else None
 
 
 def rename(config: Any) -> Any:

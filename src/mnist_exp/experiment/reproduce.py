@@ -18,6 +18,7 @@ from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import NO_HOOKS, Hooks, Run
 from mnist_exp.experiment.shell import train_command
 from mnist_exp.experiment.targets import check_saved_config
+from mnist_exp.paths import replace_home
 from mnist_exp.tracking.store import RecordedRun, read_run
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,10 @@ def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
 
     Params keep the first value of a key that `resume` may change.
     """
-    for key, value in leaves(config):
-        logged = new_target(first.params.get(key, str(value)))  # MLflow cuts a long one
-        if not key.startswith((*FREE, "trainer.epochs")) and not str(value).startswith(logged):
+    for key, leaf in leaves(config):
+        value = replace_home(str(leaf))
+        logged = new_target(replace_home(first.params.get(key, value)))  # MLflow cuts a long one
+        if not key.startswith((*FREE, "trainer.epochs")) and not value.startswith(logged):
             raise Failure(
                 f"{source}: config.yaml in MLflow is damaged ({key} is {value}, logged as "
                 f"{logged}); copy it there again from the run's output folder"

@@ -17,7 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mnist_exp.errors import redact
 from mnist_exp.experiment.versions import register_resolver
-from mnist_exp.paths import REPOSITORY, is_name
+from mnist_exp.paths import HOME, is_name
 from mnist_exp.tracking.addresses import REMEDY, tracking_uri
 from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.rules import (
@@ -40,7 +40,8 @@ from mnist_exp.training.rules import (
     text,
 )
 
-register_resolver("repository", lambda: str(REPOSITORY))
+for name in ("home", "repository"):  # the second in YAML files from before 0.4.0
+    register_resolver(name, lambda: str(HOME))
 register_resolver("unique", lambda: secrets.token_hex(3), use_cache=True)
 register_resolver("tracking_uri", tracking_uri)
 

@@ -55,7 +55,7 @@ from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.shell import quote, resume_command, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
-from mnist_exp.paths import FIGURES, LAST
+from mnist_exp.paths import FIGURES, LAST, replace_home, shorten_path
 from mnist_exp.tracking import DatasetRecord, ModelRecord, RunRecord, Score, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.augmentation import Augmentation
@@ -405,11 +405,12 @@ class Run:
 
     def record(self) -> RunRecord:
         """What the tracker gets. Databases take sanitized text, not every byte of a path."""
-        params = {k: sanitize(v) if isinstance(v, str) else v for k, v in leaves(self.config)}
+        values = replace_home(dict(leaves(self.config)))
+        params = {k: sanitize(v) if isinstance(v, str) else v for k, v in values.items()}
         kind, total = self.dataset.kind, self.summary.total
         size = {"parameters": total.parameters, "flops_per_image": total.flops}
         direction = {"higher_is_better": self.state.progress.monitor.higher_is_better}
-        output_folder = {"output_folder": str(self.folder.path)}
+        output_folder = {"output_folder": shorten_path(self.folder.path)}
         epochs = self.state.progress.epochs
         return RunRecord(
             key=self.key,
@@ -442,7 +443,7 @@ class Run:
             "data": asdict(self.dataset.kind),
             "tested": self.tested and asdict(self.tested),
             "ended": self.ended,
-            "config": OmegaConf.to_container(self.config, resolve=True),
+            "config": replace_home(OmegaConf.to_container(self.config, resolve=True)),
             "state": self.state.state_dict(),
         }
 

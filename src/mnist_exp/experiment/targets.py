@@ -21,7 +21,7 @@ from mnist_exp.errors import BadInput, one_line
 from mnist_exp.experiment.bugs import find_place
 from mnist_exp.experiment.renamed import find_new_name, rename
 from mnist_exp.experiment.rules import leaves, rule_for
-from mnist_exp.paths import config_dirs
+from mnist_exp.paths import config_dirs, restore_home
 
 # Groups that take a list of options, each of which is a named entry.
 SEVERAL = ("tracking", "metrics", "callbacks")
@@ -135,7 +135,7 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
         plain = yaml.load(saved, get_yaml_loader()) if isinstance(saved, str) else saved
         if len(list(islice(walk(plain), MOST_VALUES))) == MOST_VALUES:  # aliases can repeat them
             raise ValueError(f"at least {MOST_VALUES} values")
-        config = OmegaConf.create(rename(plain))
+        config = OmegaConf.create(restore_home(rename(plain)))
         plain = OmegaConf.to_container(config)
     except Exception as error:  # YAML has its own kinds
         raise BadInput(f"{source}: the saved config cannot be read ({one_line(error)})") from None

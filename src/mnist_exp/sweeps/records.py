@@ -13,7 +13,7 @@ from uuid import uuid4
 from mnist_exp.errors import Failure, one_line
 from mnist_exp.experiment.shell import quote_path
 from mnist_exp.files import replace_file
-from mnist_exp.paths import SWEEP
+from mnist_exp.paths import SWEEP, replace_home, restore_home
 
 Record = TypeVar("Record")
 Chosen = Mapping[str, str]  # swept key → its value in one job
@@ -129,7 +129,7 @@ def read_outcomes(sweep: Path, swept: Sequence[str] = ()) -> list[Outcome]:
 
 def write_record(path: Path, values: Mapping[str, object]) -> None:
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.write_text(json.dumps(replace_home(values), indent=2) + "\n")
 
 
 def read_record(kind: type[Record], path: Path) -> Record:
@@ -138,7 +138,7 @@ def read_record(kind: type[Record], path: Path) -> Record:
 
     try:
         values = TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
-        return TypeAdapter(kind).validate_python(upgrade(values))
+        return TypeAdapter(kind).validate_python(upgrade(restore_home(values)))
     except ValidationError as error:
         first = error.errors()[0]
         reason = ": ".join([*map(str, first["loc"]), first["msg"]])

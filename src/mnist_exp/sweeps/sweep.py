@@ -30,7 +30,7 @@ from mnist_exp.experiment.shell import quote_path, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted
 from mnist_exp.files import TEMPORARY, Occupied, lock_folder
 from mnist_exp.inference.hooks import HOOKS
-from mnist_exp.paths import LAST
+from mnist_exp.paths import LAST, shorten_path
 from mnist_exp.sweeps import leaderboard, records
 from mnist_exp.sweeps.plan import SweepPlan
 from mnist_exp.sweeps.records import ENDED, Outcome, Sweep
@@ -86,7 +86,7 @@ def start_parent(plan: SweepPlan) -> Trackers:
     options: Any = OmegaConf.to_container(plan.config.tracking, resolve=True)
     tracker = Trackers(options)
     names = shorten(sweep.swept).values() or ["one job"]
-    where = {"sweep": plan.folder.name, "output_folder": str(plan.folder)}
+    where = {"sweep": plan.folder.name, "output_folder": shorten_path(plan.folder)}
     record = RunRecord(
         key=sweep.key,
         name=options.get("run_name") or cut_name(f"sweep of {' × '.join(names)}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,14 @@ class Tracker(Protocol):
 
     def explain_deletion(self) -> str | None:
         """If somebody deleted the run since its start: what is deleted, and how to restore it."""
+
+
+def get_user() -> str:
+    """The name of who runs this process; in a container it may have a number only."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
 def root_cause(error: BaseException) -> str:

@@ -14,9 +14,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import save_model
 
-from mnist_exp.files import lock_file
-from mnist_exp.paths import REPOSITORY
 from mnist_exp.tracking import ModelRecord, Score
+from mnist_exp.tracking.store import lock_store
 
 NAME = "model"  # in its run
 CHAMPION = "champion"
@@ -79,7 +78,7 @@ def register(client: MlflowClient, name: str, model: LoggedModel, record: ModelR
 
     A version that exists already is kept. Returns the result, in one line.
     """
-    with lock_file(REPOSITORY / "mlflow.db.lock"):  # one run compares at a time
+    with lock_store(client.tracking_uri):  # one run compares at a time
         version = get_or_create_version(client, name, model, record)
         number = client.get_registered_model(name).aliases.get(CHAMPION)
         champion = client.get_model_version(name, number) if number else None

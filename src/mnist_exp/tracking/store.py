@@ -9,21 +9,28 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
+from urllib.parse import unquote
+from urllib.request import url2pathname
 
-from mnist_exp.errors import BadInput, Failure, Formatter
-from mnist_exp.files import lock_file
-from mnist_exp.paths import REPOSITORY, is_name
+from mnist_exp.errors import BadInput, Failure, Formatter, print_line
+from mnist_exp.files import lock_file, replace_file
+from mnist_exp.paths import HOME, is_name, shorten_path
 from mnist_exp.tracking import (
     DIGEST_LETTERS,
     EXPERIMENT,
     FinishedRun,
     Score,
     TrackerError,
+    get_user,
     root_cause,
 )
 from mnist_exp.tracking.addresses import REMEDY, restore_secret, strip_user
@@ -44,9 +51,16 @@ mlflow_log.setLevel(logging.WARNING)  # its import has set INFO
 for handler in mlflow_log.handlers:
     handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
 
-LOCAL_URI = f"sqlite:///{REPOSITORY / 'mlflow.db'}"  # where a bare `mlflow ui` looks
-LOCAL_ARTIFACTS = REPOSITORY / "mlruns"
+LOCAL_URI = f"sqlite:///{HOME / 'mlflow.db'}"  # where a bare `mlflow ui` looks
+ARTIFACTS = "mlruns"
+LOCAL_ARTIFACTS = HOME / ARTIFACTS
 
+# Where MLflow has whole paths of artifacts, and runs from before 0.4.0 that of their output folder.
+LOCATIONS = (
+    *("experiments.artifact_location", "runs.artifact_uri", "logged_models.artifact_location"),
+    *("model_versions.source", "model_versions.storage_location", "trace_tags.value"),
+    "tags.value",
+)
 MAX_RUNS = 50_000  # in one answer; MLflow allows no more
 PREFIX = "mnist_exp."  # of our tags; up to version 0.2 they had none
 KEY = f"{PREFIX}key"  # the tag by which a run is found again: MLflow chooses the run's id
@@ -72,16 +86,67 @@ def open_store(uri: str) -> MlflowClient:
     address = restore_secret(uri)
     if address is None:
         raise TrackerError(f"MLflow at {uri}: runs do not save its password; {REMEDY}")
-    is_server = uri.startswith("http")
-    if not is_server:
+    if not uri.startswith("http"):
         from mlflow.store.db import utils  # half a second to import
 
         utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
-    lock = nullcontext() if is_server else lock_file(REPOSITORY / "mlflow.db.lock")
-    with raise_tracker_errors(uri), lock:
+    with raise_tracker_errors(uri), lock_store(uri):
         client = MlflowClient(address)
         client.search_experiments(max_results=1)
+        if uri == LOCAL_URI:
+            follow_move(HOME / "mlflow.db")
     return client
+
+
+def lock_store(uri: str) -> AbstractContextManager[None]:
+    """Held by one process at a time, while it creates something: beside a database that is a file.
+
+    For a server, only the processes of this user on this machine wait for each other.
+    """
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and os.access(database.parent, os.W_OK):
+        return lock_file(Path(f"{database}.lock"))
+    name = sha256(f"{get_user()} {strip_user(uri)}".encode()).hexdigest()[:12]
+    return lock_file(Path(tempfile.gettempdir(), f"mnist_exp-{name}.lock"))
+
+
+def follow_move(database: Path) -> None:
+    """Tell MLflow where its artifacts are, if the folder was moved or copied since last time.
+
+    In one transaction, after a copy of the database. Artifacts that do lie elsewhere, without a
+    database beside them, stay there: somebody has put them there.
+    """
+    home, moved = database.parent, set()
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        for name, uri in connection.execute("SELECT name, artifact_location FROM experiments"):
+            place, _, last = str(uri).rpartition(f"/{ARTIFACTS}/")
+            folder = Path(url2pathname(place.removeprefix("file://")))
+            is_theirs = os.access(folder / ARTIFACTS / name, os.F_OK)
+            is_theirs &= not os.access(folder / database.name, os.F_OK)
+            if unquote(last) == name and folder != home and not is_theirs:
+                moved.add(folder)
+        if not moved:
+            return
+        copy = copy_database(connection, database, "before_move")
+        with connection:  # one transaction
+            for place, old in product(LOCATIONS, moved):
+                table, _, column = place.partition(".")
+                for was, now in ((f"{old.as_uri()}/", home.as_uri()), (f"{old}/", str(home))):
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE substr({column}, 1, ?) = ?",
+                        (now, len(was), len(was), was),
+                    )
+    folders = ", ".join(sorted(map(str, moved)))
+    print_line(f"{database}: was in {folders}; {copy.name} is a copy from before", sys.stderr)
+
+
+def copy_database(connection: sqlite3.Connection, database: Path, suffix: str) -> Path:
+    """Copy the database to a file beside it, which replaces an older copy; return its path."""
+    path = database.with_name(f"{database.name}.{suffix}")
+    with replace_file(path) as temporary, closing(sqlite3.connect(temporary)) as copy:
+        connection.backup(copy)
+    return path
 
 
 @contextmanager
@@ -105,8 +170,8 @@ def get_viewer(uri: str, experiment_id: str) -> str:
     command = "mlflow ui"
     if uri != LOCAL_URI:
         command += f" --backend-store-uri {shlex.quote(uri)}"
-    elif Path.cwd() != REPOSITORY:
-        command = f"cd {shlex.quote(str(REPOSITORY))} && {command}"
+    elif Path.cwd() != HOME:
+        command = f"cd {shlex.quote(str(HOME))} && {command}"
     return f"{command}, then http://127.0.0.1:5000/{page}"
 
 
@@ -114,7 +179,7 @@ def get_or_create_experiment(client: MlflowClient, experiment: str, uri: str) ->
     """The experiment's id. Raises TrackerError for a name that would leave LOCAL_ARTIFACTS."""
     if not is_name(experiment):
         raise TrackerError(f"tracking.experiment={experiment}: not a name; leave out / and \\")
-    with lock_file(REPOSITORY / "mlflow.db.lock"):
+    with lock_store(uri):
         found = client.get_experiment_by_name(experiment)
         if found is None:
             # Set here, because `mlflow ui` would choose a scheme that a client of the database
@@ -225,7 +290,7 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
         if not deleted and run.info.status != "FINISHED":
             continue
         tags = read_tags(run)
-        known |= {tags.get(tag, "") for tag in ("key", "output_folder")}
+        known |= {tags.get("key", ""), shorten_path(HOME / tags.get("output_folder", ""))}
         is_parent = "sweep" in tags and "job" not in tags
         inputs = run.inputs.dataset_inputs if run.inputs and not is_parent else []
         complete = run.data.params.get("trainer.max_batches", "None") == "None"
@@ -261,7 +326,7 @@ def get_kept_score(client: MlflowClient, run: Run) -> Score | None:
 def find_output_folder(run_id: str, uri: str | None) -> Path:
     """The run's output folder on the machine that it ran on. Raises what `find_run` does."""
     _, run = find_run(run_id, uri)
-    return Path(read_tags(run).get("output_folder", "(unknown)"))
+    return HOME / read_tags(run).get("output_folder", "(unknown)")
 
 
 def find_output_file(run_id: str, name: Path, uri: str | None) -> Path:
@@ -270,7 +335,7 @@ def find_output_file(run_id: str, name: Path, uri: str | None) -> Path:
     Raises what `find_run` does, and BadInput if the file is nowhere.
     """
     client, run = find_run(run_id, uri)
-    file = Path(read_tags(run).get("output_folder", "(unknown)"), name)
+    file = HOME / read_tags(run).get("output_folder", "(unknown)") / name
     if file.is_file():
         return file
     copies = tempfile.mkdtemp()
