@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
@@ -86,11 +86,12 @@ def open_store(uri: str) -> MlflowClient:
     address = restore_secret(uri)
     if address is None:
         raise TrackerError(f"MLflow at {uri}: runs do not save its password; {REMEDY}")
-    if not uri.startswith("http"):
+    is_server = uri.startswith("http")
+    if not is_server:
         from mlflow.store.db import utils  # half a second to import
 
         utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
-    with raise_tracker_errors(uri), lock_store(uri):
+    with raise_tracker_errors(uri), nullcontext() if is_server else lock_store(uri):
         client = MlflowClient(address)
         client.search_experiments(max_results=1)
         if uri == LOCAL_URI:
@@ -119,11 +120,12 @@ def follow_move(database: Path) -> None:
     home, moved = database.parent, set()
     with closing(sqlite3.connect(database, timeout=60)) as connection:
         for name, uri in connection.execute("SELECT name, artifact_location FROM experiments"):
-            place, _, last = str(uri).rpartition(f"/{ARTIFACTS}/")
-            folder = Path(url2pathname(place.removeprefix("file://")))
-            is_theirs = os.access(folder / ARTIFACTS / name, os.F_OK)
-            is_theirs &= not os.access(folder / database.name, os.F_OK)
-            if unquote(last) == name and folder != home and not is_theirs:
+            start, _, last = str(uri).rpartition(f"/{ARTIFACTS}/")
+            folder = Path(url2pathname(start.removeprefix("file://")))
+            is_local = folder.is_absolute() and unquote(last) == name
+            has_artifacts = os.access(folder / ARTIFACTS / name, os.F_OK)
+            has_database = os.access(folder / database.name, os.F_OK)
+            if is_local and folder != home and (has_database or not has_artifacts):
                 moved.add(folder)
         if not moved:
             return
