@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
@@ -101,6 +102,16 @@ def lock_file(path: Path, timeout: float = -1) -> Iterator[None]:
 
 def pid_file(lock: Path) -> Path:
     return lock.with_name(f"{lock.name}.pid")
+
+
+@contextmanager
+def replace_csv(path: Path) -> Iterator[TextIO]:
+    """The same for a CSV file, in UTF-8: bytes of a name that are not become escapes."""
+    with (
+        replace_file(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        yield file
 
 
 @contextmanager

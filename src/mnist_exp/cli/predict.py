@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,7 +127,7 @@ def classify_files(options: Namespace) -> int:
             if options.show:
                 shown.append((path, answer))
     if shown:
-        draw_pictures(options.show, shown)
+        draw_pictures(options.show, shown, trained.kind.class_names)
     return code
 
 
@@ -185,19 +186,24 @@ def format_answer(answer: Answer, top: int) -> str:
     return label + "   ".join(f"{name} {100 * value:5.1f} %" for name, value in best)
 
 
-def draw_pictures(path: Path, shown: list[tuple[Path, Answer]]) -> None:
+def draw_pictures(path: Path, shown: list[tuple[Path, Answer]], classes: Sequence[str]) -> None:
     from mnist_exp.data.decoding import read_colors
     from mnist_exp.figures import draw
     from mnist_exp.inference.preprocess import ENOUGH
 
-    pictures = []
-    for file, answer in shown:
+    legible, pictures = dict(zip(classes, draw.make_legible(classes), strict=True)), []
+    titles = draw.make_legible([sanitize(file.name) for file, _ in shown])
+    for title, (file, answer) in zip(titles, shown, strict=True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             colors, scale = read_colors(file, ENOUGH)
         digits = [
-            (each.found.box, each.found.image.permute(1, 2, 0).numpy(), each.probabilities)
+            (
+                each.found.box,
+                each.found.image.permute(1, 2, 0).numpy(),
+                {legible[name]: value for name, value in each.probabilities.items()},
+            )
             for each in answer
         ]
-        pictures.append((sanitize(file.name), colors, scale, digits))
+        pictures.append((title, colors, scale, digits))
     draw.predictions(path, pictures)

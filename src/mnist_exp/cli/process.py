@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from traceback import format_exception
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ def run_and_exit(command: Callable[[], int]) -> NoReturn:
     script it raises SystemExit, so that a notebook, a debugger or a profiler around it goes on.
     """
     sys.excepthook = print_traceback
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal may lack letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     atexit.register(hurry)
     try:
         with raise_on_signal():

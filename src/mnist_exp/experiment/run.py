@@ -407,16 +407,17 @@ class Run:
         """What the tracker gets. Databases take sanitized text, not every byte of a path."""
         values = replace_home(dict(leaves(self.config)))
         params = {k: sanitize(v) if isinstance(v, str) else v for k, v in values.items()}
+        output_folder = {"output_folder": shorten_path(self.folder.path)}
+        tags = {**environment.tags(self.device), **output_folder, **self.tags}
         kind, total = self.dataset.kind, self.summary.total
         size = {"parameters": total.parameters, "flops_per_image": total.flops}
         direction = {"higher_is_better": self.state.progress.monitor.higher_is_better}
-        output_folder = {"output_folder": shorten_path(self.folder.path)}
         epochs = self.state.progress.epochs
         return RunRecord(
             key=self.key,
             name=sanitize(self.name),
             params=params | size | direction,
-            tags={**environment.tags(self.device), **output_folder, **self.tags},
+            tags={name: sanitize(value) for name, value in tags.items()},
             dataset=DatasetRecord(kind.name, kind.digest, self.dataset.sizes),
             parent=self.parent,
             started=epochs[0].ended - epochs[0].seconds if epochs else time(),

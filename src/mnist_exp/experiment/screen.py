@@ -60,7 +60,7 @@ def show_on_screen() -> None:
 
 def log_to(path: Path) -> None:
     """Log to the screen and to this file, as Hydra does for a run."""
-    file = logging.FileHandler(path)
+    file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[ScreenHandler(), file], force=True)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mnist_exp.files import replace_file
+
+log = logging.getLogger(__name__)
+logging.getLogger("matplotlib.font_manager").setLevel("ERROR")  # warns of a font without bold type
 
 Images = NDArray[np.uint8] | NDArray[np.float32]  # [n, height, width, 1 or 3]; floats: 0..1
 # A box (left, top, right, bottom) or None, the model's image, [height, width, 1 or 3], and the
@@ -31,7 +40,7 @@ STYLES = {  # of each split's line
     "test": {"color": "black", "marker": "D", "markersize": 5, "linestyle": "none"},
 }
 MAX_NAMED = 25  # with more classes, no names and counts are written
-MAX_LETTERS = 12  # of a class's name below an image
+MAX_LETTERS, LETTERS_BELOW = 30, 12  # of a name in a figure, and below an image
 COLUMNS = 6  # images in a row
 TEXT_HEIGHT = 0.4  # of two lines below an image, in widths of an image
 BARS = 10  # of the most probable classes beside an image
@@ -42,8 +51,43 @@ MAX_TICKS = 8  # on a swept axis with more values, not each has a tick
 use_style = matplotlib.rc_context({"text.parse_math": False})
 
 
+@cache
+def find_fonts(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """Families of fonts that have these letters, and the letters that no font here has."""
+    families, missing = ["sans-serif"], set(letters)
+    fonts = [("sans-serif", str(findfont(FontProperties())))]
+    fonts += [(font.name, str(font.fname)) for font in fontManager.ttflist if font.style == "normal"]
+    for name, path in fonts:
+        if missing and not name.startswith("Last Resort"):  # which draws boxes
+            with suppress(OSError, RuntimeError):  # a font that is damaged or gone
+                font = FT2Font(path)
+                if found := {letter for letter in missing if font.get_char_index(ord(letter))}:
+                    families.append(name)
+                    missing -= found
+    return [*dict.fromkeys(families)], frozenset(missing)
+
+
+def make_legible(names: Sequence[str]) -> list[str]:
+    """The names for a figure: #number where no font here has the letters; the log has a legend.
+
+    Long names are cut.
+    """
+    _, missing = find_fonts(frozenset("".join(names)))
+    unknown = {n: name for n, name in enumerate(names) if missing & set(name)}
+    if unknown:
+        legend = ", ".join(f"#{n} {name}" for n, name in unknown.items())
+        log.warning("figures: no font on this machine has the letters of %s", legend)
+    return [f"#{n}" if n in unknown else shorten(name, MAX_LETTERS) for n, name in enumerate(names)]
+
+
 def save(figure: Figure, path: Path) -> None:
+    """Write the figure, with fonts that have its letters."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    texts = figure.findobj(Text)
+    families, missing = find_fonts(frozenset("".join(text.get_text() for text in texts)))
+    for text in texts:
+        text.set_fontfamily(families)
+        text.set_text("".join(c if c not in missing else "?" for c in text.get_text()))
     with replace_file(path) as temporary:
         kind = path.suffix.removeprefix(".")
         options = {"compress_level": 3} if kind == "png" else {}  # a tenth larger, half the time
@@ -98,7 +142,8 @@ def confusion(path: Path, names: Sequence[str], counts: NDArray[np.int64]) -> No
                 style = {"color": PALE, "fontsize": 7}
             axes.text(x, y, str(counts[y, x]), ha="center", va="center", **style)
         axes.set_yticks(classes, names)
-        axes.set_xticks(classes, names, rotation=0 if max(map(len, names)) < 4 else 45)
+        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(classes, names, **turned if max(map(len, names)) > 3 else {})
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks([place - 0.5 for place in classes[1:]], minor=True)
         axes.grid(which="minor", color="0.88", linewidth=0.6)
@@ -128,7 +173,7 @@ def most_wrong(
     for n, (wrong, right) in enumerate(zip(predicted, true, strict=True)):
         x, y = n % COLUMNS * cell_width + size / 2, (n // COLUMNS + 1) * cell_height
         for up, (name, probability), color in ((0.38, wrong, RED), (0.2, right, "black")):
-            text = f"{shorten(name)}  {probability:.3f}"
+            text = f"{shorten(name, LETTERS_BELOW)}  {probability:.3f}"
             axes.text(x, y - up * size, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_title(heading, fontsize="medium")
     save(figure, path)
@@ -197,8 +242,8 @@ def tile(axes: Axes, images: Images, columns: int, below: float = 0.0) -> tuple[
     return cell_width, cell_height
 
 
-def shorten(name: str) -> str:
-    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
+def shorten(name: str, letters: int) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def list_bars(digits: Sequence[Digit]) -> list[tuple[str, float]]:

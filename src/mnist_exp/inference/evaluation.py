@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from mnist_exp.experiment.load import TrainedModel, load_model
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.resume import FREE
 from mnist_exp.experiment.shell import show_path
-from mnist_exp.files import replace_file
+from mnist_exp.files import replace_csv
 from mnist_exp.inference.hooks import draw_curves, draw_filters, draw_predictions
 from mnist_exp.inference.scores import Predictions, Scores, wilson_interval
 from mnist_exp.paths import FIGURES
@@ -33,6 +34,8 @@ from mnist_exp.training.metrics import Metrics
 log = logging.getLogger(__name__)
 
 WIDEST = 25  # classes of the largest confusion matrix that is printed
+LETTERS = 100  # of a class's name in that of a metric, of which MLflow takes 250
+PLAIN = re.compile(rf"\w[\w.: -]{{,{LETTERS - 1}}}")
 SPLIT_OPTIONS = ("data.val_fraction=", "data.split_seed=", "data.folds=", "data.fold=")
 
 
@@ -143,7 +146,7 @@ class Evaluation:
         """Write a CSV file: a line for each image, with a column for each class's probability."""
         names, found, (column, images) = self.kind.class_names, self.predictions, self.images
         columns = (images, found.labels, found.classes, found.probabilities.tolist())
-        with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+        with replace_csv(path) as file:
             writer = csv.writer(file)
             writer.writerow([column, "label", "predicted", *(f"p({name})" for name in names)])
             for image, label, predicted, probabilities in zip(*columns, strict=True):
@@ -169,10 +172,12 @@ class Evaluation:
             f"{self.name}/accuracy_high": high,
             f"{self.name}/calibration_error": self.predictions.calibration_error(),
         }
-        for name, scores in self.class_scores():
+        for number, (name, scores) in enumerate(self.class_scores()):
+            if not PLAIN.fullmatch(name):  # what MLflow replaces can make two names one
+                name = f"{name[:LETTERS]} {number}".replace("/", " ")
             for score in ("precision", "recall", "f1"):
                 if (value := getattr(scores, score)) is not None:
-                    found[f"{self.name}/{score}/{name.replace('/', ' ')}"] = value
+                    found[f"{self.name}/{score}/{name}"] = value
         return found
 
 

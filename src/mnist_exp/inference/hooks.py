@@ -72,7 +72,7 @@ def draw_predictions(folder: Path, predictions: Predictions, split: Split, kind:
     """Confusion, reliability, and the most confident errors, of a split with raw images."""
     from mnist_exp.figures import draw
 
-    names, labels = kind.class_names, predictions.labels
+    names, labels = draw.make_legible(kind.class_names), predictions.labels
     draw.confusion(folder / "confusion.png", names, predictions.confusion_matrix().numpy())
     counts, confidences, accuracies = zip(*predictions.bin_confidences(), strict=True)
     error = predictions.calibration_error()

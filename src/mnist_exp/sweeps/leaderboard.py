@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from mnist_exp.experiment.record import name_values
-from mnist_exp.files import replace_file
+from mnist_exp.files import replace_csv
 from mnist_exp.sweeps.records import REPEATS, Outcome
 
 MARKDOWN_ROWS = 40
@@ -105,7 +105,7 @@ def rank(outcomes: Iterable[Outcome]) -> list[Row]:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     metrics = list_metrics(rows)
     lines = [row.cells(number, metrics) for number, row in enumerate(rows, start=1)]
-    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+    with replace_csv(path) as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
