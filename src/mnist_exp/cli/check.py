@@ -5,22 +5,26 @@ Hydra itself stops at the first problem, and notices a wrong value only when the
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hydra import compose
 from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mnist_exp.cli.arguments import Argument, Setting, as_typed, parse, parse_rows
-from mnist_exp.cli.check_job import Job, check_job, compose_job, explain
-from mnist_exp.errors import sanitize
-from mnist_exp.experiment.presets import Loader, initialize_hydra, set_overrides
-from mnist_exp.experiment.rules import check_secret, leaves
-from mnist_exp.experiment.targets import SEVERAL, TARGET
+from mnist_exp.errors import one_line, sanitize
+from mnist_exp.experiment.presets import PRESETS, Loader, initialize_hydra, set_overrides
+from mnist_exp.experiment.renamed import KEYS
+from mnist_exp.experiment.rules import RULES, check_secret, check_with_others, leaves, rule_for
+from mnist_exp.experiment.targets import SEVERAL, TARGET, read_options, target_problems
 from mnist_exp.paths import expand
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
@@ -39,6 +43,8 @@ PLUGINS = {
     "optuna": ("optuna", "sweep"),
     "tensorboard": ("tensorboard", "tensorboard"),
 }
+# Values that every machine supports. For others torch is asked, which takes a second to import.
+EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
 
 
 class Checked(NamedTuple):
@@ -66,14 +72,20 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
     arguments, lines = parse(words, loader)
     found, choices, settings = sort_arguments(arguments, multirun, loader)
     first = job = compose_job(next(combine(choices)), loader)
-    wrong = set_typed(first, arguments, settings, loader) if first.defaults else []
+    wrong: Found = []
+    if first.defaults:
+        for text, override, _ in arguments:
+            if override.key_or_group.startswith("hydra.") and not override.is_sweep_override():
+                wrong.append((text, set_hydra_key(first.config, override, loader)))
+        set_overrides(first.config, [argument.override for argument in arguments])
     rows: list[Chosen] = []
     if multirun:
         typed = {argument.override.key_or_group for argument in arguments}
         values = {k: v for k, v in read_preset(first.config, loader).items() if k not in typed}
         preset, more = parse([f"{key}={value}" for key, value in values.items()], loader)
         words = [a.text for a in preset if not a.override.is_sweep_override()] + [*words]
-        rows, in_file, problems = parse_jobs(first.config, typed | values.keys(), loader)
+        in_force = {one.key: one.value for one in (*first.in_files, *settings)}
+        rows, in_file, problems = parse_jobs(in_force, typed | values.keys(), loader)
         arguments, lines = [*in_file, *preset, *arguments], [*problems, *more, *lines]
         found, choices, settings = sort_arguments(arguments, multirun, loader)
     unknown = [group for group, texts in choices.items() if not texts]
@@ -101,10 +113,10 @@ def read_preset(config: DictConfig, loader: Loader) -> dict[str, str]:
 
 
 def parse_jobs(
-    config: DictConfig, typed: Collection[str], loader: Loader
+    values: Mapping[str, Any], typed: Collection[str], loader: Loader
 ) -> tuple[list[Chosen], list[Argument], list[str]]:
     """What `parse_rows` finds in the file of sweep.jobs, with what is wrong with its keys."""
-    file, resume = (OmegaConf.select(config, f"sweep.{key}") for key in ("jobs", "resume"))
+    file, resume = values.get("sweep.jobs"), values.get("sweep.resume")
     if not isinstance(file, str) or (resume is not None and not expand(file).exists()):
         return [], [], []  # the sweep's record has the jobs
     rows, arguments, problems = parse_rows(file, loader)
@@ -194,22 +206,6 @@ def check_option(setting: Setting, options: Sequence[str]) -> str | None:
     return None
 
 
-def set_typed(
-    job: Job, arguments: Sequence[Argument], settings: Sequence[Setting], loader: Loader
-) -> Found:
-    """Set what was typed; return what is wrong with Hydra's own keys."""
-    found: Found = []
-    for text, override, _ in arguments:
-        if override.key_or_group.startswith("hydra.") and not override.is_sweep_override():
-            found.append((text, set_hydra_key(job.config, override, loader)))
-    for setting in settings:
-        if setting.key in job.defaults:
-            with suppress(OmegaConfBaseException):  # check_job says what is wrong
-                OmegaConf.update(job.config, setting.key, setting.value, merge=False)
-    set_overrides(job.config, [argument.override for argument in arguments])
-    return found
-
-
 def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str | None:
     """Set what was typed for one of Hydra's own keys; return what is wrong with it."""
     key = override.key_or_group
@@ -227,3 +223,175 @@ def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str
         near = "" if key in known else did_you_mean(key, known)
         return explain(error) + near
     return None
+
+
+# --- a job: its keys and values, where its options are known ---
+
+
+class Job(NamedTuple):
+    """A job as the YAML files have it."""
+
+    options: Sequence[str]
+    config: DictConfig  # with Hydra's part
+    choices: Mapping[str, str]  # group → option
+    defaults: Mapping[str, Any]  # of every key that can be set, below a preset
+    in_files: Sequence[Setting]
+    problem: str | None = None  # why its options cannot be composed; all else is without them
+    note: str | None = None  # which keys of the preset do not apply
+
+
+def compose_job(options: Sequence[str], loader: Loader) -> Job:
+    """The job with these options; without any, and with a problem, if they cannot be composed."""
+    try:
+        config = compose("config", list(options), return_hydra_config=True)
+    except Exception as error:  # YAML files can make Hydra raise anything
+        plain = compose_job([], loader) if options else Job([], OmegaConf.create(), {}, {}, [])
+        return plain._replace(options=options, problem=explain(error))
+    choices = dict(config.hydra.runtime.choices)
+    choices |= dict(o.split("=", 1) for o in options if "=[" in o)  # Hydra leaves lists out
+    ours = {group: name for group, name in choices.items() if name and "hydra/" not in group}
+    files = {key: file for file, values in loader.files.items() for key in values}
+    below: dict[str, Any] = {}
+    for file, values in loader.files.items():
+        below |= {} if file.startswith(f"{PRESETS}/") else values
+    defaults, in_files = {}, []
+    for key, value in iterate_settable(config):
+        text = f"{key}={json.dumps(value, default=str)} (conf/{files.get(key)})"
+        in_files.append(Setting(text, key, value))
+        if key in below:
+            defaults[key] = below[key]
+            if "${" in str(below[key]):
+                without = copy.deepcopy(config) if value != below[key] else config
+                OmegaConf.update(without, key, below[key], merge=False)
+                defaults[key] = resolve_or_none(without, key)
+    note = None
+    if keys := [key for keys in loader.dropped.values() for key in keys]:
+        instead = [option for option in options if option.partition("=")[0] in loader.dropped]
+        preset = f"{PRESETS}={ours[PRESETS]}"
+        note = f"{preset}: its {', '.join(keys)} do not apply to {' '.join(instead)}"
+    return Job(options, config, ours, defaults, in_files, note=note)
+
+
+def check_job(
+    job: Job, typed: Sequence[Setting], unknown: Sequence[str]
+) -> Iterator[tuple[str, str | None]]:
+    """What is wrong with a job: with what was typed for our keys, or in the YAML files.
+
+    unknown: groups without a valid option, so that their keys are not known either.
+    """
+    if job.problem:
+        yield " ".join(job.options) or "conf/config.yaml", job.problem
+    if not job.defaults:
+        return
+    if job.problem:
+        unknown = [*unknown, *(option.partition("=")[0] for option in job.options)]
+    for key, rule in RULES.items():
+        yield key, None if key in job.defaults else f"in no YAML file; must be {rule.allowed}"
+    typed = [s for s in typed if s.key in job.defaults or s.key.partition(".")[0] not in unknown]
+    in_force = {setting.key: setting for setting in [*job.in_files, *typed]}
+    for setting in [*typed, *in_force.values()]:
+        yield setting.text, check_setting(setting, job)
+    for setting in [*typed, *in_force.values()]:  # now that all are set
+        yield setting.text, check_support(setting, job.config)
+        key, value, is_typed = setting.key, setting.value, setting in typed
+        yield setting.text, check_with_others(key, value, job.config, is_typed)
+    ours = [str(key) for key in job.config if key != "hydra"]
+    yield from target_problems(OmegaConf.to_container(OmegaConf.masked_copy(job.config, ours)))
+
+
+def check_setting(setting: Setting, job: Job) -> str | None:
+    """What is wrong with this setting; sets it in the job's config: others may refer to it."""
+    key, value = setting.key, setting.value
+    if key not in job.defaults:
+        return describe_unknown_key(key, job)
+    if not setting.changes:
+        return f"keys cannot be added or removed; write {key}=<value>"
+    if "${hydra:" in str(value):  # has a value only in a running job
+        return None
+    try:
+        OmegaConf.update(job.config, key, value, merge=False)
+        found = resolve(job.config, key)
+    except MissingMandatoryValue:
+        return f"has no default; write {key}=<value>"
+    except OmegaConfBaseException as error:
+        return explain(error)
+    problem = check_secret(key, found) or rule_for(key, job.defaults[key]).wrong(found)
+    if problem is None and key == "trainer.device" and found not in ("auto", "cpu"):
+        from mnist_exp.experiment.environment import list_devices  # imports torch: a second
+
+        present = list_devices()
+        if found not in present:
+            return f"not on this machine, which has {', '.join(present)}"
+    return problem
+
+
+def check_support(setting: Setting, config: DictConfig) -> str | None:
+    """What the config's device, or the number of processes, lacks for this setting."""
+    key, value = setting.key, setting.value
+    supported = () if key == "batch_size" and is_distributed() else EVERYWHERE.get(key, [value])
+    if value in supported or not RULES[key].admits(value):
+        return None
+    from mnist_exp.experiment import environment
+
+    device = resolve_or_none(config, "trainer.device")
+    if device not in ("auto", *environment.list_devices()):
+        return None  # check_setting has reported it
+    return environment.check_support(key, value, environment.choose_device(device))
+
+
+def describe_unknown_key(key: str, job: Job) -> str:
+    """Which keys there are instead, and the nearest: one of the same name, or a similar one."""
+    if new := KEYS.get(key):
+        return f"it is {new} now"
+    group, _, name = key.partition(".")
+    if group in job.choices:
+        names = [k.removeprefix(f"{group}.") for k in job.defaults if k.startswith(f"{group}.")]
+        there_are = f"{group}={job.choices[group]} has {', '.join(names) or 'none'}"
+    else:
+        name, names = key, [*job.defaults, *job.choices]
+        top = sorted({*map(str, job.config), *job.choices} - {"hydra"})
+        there_are = f"there are {', '.join(top)}"
+    elsewhere = [k for k in job.defaults if f".{k}".endswith(f".{key.rpartition('.')[2]}")]
+    near = did_you_mean(key, elsewhere, cutoff=0) or did_you_mean(name, names)
+    return f"no such key; {there_are}{near or find_in_other_options(key, group)}"
+
+
+def find_in_other_options(key: str, group: str) -> str:
+    """Which options of the group have the key; empty where none has."""
+    files = {option: {group: values} for option, values in read_options(group, "")}
+    having = [o for o in sorted(files) if key in dict(leaves(OmegaConf.create(files[o]), False))]
+    return f"; {key} is there with {group}={' | '.join(having)}" if having else ""
+
+
+def iterate_settable(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Each of our keys that can be set, with its value as it is written; `_target_` cannot."""
+    for key, value in leaves(config, resolve=False):
+        if not key.startswith("hydra.") and not key.rpartition(".")[2].startswith("_"):
+            yield key, value
+
+
+def resolve(config: DictConfig, key: str) -> Any:
+    """Raises OmegaConfBaseException where the value is missing, or refers to nothing."""
+    value = OmegaConf.select(config, key, throw_on_missing=True)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def resolve_or_none(config: DictConfig, key: str) -> Any:
+    """The key's value, or None where it has none yet."""
+    with suppress(OmegaConfBaseException):
+        return resolve(config, key)
+    return None
+
+
+def explain(error: BaseException) -> str:
+    """The first cause, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option} {one_of(*error.options).wrong(option)}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        lines = str(error).splitlines()  # all but the first are about how Hydra works
+        line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        return line.partition(". Did you mean: ")[0]  # Hydra 1.4's, about a part of the key
+    return one_line(error)
