@@ -56,7 +56,7 @@ from mnist_exp.data.sources import (
     from_wheel,
     read_wheel,
 )
-from mnist_exp.data.splits import split_off
+from mnist_exp.data.splits import make_split, split_off
 from mnist_exp.errors import BadInput
 
 # --- a tiny set in MNIST's files ---
@@ -1084,10 +1084,8 @@ def test_mean_and_deviation_default_to_those_of_the_training_pixels(
 
 
 def test_a_channel_of_one_value_has_a_deviation_to_divide_by() -> None:
-    assert compute_mean_and_std(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8)) == (
-        (0.2,),
-        (1.0,),
-    )
+    images = torch.full((3, 1, 2, 2), 51, dtype=torch.uint8)
+    assert compute_mean_and_std(make_split(images, torch.zeros(3))) == ((0.2,), (1.0,))
 
 
 def test_a_mean_for_another_number_of_channels_is_refused(

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_exp.data.splits import ArrayFile, Rows
+from mnist_exp.data.splits import ArrayFile
 from mnist_exp.errors import Failure
 from mnist_exp.files import check_file, lock_file, replace_file
 
@@ -83,7 +83,8 @@ def read(path: Path, expected: str, packed: bool = False) -> bytes:
 
 def hash_array(array: NDArray[np.uint8] | ArrayFile) -> str:
     """SHA-256 of an array as an IDX file."""
-    found = hashlib.sha256(idx_header(array.shape))
+    shape = array.raw_shape if isinstance(array, ArrayFile) else array.shape
+    found = hashlib.sha256(idx_header(shape))
     for block in array.blocks() if isinstance(array, ArrayFile) else [array.data]:
         found.update(block)
     return found.hexdigest()
@@ -163,7 +164,7 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
 
 
 def load(folder: Path, sums: Mapping[str, str], memory_limit: float = math.inf) -> dict[str, Any]:
-    """The arrays of a cached set by name: tensors, or Rows for images that do not fit into memory.
+    """The arrays of a cached set by name: tensors, or files for images that do not fit into memory.
 
     memory_limit: GB (1e9 bytes) for the whole set, which needs five bytes per value: the byte and a
     float32. Raises DataError.
@@ -177,16 +178,13 @@ def load(folder: Path, sums: Mapping[str, str], memory_limit: float = math.inf) 
         raise _cache_error(folder, error) from None
 
 
-def _load(path: Path, expected: str, fits: bool) -> Tensor | Rows:
-    """The verified array: as a tensor, or rows on disk if it has images that do not fit."""
+def _load(path: Path, expected: str, fits: bool) -> Tensor | ArrayFile:
+    """The verified array: as a tensor, or on disk if it has images that do not fit."""
     try:
-        file = ArrayFile(path)
+        loaded: Tensor | ArrayFile = (file := ArrayFile(path))
         if fits or len(file.shape) < 3:
-            array = np.fromfile(file.file, np.uint8).reshape(file.shape)
-            loaded: Tensor | Rows = torch.from_numpy(array)
-            found = hash_array(array)
-        else:
-            loaded, found = Rows(file, torch.arange(file.shape[0])), hash_array(file)
+            loaded = torch.from_numpy(np.fromfile(file.file, np.uint8).reshape(file.raw_shape))
+        found = hash_array(file if isinstance(loaded, ArrayFile) else loaded.numpy())
     except ValueError:
         found = "no array"
     if found != expected:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_exp.data.splits import Rows, Split, Streamed, join, split_fold, split_off
+from mnist_exp.data.splits import Split, Streamed, join, split_fold, split_off
 from mnist_exp.errors import BadInput, sanitize
 
 # For all channels, per channel, "imagenet", or None: computed.
@@ -111,8 +111,7 @@ class Dataset:
             return Split(images, split.labels.to(device))
 
         if isinstance(split, Streamed):
-            rows = replace(split.images, device=device)
-            return Streamed(rows, split.labels.to(device), finish=normalize)
+            return replace(split, labels=split.labels.to(device), finish=normalize)
         return normalize(split)
 
 
@@ -151,7 +150,7 @@ def split_dataset(
     ValueError if one has another number of channels than the images.
     """
     if mean is None or std is None:
-        found_mean, found_std = compute_mean_and_std(train.images)
+        found_mean, found_std = compute_mean_and_std(train)
         mean = found_mean if mean is None else mean
         std = found_std if std is None else std
     if train.places is None:
@@ -175,18 +174,16 @@ def _per_channel(
     return values
 
 
-def compute_mean_and_std(images: Tensor | Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def compute_mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images, scaled to 0..1.
 
     The sums are exact integers, from how often each byte occurs in a channel, so the result is the
     same on every machine. A channel with a single value gets the deviation 1, which is safe to
     divide by.
     """
-    counts = np.zeros((images.shape[1], 256), np.int64)
-    for start in range(0, len(images), 256):
-        some = images[start : start + 256]
-        read = some.read() if isinstance(some, Rows) else some
-        for channel, pixels in zip(counts, read.numpy().swapaxes(0, 1), strict=True):
+    counts = np.zeros((split.images.shape[1], 256), np.int64)
+    for batch in split.batches(slice(n, n + 256) for n in range(0, len(split), 256)):
+        for channel, pixels in zip(counts, batch.images.numpy().swapaxes(0, 1), strict=True):
             channel += np.bincount(pixels.reshape(-1), minlength=256)
     means, stds = [], []
     for times in counts.tolist():

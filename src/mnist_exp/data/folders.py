@@ -30,7 +30,7 @@ from mnist_exp.data.dataset import (
     width_and_height,
 )
 from mnist_exp.data.listing import HEIC, Listing, abbreviate, find_images
-from mnist_exp.data.splits import ArrayFile, Rows, make_split, split_by_class, split_off
+from mnist_exp.data.splits import ArrayFile, make_split, split_by_class, split_off
 from mnist_exp.errors import BadInput
 from mnist_exp.paths import expand
 
@@ -223,7 +223,7 @@ def _decode(
                 "test part (test/, or every fifth image of a class) needs one"
             )
         array = ArrayFile(train)
-        mean, std = compute_mean_and_std(Rows(array, torch.arange(sum(counts["train"]))))
+        mean, std = compute_mean_and_std(make_split(array, _make_labels(counts["train"])))
         sums = {"train": hash_array(array), "test": hash_array(ArrayFile(test))}
     equal: dict[bytes, list[Row]] = {}  # by a hash of the pixels
     for part, found in written.items():

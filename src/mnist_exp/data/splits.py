@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mnist_exp.errors import BadInput
 
-CPU = torch.device("cpu")
 AHEAD = 2**20  # values that are read ahead: 4 MB as float32
 
 
@@ -54,6 +53,8 @@ class Split:
 class ArrayFile:
     """A .npy file of uint8 values in C order, of which single rows can be read.
 
+    shape: that of the array, with a channel for images [n, height, width].
+
     It stays open, so that nobody can replace it. Not mapped into memory: mapped pages would count
     as this process's memory, and a page fault for each image costs more than a read.
     Raises ValueError for any other file.
@@ -64,15 +65,17 @@ class ArrayFile:
         weakref.finalize(self, self.file.close)
         try:
             version = read_magic(self.file)
-            self.shape, fortran_order, dtype = read_array_header_1_0(self.file)
+            self.raw_shape, fortran_order, dtype = read_array_header_1_0(self.file)
         except Exception as error:  # a damaged header can raise whatever Python's parser raises
             raise ValueError("no header of a .npy file") from error
         self.start = self.file.tell()
-        sizes = all(type(size) is int and size >= 0 for size in self.shape)
+        sizes = all(type(size) is int and size >= 0 for size in self.raw_shape)
         if version != (1, 0) or fortran_order or dtype != np.uint8 or not sizes:
             raise ValueError("not an array of bytes in C order")
-        if self.start + math.prod(self.shape) != path.stat().st_size:
+        if self.start + math.prod(self.raw_shape) != path.stat().st_size:
             raise ValueError("another size than in its header")
+        count, *rest = self.raw_shape
+        self.shape = (count, 1, *rest) if len(rest) == 2 else self.raw_shape
 
     def blocks(self) -> Iterator[bytes]:
         """All values, a megabyte at a time."""
@@ -90,40 +93,19 @@ class ArrayFile:
         return torch.from_numpy(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Some of the images in a file, in some order. An index selects, and reads nothing."""
-
-    file: ArrayFile  # [n, channels, height, width], or gray images [n, height, width]
-    places: Tensor  # int64 [n]
-    device: torch.device = CPU  # where the images go once they are read
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[n, channels, height, width]"""
-        _, *channels, height, width = self.file.shape
-        return (len(self.places), *(channels or [1]), height, width)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: Tensor | slice) -> Rows:
-        return replace(self, places=self.places[index])
-
-    def read(self) -> Tensor:
-        """uint8 [n, channels, height, width]."""
-        return self.file.read(self.places).view(self.shape)
-
-
 @dataclass(frozen=True)
 class Streamed(Split):
-    """A split whose images stay on disk: only its batches are tensors.
+    """A split whose images stay on disk, at `places` in a file: only its batches are tensors.
 
     finish: applied to each part after it was read.
     """
 
-    images: Rows  # type: ignore[assignment] # has a shape, a device, and an index
+    images: ArrayFile  # type: ignore[assignment]
+    places: Tensor
     finish: Callable[[Split], Split] = lambda split: split
+
+    def __getitem__(self, index: Tensor | slice) -> Streamed:
+        return replace(self, labels=self.labels[index], places=self.places[index])
 
     def batches(self, order: Iterable[Tensor | slice]) -> Iterator[Split]:
         """A batch for each index of the order.
@@ -148,15 +130,16 @@ class Streamed(Split):
     def _read(self, places: list[Tensor]) -> list[Split]:
         """A batch for each index, all of them read at once."""
         index, sizes = torch.cat(places), [len(batch) for batch in places]
-        whole = self.finish(Split(self.images[index].read(), self.labels[index]))
+        images = self.images.read(self.places[index])
+        whole = self.finish(Split(images, self.labels[index]))
         both = zip(whole.images.split(sizes), whole.labels.split(sizes), strict=True)
         return [Split(images, labels) for images, labels in both]
 
 
-def make_split(images: Tensor | Rows, labels: Tensor) -> Split:
+def make_split(images: Tensor | ArrayFile, labels: Tensor) -> Split:
     """images: uint8 [n, channels, height, width], or [n, height, width]; labels: integers [n]."""
     labels, places = labels.long(), torch.arange(len(labels))
-    if isinstance(images, Rows):
+    if isinstance(images, ArrayFile):
         return Streamed(images, labels, places)
     return Split(images if images.ndim == 4 else images.unsqueeze(1), labels, places)
 
@@ -202,16 +185,13 @@ def check_parts(fraction: float, rest: int, taken: int) -> None:
 
 
 def join(first: Split, second: Split) -> Split:
-    """Both, in this order. Images on disk must be rows of one file."""
-    labels = torch.cat([first.labels, second.labels])
-    places = None
+    """Both, in this order. Images on disk must be in one file."""
+    labels, places = torch.cat([first.labels, second.labels]), None
     if first.places is not None and second.places is not None:
         places = torch.cat([first.places, second.places])
-    if isinstance(first.images, Rows) and isinstance(second.images, Rows):
-        rows = torch.cat([first.images.places, second.images.places])
-        images = replace(first.images, places=rows)
-        return replace(first, images=images, labels=labels, places=places)
-    return Split(torch.cat([first.images, second.images]), labels, places)
+    in_file = isinstance(first, Streamed)
+    images = first.images if in_file else torch.cat([first.images, second.images])
+    return replace(first, images=images, labels=labels, places=places)
 
 
 def split_fold(whole: Split, folds: int, fold: int, seed: int) -> tuple[Split, Split]:

@@ -145,7 +145,7 @@ def batches(
     """
     done, epoch = len(progress.losses), progress.number
     order = draw_order(train.labels, sampling, seed, epoch).to(train.labels.device)
-    uniform = draw_uniform(len(train), seed, epoch).to(train.images.device)
+    uniform = draw_uniform(len(train), seed, epoch).to(train.labels.device)
     indices = order.split(batch_size)[done:]
     uniforms = uniform.split(batch_size)[done:]
     shards = train.batches([group.shard(index) for index in indices])
