@@ -26,12 +26,12 @@ from conftest import (
 )
 from omegaconf import OmegaConf
 
-from mnist_exp.cli.arguments import read_rows
 from mnist_exp.cli.check import check, problems
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.files import lock_folder
 from mnist_exp.paths import LAST, SWEEP
+from mnist_exp.sweeps.jobs_file import read_rows
 from mnist_exp.sweeps.plan import check_new
 from mnist_exp.sweeps.records import Damaged, read_outcome, read_outcomes, read_sweep
 

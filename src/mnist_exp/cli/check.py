@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra import compose
 from hydra.conf import HydraConf
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mnist_exp.cli.arguments import Argument, Setting, as_typed, parse, parse_rows
 from mnist_exp.errors import one_line, sanitize
+from mnist_exp.experiment.find import find_init
 from mnist_exp.experiment.presets import PRESETS, Loader, initialize_hydra, set_overrides
 from mnist_exp.experiment.renamed import KEYS
 from mnist_exp.experiment.rules import RULES, check_secret, check_with_others, leaves, rule_for
+from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.targets import SEVERAL, TARGET, read_options, target_problems
 from mnist_exp.paths import expand
+from mnist_exp.sweeps.jobs_file import as_typed, read_rows
 from mnist_exp.training.rules import did_you_mean, one_of
 from mnist_exp.training.torchrun import is_distributed
 
@@ -45,6 +48,23 @@ PLUGINS = {
 }
 # Values that every machine supports. For others torch is asked, which takes a second to import.
 EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
+
+
+class Setting(NamedTuple):
+    """One value for a key or a group."""
+
+    text: str  # as typed, or with the YAML file that has it
+    key: str
+    value: Any
+    changes: bool = True  # false: adds or removes the key
+
+
+class Argument(NamedTuple):
+    """A key=value as it was typed, as Hydra parses it, and each single value in it."""
+
+    text: str
+    override: Override
+    settings: list[Setting]
 
 
 class Checked(NamedTuple):
@@ -115,13 +135,26 @@ def read_preset(config: DictConfig, loader: Loader) -> dict[str, str]:
 def parse_jobs(
     values: Mapping[str, Any], typed: Collection[str], loader: Loader
 ) -> tuple[list[Chosen], list[Argument], list[str]]:
-    """What `parse_rows` finds in the file of sweep.jobs, with what is wrong with its keys."""
+    """The combinations in the file of sweep.jobs, their values by key, and what is wrong."""
     file, resume = values.get("sweep.jobs"), values.get("sweep.resume")
     if not isinstance(file, str) or (resume is not None and not expand(file).exists()):
         return [], [], []  # the sweep's record has the jobs
-    rows, arguments, problems = parse_rows(file, loader)
-    for argument in arguments:
-        key = argument.override.key_or_group
+    try:
+        rows = read_rows(expand(file))
+    except FileNotFoundError:
+        return [], [], [f"sweep.jobs={file}: no such file"]
+    except Exception as error:  # YAML and CSV have their own kinds
+        reason = f"{one_line(error)}; a CSV file has keys in its first line, a YAML file a list"
+        return [], [], [f"sweep.jobs={file}: {reason} of mappings"]
+    arguments, problems = [], []
+    for key in rows[0]:
+        found, more = parse(dict.fromkeys(f"{key}={row[key]}" for row in rows), loader)
+        several = [text for text, override, _ in found if override.is_sweep_override()]
+        problems += [*more, *(f"{text}: has several values, in one job" for text in several)]
+        if found:
+            settings = [single for argument in found for single in argument.settings]
+            arguments.append(found[0]._replace(settings=settings))
+            key = found[0].override.key_or_group
         if key in typed:
             problems.append(f"{key}: is in sweep.jobs={file}, too; leave it out of one of them")
         elif key.startswith(NOT_OF_A_JOB):
@@ -223,6 +256,61 @@ def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str
         near = "" if key in known else did_you_mean(key, known)
         return explain(error) + near
     return None
+
+
+# --- arguments ---
+
+
+def parse(words: Iterable[str], loader: Loader) -> tuple[list[Argument], list[str]]:
+    """Each key=value, and a line for each word that Hydra cannot parse.
+
+    loader: lists the options of a group, for glob(*).
+    """
+    arguments, problems = [], []
+    for word in words:
+        try:
+            arguments.append(parse_word(word, loader))
+        except Exception as error:  # Hydra's functions raise what Python raises: range(1,9,0)
+            what = str(error).partition("\n")[0].partition(" expecting ")[0]
+            advice = "write key=value, or 'key=\"value\"' for special characters"
+            problems.append(sanitize(f"{word}: not understood ({what}); {advice}"))
+    return arguments, problems
+
+
+def parse_word(word: str, loader: Loader) -> Argument:
+    """Raises HydraException, or what a function in the word raises: ValueError and others."""
+    parser = OverridesParser.create(loader)
+    override = parser.parse_override(word)
+    if not override.key_or_group:
+        raise HydraException("no key")
+    singles: Sequence[Override] = [override]
+    if override.is_sweep_override():
+        override.config_loader = loader
+        key, space = override.get_key_element(), override.value()
+        if isinstance(space, IntervalSweep):
+            values = [str(space.start), str(space.end)]
+        else:
+            values = list(override.sweep_string_iterator())
+        if isinstance(space, RangeSweep) and not space.shuffle:
+            values = [*values[:1], *values[1:][-1:]]  # where its ends are allowed, all of it is
+        singles = [parser.parse_override(f"{key}={value}") for value in values]
+    changes = override.type is OverrideType.CHANGE and override.package is None
+    key = override.key_or_group
+    settings = [Setting(str(o.input_line), key, o.value(), changes) for o in singles]
+    return Argument(word, override, settings)
+
+
+def pin_init(arguments: Sequence[Argument], config: DictConfig) -> dict[str, str]:
+    """Each `init=` as it was typed, and with paths: "latest" is another run once this one exists.
+
+    Raises BadInput if there is nothing of that name.
+    """
+    pinned = {}
+    for text, override, settings in arguments:
+        if override.key_or_group == "init":
+            found = [s.value and find_init(str(s.value), config)[0] for s in settings]
+            pinned[text] = f"init={','.join(quote(word) if word else 'null' for word in found)}"
+    return pinned
 
 
 # --- a job: its keys and values, where its options are known ---
