@@ -10,9 +10,9 @@ from conftest import Like
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mnist_exp.errors import did_you_mean
 from mnist_exp.experiment.rules import OPTION_RULES, RULES, leaves, rule_for
 from mnist_exp.paths import CONF
-from mnist_exp.training.rules import did_you_mean
 
 HUGE = 10**400  # no float is as large
 

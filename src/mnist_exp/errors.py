@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from copy import copy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TextIO
 
@@ -32,6 +34,13 @@ def redact(text: str) -> str:
     for secret in SECRETS:
         text = secret.sub(rf"\1{HIDDEN}", text)
     return text
+
+
+def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """A closing question that names the nearest of `words`, or nothing where none is near."""
+    lower = {known.lower(): known for known in words}
+    near = get_close_matches(word.lower(), lower, 1, cutoff)
+    return f"; did you mean {lower[near[0]]}?" if near else ""
 
 
 class Failure(Exception):

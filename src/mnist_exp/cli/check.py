@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mnist_exp.errors import one_line, sanitize
+from mnist_exp.errors import did_you_mean, one_line, sanitize
 from mnist_exp.experiment.find import find_init
 from mnist_exp.experiment.presets import PRESETS, Loader, initialize_hydra, set_overrides
 from mnist_exp.experiment.renamed import KEYS
@@ -29,7 +29,7 @@ from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.targets import SEVERAL, TARGET, read_options, target_problems
 from mnist_exp.paths import expand
 from mnist_exp.sweeps.jobs_file import as_typed, read_rows
-from mnist_exp.training.rules import did_you_mean, one_of
+from mnist_exp.training.rules import one_of
 from mnist_exp.training.torchrun import is_distributed
 
 if TYPE_CHECKING:
@@ -446,8 +446,8 @@ def describe_unknown_key(key: str, job: Job) -> str:
 
 def find_in_other_options(key: str, group: str) -> str:
     """Which options of the group have the key; empty where none has."""
-    files = {option: {group: values} for option, values in read_options(group, "")}
-    having = [o for o in sorted(files) if key in dict(leaves(OmegaConf.create(files[o]), False))]
+    files = [(o, OmegaConf.create({group: values})) for o, values in read_options(group, "")]
+    having = sorted(option for option, file in files if key in dict(iterate_settable(file)))
     return f"; {key} is there with {group}={' | '.join(having)}" if having else ""
 
 

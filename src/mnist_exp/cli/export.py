@@ -8,9 +8,8 @@ from pathlib import Path
 
 from mnist_exp.cli.options import Parser, check_output, choose_checkpoint
 from mnist_exp.cli.process import run_and_exit
-from mnist_exp.errors import BadInput, Failure, print_line
+from mnist_exp.errors import BadInput, Failure, did_you_mean, print_line
 from mnist_exp.experiment.shell import show_path
-from mnist_exp.training.rules import did_you_mean
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript")}  # of the extra "export"

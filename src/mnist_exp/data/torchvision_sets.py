@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from mnist_exp.data.cache import DataError, Record, ensure_record, hash_text, lo
 from mnist_exp.data.dataset import Channels, Dataset, Size, split_dataset, width_and_height
 from mnist_exp.data.sources import silence_download
 from mnist_exp.data.splits import make_split
-from mnist_exp.errors import BadInput, one_line
+from mnist_exp.errors import BadInput, did_you_mean, one_line
 from mnist_exp.paths import expand
 
 log = logging.getLogger(__name__)
@@ -90,10 +89,9 @@ def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> list[Any]:
     """torchvision's objects for the training and the test images, or one if it does not divide."""
     from torchvision import datasets  # over a second to import
 
-    names = {known.lower(): known for known in datasets.__all__}
-    if name not in names.values():
-        (near,) = get_close_matches(name.lower(), names, 1, cutoff=0)
-        raise ValueError(f"torchvision has no such data set; did you mean {names[near]}?")
+    if name not in datasets.__all__:
+        near = did_you_mean(name, datasets.__all__, cutoff=0)
+        raise ValueError(f"torchvision has no such data set{near}")
     kind, known = getattr(datasets, name), set[str]()
     for base in kind.__mro__:
         found = inspect.signature(base.__init__).parameters.keys()

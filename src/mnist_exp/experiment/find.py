@@ -15,12 +15,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, did_you_mean
 from mnist_exp.experiment.shell import quote_path, train_command
 from mnist_exp.paths import CONF, HOME, LAST, METRICS, SWEEP, shorten_path
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, Score
 from mnist_exp.tracking.addresses import tracking_uri
-from mnist_exp.training.rules import did_you_mean
 
 # Of checkpoints that are older than trainer.monitor.
 OLD_MONITOR = {"name": "val/accuracy", "higher_is_better": True}

@@ -15,14 +15,13 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from mnist_exp.errors import redact
+from mnist_exp.errors import did_you_mean, redact
 from mnist_exp.experiment.versions import register_resolver
 from mnist_exp.paths import HOME, is_name
 from mnist_exp.tracking.addresses import REMEDY, tracking_uri
 from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.rules import (
     Rule,
-    did_you_mean,
     finite,
     flag,
     fraction,

@@ -6,7 +6,6 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_exp.errors import first_line
+from mnist_exp.errors import did_you_mean, first_line
 from mnist_exp.models.weights import load_fitting
 
 log = logging.getLogger(__name__)
@@ -60,9 +59,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            (near,) = get_close_matches(activation.lower(), ACTIVATIONS, 1, cutoff=0)
-            allowed = " | ".join(ACTIVATIONS)
-            raise ValueError(f"activation={activation}: must be {allowed}; did you mean {near}?")
+            allowed = " | ".join(ACTIVATIONS) + did_you_mean(activation, ACTIVATIONS, cutoff=0)
+            raise ValueError(f"activation={activation}: must be {allowed}")
         sizes = [math.prod(input_shape), *hidden_sizes]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes):
@@ -251,8 +249,8 @@ def torchvision_model(
 
     names = models.list_models(module=models)
     if name not in names:
-        (near,) = get_close_matches(name.lower(), names, 1, cutoff=0)
-        raise ValueError(f"torchvision has no such classifier; did you mean {near}?")
+        near = did_you_mean(name, names, cutoff=0)
+        raise ValueError(f"torchvision has no such classifier{near}")
     options = OPTIONS.get(name, {})
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
     if input_shape[0] != 3:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from mnist_exp.errors import did_you_mean
 
 UNFIT = {
     "LBFGS": "computes the loss several times per step, which this training loop does not do",
@@ -34,24 +35,19 @@ def by_name(
     kinds = {n: kind for n, kind in vars(torch.optim).items() if is_optimizer(kind)}
     names = sorted(kinds.keys() - UNFIT.keys())
     if name not in names:
-        raise ValueError(f"no such optimizer; use one of {', '.join(names)}{suggest(name, names)}")
+        near = did_you_mean(name, names, cutoff=0)
+        raise ValueError(f"no such optimizer; use one of {', '.join(names)}{near}")
     _, _, *others = inspect.signature(kinds[name]).parameters  # after its parameters and lr
     others = [option for option in others if option not in UNFIT_OPTIONS]
     for option in options or {}:
         if option not in others:
-            near = suggest(option, others, cutoff=0.6)
+            near = did_you_mean(option, others)
             raise ValueError(f"has no option {option}; it has {', '.join(others)}{near}")
     return kinds[name](parameters, lr=lr, **options or {})
 
 
 def is_optimizer(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
-
-
-def suggest(word: str, words: Iterable[str], cutoff: float = 0) -> str:
-    lower = {known.lower(): known for known in words}
-    near = get_close_matches(word.lower(), lower, 1, cutoff)
-    return f"; did you mean {lower[near[0]]}?" if near else ""
 
 
 class Muon(Optimizer):

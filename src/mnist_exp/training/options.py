@@ -19,7 +19,6 @@ from mnist_exp.training.rules import (
     fraction,
     integer,
     is_count,
-    is_device,
     list_of,
     one_of,
     optional,
@@ -28,7 +27,10 @@ from mnist_exp.training.rules import (
 )
 
 DEVICE = Rule(
-    "auto | cpu | cuda | cuda:<index> | mps", (str,), is_device, ("auto", "cpu", "cuda", "mps")
+    "auto | cpu | cuda | cuda:<index> | mps",
+    (str,),
+    lambda value: re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", value) is not None,
+    ("auto", "cpu", "cuda", "mps"),
 )
 THREADS = Rule("auto or an integer >= 1", (str, int), lambda v: v == "auto" or is_count(v))
 MONITOR = Rule(

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from mnist_exp.errors import did_you_mean
 from mnist_exp.training.optimizers import UNFIT_OPTIONS
-from mnist_exp.training.rules import did_you_mean
 from mnist_exp.training.state import number_or_type
 
 MATCH = "match"  # the key of a group that has its pattern

@@ -5,13 +5,13 @@ Torch-free, like `options`: a mistake on the command line is reported before tor
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import NoneType
 from typing import Any, get_type_hints
+
+from mnist_exp.errors import did_you_mean
 
 Test = Callable[[Any], bool]
 
@@ -42,10 +42,8 @@ def integer(low: int, high: int | None = None) -> Rule:
 
 
 def number(allowed: str, test: Test = lambda value: True) -> Rule:
-    def finite_and(value: Any) -> bool:
-        return abs(value) <= sys.float_info.max and test(value)  # false for nan, too
-
-    return Rule(allowed, (int, float), finite_and)
+    most = sys.float_info.max  # to which nan is not comparable
+    return Rule(allowed, (int, float), lambda value: abs(value) <= most and test(value))
 
 
 def one_of(*words: str) -> Rule:
@@ -53,17 +51,13 @@ def one_of(*words: str) -> Rule:
 
 
 def flag_or(*words: str) -> Rule:
-    def flag_or_word(value: Any) -> bool:
-        return isinstance(value, bool) or value in words
-
-    return Rule(" | ".join(["true", "false", *words]), (bool, str), flag_or_word, words)
+    either = (True, False, *words)
+    return Rule(" | ".join(["true", "false", *words]), (bool, str), either.__contains__, words)
 
 
 def optional(rule: Rule) -> Rule:
-    def none_or(value: Any) -> bool:
-        return value is None or rule.test(value)
-
-    return Rule(f"null or {rule.allowed}", (NoneType, *rule.types), none_or, rule.words)
+    allowed, types = f"null or {rule.allowed}", (NoneType, *rule.types)
+    return Rule(allowed, types, lambda value: value is None or rule.test(value), rule.words)
 
 
 def list_of(rule: Rule) -> Rule:
@@ -84,10 +78,6 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and value >= 1
 
 
-def is_device(name: str) -> bool:
-    return re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", name) is not None
-
-
 flag = Rule("true or false", (bool,))
 text = Rule("text that is not empty", (str,), lambda value: value != "")
 finite = number("a finite number")
@@ -101,9 +91,3 @@ def rules_of(options: type) -> dict[str, Rule]:
     """The rule of each field of a dataclass, from its type: `Annotated[type, rule]`."""
     hints = get_type_hints(options, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
-
-
-def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
-    """A closing question that names the nearest of `words`, or nothing where none is near."""
-    near = get_close_matches(word, list(words), 1, cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
