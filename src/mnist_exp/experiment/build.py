@@ -148,17 +148,8 @@ def build_state(config: DictConfig, parts: Parts, loss: nn.Module, epoch_steps: 
     for name, callback in callbacks.items():
         if not any(hasattr(callback, hook) for hook in HOOKS):
             raise BadInput(f"callbacks.{name}: has none of the methods {', '.join(HOOKS)}")
-    return TrainState(
-        parts.model,
-        optimizer,
-        scheduler,
-        ema,
-        parts.precision,
-        loss,
-        metrics,
-        monitor,
-        callbacks,
-    )
+    chosen = (optimizer, scheduler, ema, parts.precision, loss, metrics, monitor, callbacks)
+    return TrainState(parts.model, *chosen)
 
 
 def dry_run(config: DictConfig, parts: Parts, loss: nn.Module, images: int) -> Summary:

@@ -46,13 +46,14 @@ def read_added(added: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in added.items():
         if not re.fullmatch(r"[\w\-. :/]+", name):
             raise ValueError(f"a callback added {name!r}: names have letters, digits and -_.:/")
-        pairs = value if isinstance(value, list) else [(0, value)]
         try:
-            read = [(int(step), read_number(number)) for step, number in pairs]
+            if isinstance(value, list):
+                numbers[name] = [(int(step), read_number(number)) for step, number in value]
+            else:
+                numbers[name] = read_number(value)
         except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several
             text = f"a callback added {name}={value!r} to the metrics"
             raise TypeError(f"{text}; they are numbers, or lists of (step, number)") from None
-        numbers[name] = read if isinstance(value, list) else read[0][1]
     return numbers
 
 

@@ -31,15 +31,8 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum over the images, a scalar. logits: [n, classes]; labels: int64 [n]."""
-        if not self.training:
-            return F.cross_entropy(logits, labels, reduction="sum")
-        return F.cross_entropy(
-            logits,
-            labels,
-            weight=self.weight,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
+        weight, smoothing = (self.weight, self.label_smoothing) if self.training else (None, 0.0)
+        return F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=smoothing)
 
 
 class Focal(nn.Module):

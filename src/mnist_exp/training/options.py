@@ -7,7 +7,6 @@ a checkpoint that is older than the option gets.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,24 +19,19 @@ from mnist_exp.training.rules import (
     integer,
     is_count,
     list_of,
+    matching,
     one_of,
     optional,
     positive,
     text,
 )
 
-DEVICE = Rule(
-    "auto | cpu | cuda | cuda:<index> | mps",
-    (str,),
-    lambda value: re.fullmatch("auto|cpu|mps|cuda(:[0-9]+)?", value) is not None,
-    ("auto", "cpu", "cuda", "mps"),
+DEVICE = matching(
+    *("auto | cpu | cuda | cuda:<index> | mps", "auto|cpu|mps|cuda(:[0-9]+)?"),
+    words=("auto", "cpu", "cuda", "mps"),
 )
 THREADS = Rule("auto or an integer >= 1", (str, int), lambda v: v == "auto" or is_count(v))
-MONITOR = Rule(
-    "val/ or train/ and the name of a metric, such as val/loss",
-    (str,),
-    lambda value: re.fullmatch("(val|train)/[^/]+", value) is not None,
-)
+MONITOR = matching("val/ or train/ and the name of a metric, such as val/loss", "(val|train)/[^/]+")
 COMPILE = flag_or("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 

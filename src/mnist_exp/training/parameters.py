@@ -78,12 +78,9 @@ def check_options(
         if key not in known:
             names = f"{', '.join(known)}{did_you_mean(key, known)}"
             raise ValueError(f"{pattern}: the optimizer has no {key}; it has {names}")
-        if known[key] is not None and kind(value) is not kind(known[key]):
+        default = list(known[key]) if isinstance(known[key], tuple) else known[key]
+        if default is not None and number_or_type(value) is not number_or_type(default):
             raise ValueError(f"{pattern}: {key}={value} is of another type than {known[key]}")
-
-
-def kind(value: object) -> type:
-    return list if isinstance(value, tuple) else number_or_type(value)
 
 
 def match(pattern: str, model: nn.Module) -> dict[str, nn.Parameter]:

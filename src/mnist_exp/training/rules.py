@@ -5,6 +5,7 @@ Torch-free, like `options`: a mistake on the command line is reported before tor
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ def integer(low: int, high: int | None = None) -> Rule:
 def number(allowed: str, test: Test = lambda value: True) -> Rule:
     most = sys.float_info.max  # to which nan is not comparable
     return Rule(allowed, (int, float), lambda value: abs(value) <= most and test(value))
+
+
+def matching(allowed: str, pattern: str, words: tuple[str, ...] = ()) -> Rule:
+    return Rule(allowed, (str,), lambda value: re.fullmatch(pattern, value) is not None, words)
 
 
 def one_of(*words: str) -> Rule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
@@ -56,10 +57,9 @@ def trapezoid(
     """Warm up, stay level, and decrease linearly to zero at the end (Zhai et al., 2022)."""
     warmup = count_steps(warmup_epochs, epochs, epoch_steps, "warmup_epochs")
     cooldown = count_steps(cooldown_epochs, epochs, epoch_steps, "cooldown_epochs")
-    count_steps(
-        warmup_epochs + cooldown_epochs, epochs, epoch_steps, "warmup_epochs + cooldown_epochs"
-    )
+    both = warmup_epochs + cooldown_epochs
     total = epochs * epoch_steps
+    count_steps(both, epochs, epoch_steps, "warmup_epochs + cooldown_epochs")
     level = warm_up(lambda step: min(1.0, (total - step) / max(cooldown, 1)), warmup)
     return LambdaLR(optimizer, level)
 
@@ -69,21 +69,11 @@ def onecycle(
     *,
     epochs: int,
     epoch_steps: int,
-    pct_start: float,
-    div_factor: float,
-    final_div_factor: float,
-    cycle_momentum: bool,
+    **options: Any,
 ) -> OneCycleLR:
     """torch's OneCycleLR: up and down by cosines (Smith and Topin, 2018), momentum inversely."""
-    return OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=epochs * epoch_steps,
-        pct_start=pct_start,
-        div_factor=div_factor,
-        final_div_factor=final_div_factor,
-        cycle_momentum=cycle_momentum,
-    )
+    highest = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, highest, total_steps=epochs * epoch_steps, **options)
 
 
 def warm_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
