@@ -55,9 +55,8 @@ use_style = matplotlib.rc_context({"text.parse_math": False})
 def find_fonts(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     """Families of fonts that have these letters, and the letters that no font here has."""
     families, missing = ["sans-serif"], set(letters)
-    fonts = [("sans-serif", str(findfont(FontProperties())))]
-    fonts += [(font.name, str(font.fname)) for font in fontManager.ttflist if font.style == "normal"]
-    for name, path in fonts:
+    others = ((font.name, str(font.fname)) for font in fontManager.ttflist)
+    for name, path in (("sans-serif", str(findfont(FontProperties()))), *others):
         if missing and not name.startswith("Last Resort"):  # which draws boxes
             with suppress(OSError, RuntimeError):  # a font that is damaged or gone
                 font = FT2Font(path)
