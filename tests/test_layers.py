@@ -26,7 +26,7 @@ LAYERS = (
         "models",
         "tracking",
     ),
-    *("figures", "files", "paths", "errors"),
+    *("figures", "machine", "files", "paths", "errors"),
 )
 MODULES = sorted(path for path in SOURCES.rglob("*.py") if path != SOURCES / "__init__.py")
 

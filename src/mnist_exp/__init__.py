@@ -17,12 +17,19 @@ The packages, each importing only those below it:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mnist_exp.api import compose, load, train
 
 __all__ = ["__version__", "compose", "load", "train"]
+
+# How long torch's threads spin while they wait for each other, which keeps other processes from a
+# core: at most a millisecond. Read when torch is imported. A person's own values stay.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # GNU's OpenMP, of torch on Linux
+    os.environ.setdefault("KMP_BLOCKTIME", "1")  # LLVM's and Intel's; milliseconds
 
 __version__ = "0.3.0"
 

@@ -8,7 +8,6 @@ transparency laid on paper; palettes, the colors of print and more than 8 bits a
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from mnist_exp.data.listing import HEIC, File
 from mnist_exp.errors import BadInput, one_line
 from mnist_exp.files import check_file
+from mnist_exp.machine import count_cores
 
 # Pillow decodes these itself. For EPS it starts Ghostscript. MPO, as phones write, opens as JPEG.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "HEIF")
@@ -358,7 +358,7 @@ def _read_each(read: Callable[[Path], T], paths: Sequence[Path]) -> Iterator[T |
             return explain(error, path)
 
     sizes = [path.stat().st_size for path in paths[:100] if path.exists()]
-    threads = 1 if sum(sizes) < 8_000 * len(sizes) else os.cpu_count()
+    threads = 1 if sum(sizes) < 8_000 * len(sizes) else count_cores()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # which Pillow gives for large images and odd files
         for start in range(0, len(paths), CHUNK):

@@ -17,16 +17,14 @@ from pathlib import Path
 import torch
 
 from mnist_exp.errors import BadInput
+from mnist_exp.machine import count_cores, count_idle_cores
 from mnist_exp.paths import CONF, IS_INSTALLED, REPOSITORY, SOURCES
 from mnist_exp.tracking import get_user
 from mnist_exp.training.distributed import SINGLE, ProcessGroup, get_process_group
 
 log = logging.getLogger(__name__)
 
-# Limited by OMP_NUM_THREADS, the number of cores, and Slurm.
-AVAILABLE_THREADS = min(
-    torch.get_num_threads(), int(os.environ.get("SLURM_CPUS_PER_TASK", torch.get_num_threads()))
-)
+AVAILABLE_THREADS = min(torch.get_num_threads(), count_cores())  # the first: OMP_NUM_THREADS
 # Floating-point operations per step. Measured by benchmarks/threads.py on two quiet cores: up to
 # 4e7 a second thread gains nothing, from 1e8 on a step is mostly 1.3 to 1.9 times as fast.
 THREADED_FROM = 1e8
@@ -103,16 +101,30 @@ def check_support(key: str, value: object, device: torch.device) -> str | None:
     return None
 
 
-def set_threads(wanted: str | int, forward_flops: float) -> None:
-    """Set the threads of torch on a CPU; "auto" is one for a small step, else all available.
+def choose_threads(forward_flops: float) -> int:
+    """What "auto" is for a new training: as many as there are idle cores, or one for a small step.
 
-    A small step is over before a second thread wakes up, and on a busy core the threads wait for
-    each other at every layer. This depends on the work alone, not on a timing, because the last
-    bits of the results depend on it. forward_flops: of the forward pass of a step.
+    Threads wait for each other at every layer, so one of them on a busy core delays all.
+    forward_flops: of the forward pass of a step.
     """
-    if wanted == "auto":
-        wanted = 1 if TRAINING_FLOPS * forward_flops < THREADED_FROM else AVAILABLE_THREADS
-    torch.set_num_threads(int(wanted))
+    threads = count_threads(forward_flops)
+    if threads > 1 and (idle := max(1, count_idle_cores())) < threads:
+        log.info("trainer.threads=%d, since other processes run on the other cores", idle)
+        return idle
+    return threads
+
+
+def count_threads(forward_flops: float) -> int:
+    """One for a small step, which is over before a second thread wakes up, else all available."""
+    return 1 if TRAINING_FLOPS * forward_flops < THREADED_FROM else AVAILABLE_THREADS
+
+
+def set_threads(wanted: str | int, forward_flops: float) -> None:
+    """Set the threads of torch on a CPU, on which the last bits of the results depend.
+
+    "auto" is what `count_threads` says: in a checkpoint from before `choose_threads` was recorded.
+    """
+    torch.set_num_threads(count_threads(forward_flops) if wanted == "auto" else int(wanted))
 
 
 def device_name(device: torch.device) -> str:

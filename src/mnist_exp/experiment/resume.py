@@ -53,7 +53,8 @@ def apply_overrides(
         raise BadInput(*problems)
     if chooses_trackers(overrides):
         config.tracking = {}  # other trackers have other keys
-    for key in typed - {"resume", "reproduce", *listed}:
+    as_before = {"trainer.threads"} if now.get("trainer.threads") == "auto" else set[str]()
+    for key in typed - {"resume", "reproduce", *listed} - as_before:
         OmegaConf.update(config, key, now[key])
     return config
 

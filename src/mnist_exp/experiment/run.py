@@ -166,8 +166,10 @@ class Run:
             self.tags = {**tags, **initialize(self.parts.model, config)}
         loss = build_loss(config, self.parts, self.dataset.train.labels)
         self.summary = dry_run(config, self.parts, loss, min(self.smallest_micro_batch, 2))
-        local_batch = config.batch_size / self.group.world_size
-        environment.set_threads(self.options.threads, self.summary.total.flops * local_batch)
+        flops = self.summary.total.flops * config.batch_size / self.group.world_size
+        if new and config.trainer.threads == "auto" and self.group.world_size == 1:
+            config.trainer.threads = environment.choose_threads(flops)  # recorded, for its bits
+        environment.set_threads(config.trainer.threads, flops)
         compile_in_place(self.parts.model, self.options.compile)
         self.state = build_state(config, self.parts, loss, self.epoch_steps)
         self.augment: Augmentation = build(config, "augment")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from torch import Tensor
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.load import TrainedModel
 from mnist_exp.inference.preprocess import Found, UnreadableImage, preprocess
+from mnist_exp.machine import count_cores
 
 BATCH = 64  # pictures that are prepared, then classified together
 
@@ -63,7 +63,7 @@ class Classifier:
     def classify(self, sources: Iterable[Source]) -> Iterator[list[Prediction] | UnreadableImage]:
         """The predictions for each picture, or why there are none."""
         sources, names = iter(sources), self.trained.kind.class_names
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(count_cores()) as pool:
             while some := list(itertools.islice(sources, BATCH)):
                 map_each = pool.map if len(some) > 1 else map
                 with warnings.catch_warnings():  # here: a thread would change them for the others
