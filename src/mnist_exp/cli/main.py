@@ -192,19 +192,16 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
         show_jobs(plan, loader)
         return 0
+    from mnist_exp.sweeps.plan import is_local
+
+    if is_local(plan.config):
+        from mnist_exp.sweeps.forkserver import start_forkserver
+
+        start_forkserver(plan.config)
     start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
     from mnist_exp.sweeps.sweep import run_sweep
 
-    def launch_jobs() -> None:
-        try:
-            launch(plan.for_hydra)
-        finally:
-            if "joblib" in sys.modules:  # whose workers wait minutes for more, a gigabyte each
-                from joblib.externals.loky import get_reusable_executor
-
-                get_reusable_executor(reuse=True).shutdown(kill_workers=True)
-
-    return run_sweep(plan, launch_jobs)
+    return run_sweep(plan, lambda: launch(plan.for_hydra))
 
 
 def launch_together(words: list[str], folder: Path | None = None) -> None:

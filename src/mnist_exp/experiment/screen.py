@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mnist_exp.training.state import Progress as Training
 
 log = logging.getLogger(__name__)
 console = Console(highlight=False)
+relay: Callable[..., None] | None = None  # of a job beside others, which has no screen of its own
 
 REDRAW_SECONDS = 0.2
 WINDOW = 100  # batches of which the progress bar shows the loss
@@ -44,7 +46,10 @@ class ScreenHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         table = getattr(record, "table", None)
-        if table is not None and can_draw():
+        if relay:
+            if record.levelno >= logging.WARNING:
+                relay("log", level=record.levelno, text=format_message(record))
+        elif table is not None and can_draw():
             console.print(table)
         else:
             style = "red" if record.levelno >= logging.ERROR else None
@@ -66,19 +71,30 @@ def log_to(path: Path) -> None:
 
 
 @contextmanager
-def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable[[Training], None]]:
-    """A bar for a whole training; yields the function that moves it, to be called at each step."""
-    if not can_draw():
-        yield lambda training: None
-        return
+def show_bars() -> Iterator[Progress]:
+    """Bars of trainings below the log, on a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[metrics]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=epochs * images, metrics="")
+    hidden = relay is not None or not can_draw()
+    with Progress(
+        *columns, console=console, auto_refresh=False, transient=True, disable=hidden
+    ) as bars:
+        yield bars
+
+
+@contextmanager
+def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable[[Training], None]]:
+    """A bar for a whole training; yields the function that moves it, to be called at each step."""
+    if not can_draw():
+        yield lambda training: None
+        return
+    with show_bars() as bars:
+        task = bars.add_task("", total=epochs * images, metrics="")
+        update = partial(relay, "progress") if relay else partial(bars.update, task, refresh=True)
         drawn_at, drawn = time.perf_counter(), 0
 
         def step(training: Training) -> None:
@@ -88,12 +104,11 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
                 return
             done = len(training.epochs) * images + len(training.losses) * batch_size
             speed = (done - drawn) / (now - drawn_at)
-            bar.update(
-                task,
+            update(
+                total=epochs * images,
                 completed=done,
                 description=f"epoch {len(training.epochs) + 1}/{epochs}",
                 metrics=f"{format_loss(training, batch_size)}{speed:,.0f} images/s",
-                refresh=True,
             )
             drawn_at, drawn = now, done
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -18,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)  # so that it can be pickled in a worker process
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
 
 
 def reset_signals() -> None:
@@ -29,7 +30,10 @@ def reset_signals() -> None:
 
 @contextmanager
 def _handle_by(receive: Callable[[int], object]) -> Iterator[None]:
-    """Call `receive` with the number of a signal; the second one ends the process at once."""
+    """Call `receive` with the number of a signal; the second one ends the process at once.
+
+    In a job of a local sweep the second one is ignored: it ends with the sweep's process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals only reach the main thread
         return
@@ -38,15 +42,18 @@ def _handle_by(receive: Callable[[int], object]) -> Iterator[None]:
         for each in SIGNALS:  # Slurm sends each one twice, to the job and to its step
             signal.signal(each, signal.SIG_IGN)
         time.sleep(ONE_SIGNAL)
-        reset_signals()
+        if not is_job:
+            reset_signals()
         receive(number)
 
+    is_job = parent_process() is not None  # gets a signal from the terminal and from its sweep
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
         for number, previous in before.items():
-            signal.signal(number, previous)
+            if not (is_job and signal.getsignal(number) is signal.SIG_IGN):
+                signal.signal(number, previous)
 
 
 @contextmanager

@@ -102,9 +102,16 @@ def plan_sweep(
     else:
         folder = find_sweep(config.sweep.resume)
         record = resume_sweep(folder, Sweep(typed, keys, "", search, jobs), file)
+    if is_local(config) and "trainer.threads" not in overrides and config.trainer.threads == "auto":
+        words = [*words, "trainer.threads=1"]  # several jobs share the cores
     for key in record.swept:  # those of sweep.jobs
         axes.setdefault(key, ",".join(dict.fromkeys(job[key] for job in record.jobs)))
     return SweepPlan(config, folder, record, words, axes, len(record.jobs) or job_count)
+
+
+def is_local(config: DictConfig) -> bool:
+    """Whether the jobs run side by side on this machine."""
+    return str(config.hydra.launcher._target_).endswith(".LocalLauncher")
 
 
 def check_search(config: DictConfig, axes: Mapping[str, str], rows: Sequence[Chosen]) -> None:

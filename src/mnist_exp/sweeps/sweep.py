@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,13 +277,10 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     """
     normalize_as_imagenet(config, overrides)
     sweep = records.read_sweep(folder.parent)
-    values = dict(override.split("=", 1) for override in overrides)
-    chosen = {key: values[key] for key in sweep.swept}
-    if previous := read_previous(folder, chosen):
+    outcome = begin_outcome(sweep, folder, number, overrides)
+    if previous := read_previous(folder, outcome.chosen):
         log.info("job %d has already ended", number)
         return previous
-    own = [override for override in overrides if not override.startswith("sweep")]
-    outcome = Outcome(number, chosen, own, folder, code_digest())
     outcome.write()
     try:
         outcome = train_job(outcome, sweep, config)
@@ -297,6 +294,26 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
         log.exception("job %d failed: %s", number, describe_error(error))
         outcome = replace(outcome, status="FAILED", reason=describe_error(error))
     outcome.write()
+    return outcome
+
+
+def begin_outcome(sweep: Sweep, folder: Path, number: int, overrides: Sequence[str]) -> Outcome:
+    """What is known of a job before it starts."""
+    values = dict(override.split("=", 1) for override in overrides)
+    chosen = {key: values[key] for key in sweep.swept}
+    own = [override for override in overrides if not override.startswith("sweep")]
+    return Outcome(number, chosen, own, folder, code_digest())
+
+
+def end_job(folder: Path, number: int, overrides: Sequence[str], reason: str) -> Outcome:
+    """The outcome of a job whose process has ended; FAILED if the job has not written its own."""
+    outcome = begin_outcome(records.read_sweep(folder.parent), folder, number, overrides)
+    with suppress(records.Damaged):  # it was killed before it began
+        outcome = records.read_outcome(folder)
+    if outcome.status == "UNFINISHED":
+        folder.mkdir(exist_ok=True)
+        outcome = replace(outcome, status="FAILED", reason=reason)
+        outcome.write()
     return outcome
 
 
@@ -346,6 +363,7 @@ def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
     folder = outcome.folder
     config.trainer.test = sweep.test == "all"
     if (folder / LAST).exists():
+        config.trainer.threads = "auto"  # as many as it has had, for the sake of the last bits
         run = load_run(config, folder, list(config), HOOKS)
         before = run.tags.get("code", records.UNKNOWN).split("+")
         codes = before if run.ended else dict.fromkeys([*before, outcome.code])

@@ -220,7 +220,12 @@ class Worker:
         return value
 
 
-get_worker = functools.cache(Worker)
+relay: Any = None  # has `submit` of a job whose sweep has the worker
+
+
+@functools.cache
+def get_worker() -> Worker:
+    return relay or Worker()
 
 
 # --- what runs in the worker process ---
