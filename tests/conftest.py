@@ -16,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,6 +212,43 @@ def is_healthy(uri: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+@contextmanager
+def proxy(server: str, before: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """The address of a proxy of a server, which calls `before` with each request.
+
+    `before` may wait, or answer the request and raise ConnectionError.
+    """
+
+    class Forward(BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            with suppress(ConnectionError):
+                before(self)
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                request = urllib.request.Request(f"{server}{self.path}", body, self.headers)
+                request.method = self.command
+                try:
+                    answer = urllib.request.urlopen(request)
+                except urllib.error.HTTPError as error:
+                    answer = error
+                self.reply(answer.status, answer.read())
+
+        def reply(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        setattr(Forward, f"do_{method}", Forward.forward)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forward) as listening:
+        listening.daemon_threads = True
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
 
 
 # --- sweeps ---

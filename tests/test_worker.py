@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -11,16 +12,20 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like, closed_port, mlflow_server, only_run
+from conftest import Clone, Like, closed_port, mlflow_server, only_run, proxy
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
+from mnist_exp.experiment.signals import Interrupted, raise_on_signal
 from mnist_exp.tracking import RunRecord, Status, TrackerError, worker
 from mnist_exp.tracking.store import explain_deletion
 from mnist_exp.tracking.worker import RetryQueue, Trackers, get_worker
@@ -106,14 +111,14 @@ def test_a_killed_tracker_is_started_again_and_gets_what_it_missed(
     ended, tracker = Trackers(in_file(tmp_path / "ended")), Trackers(in_file(tmp_path / "recorded"))
     try:
         ended.start(RunRecord("ended", "name", {}, {}))
-        assert ended.end("FINISHED")
+        assert ended.end("FINISHED") is None
         tracker.start(RECORD)
         for step in range(2):
             tracker.log({}, step, 0.0)
             assert tracker.explain_deletion() is None  # it has been logged
             os.kill(tracker.worker.process.pid, signal.SIGKILL)
         tracker.log({}, 2, 0.0)
-        assert not tracker.end("FINISHED")
+        assert tracker.end("FINISHED")
     finally:
         get_worker.cache_clear()
     again, gone = Like("…killed…another…"), Like("…killed…continues")
@@ -122,13 +127,79 @@ def test_a_killed_tracker_is_started_again_and_gets_what_it_missed(
     assert (tmp_path / "ended").read_text() == "FINISHED "
 
 
+@contextmanager
+def dripping_server() -> Iterator[str]:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        while True:
+            request.wfile.write(b"x")
+            time.sleep(0.1)
+
+    with proxy("", answer) as uri:
+        yield uri
+
+
+class Remote(Flaky):
+    """Uploads nothing to a server, and waits for its answer."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self.uri = uri
+
+    def upload(self, paths: Sequence[Path], folder: str = "") -> None:
+        urllib.request.urlopen(self.uri).read()
+
+
+@pytest.mark.parametrize("reason", ["stopped", "dripping", "Ctrl-C"])
+def test_the_wait_for_the_end_says_what_for_and_ends_when_nothing_moves(
+    reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_LINE", 0)
+    pause = 60 if reason == "Ctrl-C" else 0.5
+    monkeypatch.setattr(worker, "LONGEST_PAUSE", {"FINISHED": pause})
+    get_worker.cache_clear()
+    with dripping_server() as uri, caplog.at_level(logging.INFO):
+        tracker = Trackers({"remote": {"_target_": f"{__name__}.Remote", "uri": uri}})
+        tracker.start(RECORD)
+        tracker.get_viewers()
+        if reason == "dripping":
+            tracker.upload([])
+        else:
+            os.kill(tracker.worker.process.pid, signal.SIGSTOP)
+        if reason == "Ctrl-C":
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with raise_on_signal(), pytest.raises(Interrupted):
+                tracker.end("FINISHED")
+        else:
+            assert tracker.end("FINISHED") == Like("nothing has moved…")
+    assert caplog.messages[0] == Like("waiting for the tracker (…)…Ctrl-C…")
+    assert not is_running(tracker.worker.process.pid)
+    assert get_worker() is not tracker.worker
+
+
+def test_a_call_moves_on_with_each_request_and_megabyte_but_not_when_it_repeats_them() -> None:
+    told: list[str] = []
+    sending = worker.Sending()
+    sending.tell = told.append
+    blocks = [b"PUT / HTTP/1.1\r\n\r\n", *[bytes(2**19)] * 4]
+    for attempt, expected in enumerate((3, 0, 1)):
+        sending.begin("upload", [Path(__file__)])
+        for block in blocks + [bytes(2**20)] * (attempt == 2):
+            sending.watch("http.client.send", (None, block))
+        assert len(told) == expected
+        told.clear()
+    sending.complete()
+    assert told == [Like(f"upload {Path(__file__).name}, … MB")]
+
+
 def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:
     tracker = Trackers({"flaky": {**FLAKY, "more": 1}})
     tracker.start(RECORD)
     tracker.log({}, 1, 0.0)
     with pytest.raises(TrackerError, match="'more'"):
         tracker.get_viewers()
-    assert not tracker.end("FINISHED")
+    assert tracker.end("FINISHED")
 
 
 class Placed(Flaky):
@@ -176,7 +247,7 @@ def test_the_trackers_of_a_killed_process_end_its_runs_and_themselves(tmp_path: 
                 "_target_": "test_worker.InFile", "file": {str(tmp_path)!r} + "/" + key
             }}}})
             tracker.start(RunRecord(key, "name", {{}}, {{}}))
-            assert key == "open" or tracker.end("FINISHED")
+            assert key == "open" or tracker.end("FINISHED") is None
         tracker.get_viewers()
         print(tracker.worker.process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,6 +10,7 @@ from mnist_exp.experiment import screen
 from mnist_exp.experiment.folder import RunFolder
 from mnist_exp.experiment.metrics import Entry, Result
 from mnist_exp.experiment.shell import show_path
+from mnist_exp.experiment.signals import Interrupted, raise_on_ctrl_c
 from mnist_exp.tracking import RunRecord, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
 
@@ -64,23 +65,30 @@ class RunLog:
     def end(self, status: Status, resume_command: str) -> bool:
         """Hand the files to the tracker and end its run; returns whether it has everything.
 
-        Raises TrackerError if a finished run is not complete there.
+        Raises TrackerError if a finished run is not complete there, and Interrupted if Ctrl-C ended
+        the waiting.
         """
         for name, files in self.folder.artifacts().items():
             self.tracker.upload(files, name)
-        complete = self.tracker.end(status)
-        self.folder.served_model.unlink(missing_ok=True)
-        if complete:
+        text = "the tracker has not received everything%s; once it answers:\n%s"
+        try:
+            with raise_on_ctrl_c():
+                missing = self.tracker.end(status)
+        except Interrupted:
+            log.warning(text, "", resume_command)
+            raise
+        finally:
+            self.folder.served_model.unlink(missing_ok=True)
+        if missing is None:
             return True
         if deletion := self.tracker.explain_deletion():
-            text = f"{deletion}; to log everything: {resume_command}"
+            deletion += f"; to log everything: {resume_command}"
             if status == "FINISHED":
                 weights = f"the weights are kept in {show_path(self.folder.path)}"
-                raise TrackerError(f"{text}; {weights}")
-            log.warning(text)
+                raise TrackerError(f"{deletion}; {weights}")
+            log.warning(deletion)
         else:
-            text = "the tracker has not received everything; once it answers:\n%s"
-            log.warning(text, resume_command)
+            log.warning(text, f" ({missing})", resume_command)
             if status == "FINISHED":
                 self.tracker.check()
         return False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import parent_process
 from types import FrameType
 
@@ -29,7 +29,7 @@ def reset_signals() -> None:
 
 
 @contextmanager
-def _handle_by(receive: Callable[[int], object]) -> Iterator[None]:
+def _handle_by(receive: Callable[[int], object], numbers: Sequence[int]) -> Iterator[None]:
     """Call `receive` with the number of a signal; the second one ends the process at once.
 
     In a job of a local sweep the second one is ignored: it ends with the sweep's process.
@@ -47,7 +47,7 @@ def _handle_by(receive: Callable[[int], object]) -> Iterator[None]:
         receive(number)
 
     is_job = parent_process() is not None  # gets a signal from the terminal and from its sweep
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -57,14 +57,20 @@ def _handle_by(receive: Callable[[int], object]) -> Iterator[None]:
 
 
 @contextmanager
-def raise_on_signal() -> Iterator[None]:
+def raise_on_signal(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
     """Raise Interrupted at a signal, wherever the code is; the second ends the process at once."""
 
     def interrupt(number: int) -> None:
         raise Interrupted(number)
 
-    with _handle_by(interrupt):
+    with _handle_by(interrupt, numbers):
         yield
+
+
+def raise_on_ctrl_c() -> AbstractContextManager[None]:
+    """Raise Interrupted at Ctrl-C, unless it is ignored."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return raise_on_signal(() if ignored else (signal.SIGINT,))
 
 
 @contextmanager
@@ -80,6 +86,6 @@ def defer_signals() -> Iterator[Callable[..., None]]:
         if number := agree(received[0] if received else 0):
             raise Interrupted(number)
 
-    with _handle_by(received.append):
+    with _handle_by(received.append, SIGNALS):
         yield check
     check()

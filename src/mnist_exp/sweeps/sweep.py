@@ -27,7 +27,7 @@ from mnist_exp.experiment.load import TrainedModel, load_model
 from mnist_exp.experiment.record import cut_name, describe, shorten
 from mnist_exp.experiment.run import Run, Stopped, load_run
 from mnist_exp.experiment.shell import quote_path, show_path, train_command
-from mnist_exp.experiment.signals import Interrupted
+from mnist_exp.experiment.signals import Interrupted, raise_on_ctrl_c
 from mnist_exp.files import TEMPORARY, Occupied, lock_folder
 from mnist_exp.inference.hooks import HOOKS
 from mnist_exp.paths import LAST, shorten_path
@@ -253,7 +253,14 @@ def end_parent(folder: Path, tracker: Trackers, status: Status) -> Status:
     """
     files = [folder / name for name in ("leaderboard.csv", "leaderboard.png", "sweep.log")]
     tracker.upload([path for path in files if path.exists()])
-    complete = tracker.end(status)
+    text = "to run what has not finished:\n%s"
+    command = train_command("-m", f"sweep.resume={quote_path(folder)}")
+    try:
+        with raise_on_ctrl_c():
+            complete = tracker.end(status) is None
+    except Interrupted:
+        log.info(text, command)
+        raise
     if not complete and (deletion := tracker.explain_deletion()):
         log.error("error: %s", deletion)
         status = "FAILED"
@@ -261,8 +268,7 @@ def end_parent(folder: Path, tracker: Trackers, status: Status) -> Status:
     for viewer in tracker.get_viewers():
         log.info("compare  %s", viewer)
     if status != "FINISHED" or not complete:
-        text = "to run what has not finished:\n%s"
-        log.info(text, train_command("-m", f"sweep.resume={quote_path(folder)}"))
+        log.info(text, command)
     return status
 
 

@@ -40,7 +40,10 @@ def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedM
             folder = Path(temporary, NAME)
             write_model(folder, record, Model(run_id=run_id, model_id=model.model_id))
             client.log_model_artifacts(model.model_id, str(folder))
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=record.epoch)])
+        outputs = client.get_run(run_id).outputs
+        known = [output.model_id for output in outputs.model_outputs] if outputs else []
+        if model.model_id not in known:  # MLflow refuses to log one again
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=record.epoch)])
         client.log_batch(run_id, copy_metrics(client, run_id, model.model_id, record.epoch))
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model

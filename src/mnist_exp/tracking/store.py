@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,17 +36,16 @@ from mnist_exp.tracking import (
 )
 from mnist_exp.tracking.addresses import REMEDY, restore_secret, strip_user
 
-# Read by mlflow: no telemetry unless the user has turned it on, no progress bar for each small
-# file, and seconds instead of minutes until a request fails (`RetryQueue` tries again later).
+# Read by mlflow: no telemetry unless the user has turned it on, and no progress bar for each small
+# file.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
 
-from mlflow import MlflowClient
+from mlflow import MlflowClient, environment_variables
 from mlflow.entities import Experiment, Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
 
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each repetition
 mlflow_log = logging.getLogger("mlflow")
 mlflow_log.setLevel(logging.WARNING)  # its import has set INFO
 for handler in mlflow_log.handlers:
@@ -61,6 +61,8 @@ LOCATIONS = (
     *("model_versions.source", "model_versions.storage_location", "trace_tags.value"),
     "tags.value",
 )
+FIRST_ANSWER = 6  # seconds until it is said that there is no server
+LATER_ANSWER, RETRIES = 60, 2  # a server that has answered may be slow or busy
 MAX_RUNS = 50_000  # in one answer; MLflow allows no more
 PREFIX = "mnist_exp."  # of our tags; up to version 0.2 they had none
 KEY = f"{PREFIX}key"  # the tag by which a run is found again: MLflow chooses the run's id
@@ -76,8 +78,18 @@ EXPERIMENT_TAGS = {
 }
 
 
+def set_patience(timeout: int, retries: int) -> None:
+    """How long MLflow waits for a server, in seconds, and how often it repeats a request.
+
+    These are the defaults of the user's own MLFLOW_HTTP_REQUEST_* variables.
+    """
+    environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.default = timeout
+    environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = retries
+    environment_variables.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.default = 1
+
+
 def open_store(uri: str) -> MlflowClient:
-    """A client of a store that has answered.
+    """A client of a store that has answered: a server in FIRST_ANSWER seconds.
 
     A database is opened under a lock, because several processes that create an SQLite store at
     once can break it for good. A secret that `uri` shows as *** comes from the environment. Raises
@@ -93,7 +105,15 @@ def open_store(uri: str) -> MlflowClient:
         utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
     with raise_tracker_errors(uri), nullcontext() if is_server else lock_store(uri):
         client = MlflowClient(address)
-        client.search_experiments(max_results=1)
+        set_patience(FIRST_ANSWER, retries=0)
+        started = time.monotonic()
+        try:
+            client.search_experiments(max_results=1)
+        except MlflowException:
+            if time.monotonic() > started + FIRST_ANSWER:
+                raise
+            client.search_experiments(max_results=1)  # it may only have been busy
+        set_patience(LATER_ANSWER, RETRIES)
         if uri == LOCAL_URI:
             follow_move(HOME / "mlflow.db")
     return client

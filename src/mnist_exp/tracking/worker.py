@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from importlib import import_module
 from inspect import signature
@@ -33,10 +34,15 @@ from mnist_exp.tracking import ModelRecord, RunRecord, Status, Tracker, TrackerE
 
 log = logging.getLogger(__name__)
 
-BACKOFF = 10  # a call that failed for a second is tried again after ten
+BACKOFF = 10  # seconds until a call that failed is tried again
 RESTARTS = 3  # of a worker process that was killed
 PATIENCE = 3  # seconds for the call that a worker makes when its parent is killed
 LOST = (EOFError, OSError, pickle.UnpicklingError)  # what the end of the other process raises
+MEGABYTE = 2**20
+# Seconds at the end of a run in which no request ends and no megabyte moves, until it stops to
+# wait. After a signal they are few: Slurm kills the process half a minute later.
+LONGEST_PAUSE: Mapping[Status, float] = {"FINISHED": 60, "FAILED": 60, "KILLED": 20}
+FIRST_LINE, NEXT_LINE = 3, 60  # seconds until it is said what is waited for, and said again
 
 
 class Trackers:
@@ -76,12 +82,16 @@ class Trackers:
     def log_model(self, record: ModelRecord) -> None:
         self._call("log_model", record)
 
-    def end(self, status: Status) -> bool:
-        """Wait for every call; return whether each tracker has recorded everything."""
-        complete = self._call("end", status).exception() is None
+    def end(self, status: Status) -> str | None:
+        """Wait for every call, as long as something moves; return why it stopped before the last.
+
+        Says what it waits for. A KeyboardInterrupt ends the waiting, too.
+        """
+        call = self._submit(_call, self.key, "end", status)
         if self.worker:
+            self.worker.wait(call, LONGEST_PAUSE[status])
             self.worker.made.pop(self.key, None)
-        return complete
+        return str(error) if (error := call.exception()) else None
 
     def get_viewers(self) -> list[str]:
         """Wait for the start; return what shows the run. Raises TrackerError if it failed."""
@@ -149,8 +159,9 @@ class Worker:
 
     def __init__(self) -> None:
         self.process = self._start()
-        self.restarts = RESTARTS
-        self.made: dict[str, list[bytes]] = {}  # by run: the calls that are repeated
+        self.restarts, self.death = RESTARTS, "its process was killed"
+        self.made: dict[str, dict[bytes, None]] = {}  # by run: the calls that are repeated
+        self.moved, self.sending = 0.0, "start"  # when it last moved on, and with what
         atexit.register(self._kill)
         self.calls: SimpleQueue[tuple[Future[Any], str | None, bytes]] = SimpleQueue()
         # Unlike an executor's, this thread never keeps Python from exiting.
@@ -173,6 +184,23 @@ class Worker:
             start_new_session=True,  # only this process handles Ctrl-C
         )
 
+    def wait(self, call: Future[Any], patience: float) -> None:
+        """Wait for the answer; end the process if nothing moves for `patience` seconds."""
+        started = self.moved = time.monotonic()
+        says_next = started + FIRST_LINE
+        try:
+            while not call.done() and (now := time.monotonic()) < self.moved + patience:
+                if now > says_next:
+                    text = "waiting for the tracker (%s); Ctrl-C ends the waiting"
+                    log.info(text, self.sending)
+                    says_next += NEXT_LINE
+                wait_for([call], timeout=1)
+        finally:
+            if not call.done():
+                self.death = f"nothing has moved for {time.monotonic() - self.moved:.0f} s"
+                get_worker.cache_clear()
+                self._kill()
+
     def _make_calls(self) -> None:
         """Make one call at a time, and wait for its answer."""
         while True:
@@ -182,7 +210,7 @@ class Worker:
             except Exception as error:
                 answer.set_exception(error)
             if run:
-                self.made.setdefault(run, []).append(call)
+                self.made.setdefault(run, {})[call] = None
 
     def _kill(self) -> None:
         self.restarts = 0
@@ -200,7 +228,7 @@ class Worker:
                 return self._ask(call)
             except LOST:
                 if not self.restarts:
-                    raise TrackerError("its process was killed") from None
+                    raise TrackerError(self.death) from None
             log.warning("the tracker's process was killed; another one takes its place")
             self.restarts -= 1
             with suppress(OSError), self.process:  # which closes its pipes
@@ -214,7 +242,10 @@ class Worker:
         assert answers is not None
         requests.write(call)
         requests.flush()
-        value, error = pickle.load(answers)
+        while isinstance(answer := pickle.load(answers), str):
+            self.moved, self.sending = time.monotonic(), answer
+        self.moved = time.monotonic()
+        value, error = answer
         if error:
             raise error
         return value
@@ -229,6 +260,40 @@ def get_worker() -> Worker:
 
 
 # --- what runs in the worker process ---
+
+
+class Sending:
+    """What is being sent; `tell` gets it each time that it has moved on.
+
+    It moves on when a request or a megabyte leaves this process. Of a call that is repeated, only
+    what goes beyond its earlier attempts counts: one that always fails does not move on.
+    """
+
+    def __init__(self) -> None:
+        self.tell: Callable[[str], None] = lambda what: None
+        self.what, self.sent, self.most = "", 0, 0
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Begin with a call, or begin it again."""
+        self.what, self.sent = method, 0
+        if method == "upload" and arguments[0]:
+            size = sum(path.stat().st_size for path in arguments[0] if path.exists())
+            self.what += f" {', '.join(p.name for p in arguments[0])}, {size / 1e6:.1f} MB"
+
+    def complete(self) -> None:
+        self.most = 0
+        self.tell(self.what)
+
+    def watch(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """A hook for `sys.addaudithook`: Python's HTTP client reports each block there."""
+        if event == "http.client.send" and isinstance(block := arguments[1], bytes):
+            self.sent += MEGABYTE if block.endswith(b"\r\n\r\n") else len(block)
+            if self.sent >= self.most + MEGABYTE:
+                self.most = self.sent
+                self.tell(self.what)
+
+
+_sending = Sending()
 
 
 class RetryQueue:
@@ -249,22 +314,30 @@ class RetryQueue:
     def call(self, method: str, *arguments: object) -> str | None:
         """Call all pending methods, then this one; return why calls are pending now, or None."""
         self.ended = method == "end"
-        self.pending.append((method, arguments))
-        started = time.monotonic()
-        if started < self.next_try and method != "end":
+        call = method, arguments
+        self.pending = [*(earlier for earlier in self.pending if earlier != call), call]
+        if time.monotonic() < self.next_try and method != "end":
             return self.reason
         try:
             while self.pending:
                 name, values = self.pending[0]
+                _sending.begin(name, *values)
                 if result := getattr(self.tracker, name)(*values):
                     self.results.append(result)
                 del self.pending[0]
+                _sending.complete()
             self.reason = None
         except Exception as error:  # a database or a network can raise anything
-            ended = time.monotonic()
-            self.next_try = ended + BACKOFF * (ended - started)
+            self.next_try = time.monotonic() + BACKOFF
             self.reason = root_cause(error)
         return self.reason
+
+    def may_succeed(self) -> bool:
+        """Whether calls are pending that can still succeed: not those of a deleted run."""
+        deletion = None
+        with suppress(Exception):
+            deletion = self.reason and self.tracker.explain_deletion()
+        return bool(self.reason and not deletion)
 
 
 _queues: dict[str, list[RetryQueue]] = {}  # by the record's key
@@ -277,6 +350,7 @@ def _import(module: str) -> None:
 def _start(options: Mapping[str, Any], record: RunRecord) -> list[str]:
     queues: list[RetryQueue] = []
     viewers = []
+    _sending.begin("start")
     try:
         for tracker in _build(options):
             viewers.append(tracker.start(record))
@@ -300,11 +374,20 @@ def _build(options: Mapping[str, Any]) -> list[Tracker]:
 
 
 def _call(key: str, method: str, *arguments: object) -> None:
-    """Raises TrackerError if calls are pending, with the reason of the first tracker."""
+    """Raises TrackerError if calls are pending, with the reason of the first tracker.
+
+    The end is tried until it succeeds, or until this process is ended.
+    """
     if key not in _queues:
         raise TrackerError("the run could not be started")
-    reasons = [queue.call(method, *arguments) for queue in _queues[key]]
-    for reason in filter(None, reasons):
+    queues = _queues[key]
+    for queue in queues:
+        queue.call(method, *arguments)
+    while method == "end" and (waiting := [queue for queue in queues if queue.may_succeed()]):
+        time.sleep(1)
+        for queue in waiting:
+            queue.call(method, *arguments)
+    for reason in filter(None, (queue.reason for queue in queues)):
         raise TrackerError(reason)
 
 
@@ -325,20 +408,25 @@ def _serve() -> None:
             signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     _silence(1)  # what MLflow prints must not mix with answers
+    lock = threading.Lock()
+
+    def send(message: str | tuple[Any, TrackerError | None]) -> None:
+        with lock, suppress(OSError):  # the parent was killed
+            pickle.dump(message, answers)
+            answers.flush()
+
+    _sending.tell = send
+    sys.addaudithook(_sending.watch)
     calls: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
     threading.Thread(target=_receive, args=(calls,)).start()
     while True:
         function, arguments = calls.get()
-        answer: tuple[Any, TrackerError | None]
         try:
-            answer = function(*arguments), None
+            send((function(*arguments), None))
         except TrackerError as error:
-            answer = None, error
+            send((None, error))
         except Exception as error:  # the parent may not be able to unpickle another one
-            answer = None, TrackerError(root_cause(error))
-        with suppress(OSError):  # the parent was killed
-            pickle.dump(answer, answers)
-            answers.flush()
+            send((None, TrackerError(root_cause(error))))
 
 
 def _silence(descriptor: int) -> None:
