@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -73,16 +73,10 @@ def log_to(path: Path) -> None:
 @contextmanager
 def show_bars() -> Iterator[Progress]:
     """Bars of trainings below the log, on a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[metrics]}"),
-        TimeRemainingColumn(),
-    )
+    columns = ("{task.description}", BarColumn(), "{task.fields[metrics]}", TimeRemainingColumn())
     hidden = relay is not None or not can_draw()
-    with Progress(
-        *columns, console=console, auto_refresh=False, transient=True, disable=hidden
-    ) as bars:
+    bars = Progress(*columns, console=console, auto_refresh=False, transient=True, disable=hidden)
+    with bars:
         yield bars
 
 

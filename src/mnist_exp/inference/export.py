@@ -100,17 +100,15 @@ def compare(
     model: nn.Module, kind: Kind, predict: Predictor, preprocessing: bool, test: Split
 ) -> Comparison:
     """Compare a file with its model. model: float32 on the CPU; test: raw uint8 images."""
-    correct, ties, difference, largest = 0, 0, torch.zeros(()), torch.zeros(())
+    pairs = []
     for batch in evaluation_batches(test):
-        images = batch.images
-        expected = model(kind.normalize(images, CPU))
-        found = predict(images if preprocessing else kind.normalize(images, CPU))
-        labels = found.argmax(1)
-        correct += int((labels == batch.labels).sum())
-        ties += int((labels != expected.argmax(1)).sum())
-        difference = torch.maximum(difference, (found - expected).abs().max())
-        largest = torch.maximum(largest, expected.abs().max())
-    return Comparison(len(test), correct, ties, difference.item(), largest.item())
+        images = kind.normalize(batch.images, CPU)
+        pairs.append((model(images), predict(batch.images if preprocessing else images)))
+    expected, found = map(torch.cat, zip(*pairs, strict=True))
+    labels, difference = found.argmax(1), (found - expected).abs().max().item()
+    correct, ties = (labels == test.labels).sum(), (labels != expected.argmax(1)).sum()
+    largest = expected.abs().max().item()
+    return Comparison(len(test), int(correct), int(ties), difference, largest)
 
 
 class Preprocessed(nn.Module):
