@@ -1,5 +1,11 @@
 """Export: `python export.py --help` shows the formats."""
 
+import sys
+from pathlib import Path
+
+# The code of this checkout, even where another one is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
 from mnist_exp.cli.export import export
 
 if __name__ == "__main__":

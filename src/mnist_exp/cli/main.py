@@ -39,7 +39,7 @@ from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import raise_on_signal, reset_signals
 from mnist_exp.experiment.versions import HYDRA_MAIN
-from mnist_exp.paths import CONF, add_config_dir, expand
+from mnist_exp.paths import CONF, IS_INSTALLED, SOURCES, add_config_dir, expand
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank, restarts
@@ -199,6 +199,9 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
         start_forkserver(plan.config)
     start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
+    if not IS_INSTALLED:  # a job of Slurm, a Python of its own, has to find this code
+        others = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{others}".rstrip(os.pathsep)
     from mnist_exp.sweeps.sweep import run_sweep
 
     return run_sweep(plan, lambda: launch(plan.for_hydra))
