@@ -43,6 +43,8 @@ def find_home() -> Path:
 
 
 HOME = find_home()
+if os.path.expanduser("~") == "~":  # noqa: PTH111  a number without a name, as in a container
+    os.environ["HOME"] = str(HOME)  # MLflow and Matplotlib ask for it
 
 
 def replace_home(node: Any) -> Any:
