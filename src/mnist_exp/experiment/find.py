@@ -6,6 +6,7 @@ accuracy of their kept weights.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
@@ -120,13 +121,21 @@ def find_sweep_above(path: Path) -> Path | None:
 
 
 def check_new(folder: Path) -> None:
-    """Raises BadInput for a folder that holds a run already, or that belongs to a sweep."""
+    """Raises BadInput for a folder that has a run, belongs to a sweep, or cannot be written."""
+    check_writable(folder)
     if any((folder / name).exists() for name in (LAST, METRICS)):
         advice = f"resume={quote_path(folder)} resumes it, another folder takes a new run"
         raise BadInput(f"hydra.run.dir={quote_path(folder)}: holds a run already; {advice}")
     if sweep := find_sweep_above(folder / SWEEP):
         advice = "take a folder outside of it"
         raise BadInput(f"hydra.run.dir={quote_path(folder)}: {sweep} is a sweep's; {advice}")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises BadInput for a folder that this process cannot make, or cannot write to."""
+    exists = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+    if not os.access(exists, os.W_OK):
+        raise BadInput(f"{exists}: cannot be written; MNIST_EXP_HOME=FOLDER says where to write")
 
 
 def find_best_run(

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
 from mnist_exp.errors import BadInput, print_line, sanitize
-from mnist_exp.experiment.find import find_sweep
+from mnist_exp.experiment.find import check_writable, find_sweep
 from mnist_exp.experiment.shell import quote, quote_path, show_path, train_command
 from mnist_exp.paths import LAST, SWEEP
 from mnist_exp.sweeps.records import (
@@ -195,7 +195,8 @@ def show_jobs(plan: SweepPlan, loader: ConfigLoader) -> None:
 
 
 def check_new(folder: Path) -> None:
-    """Raises BadInput if the folder contains files of a sweep or a run."""
+    """Raises BadInput if the folder contains files of a sweep or a run, or cannot be written."""
+    check_writable(folder)
     files = (SWEEP, str(LAST), f"*/{OUTCOME}", f"*/{LAST}")
     if any(any(folder.glob(file)) for file in files):
         value = quote_path(folder)
