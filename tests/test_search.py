@@ -68,11 +68,11 @@ def test_a_trial_below_the_median_is_pruned_and_one_that_was_killed_is_found_aga
     study = open_study(tmp_path)
     for number in range(4):
         study.ask({"x": FloatDistribution(0, 1)})
-        should_prune = get_pruner(tmp_path, number)
+        should_prune = get_pruner(open_study(tmp_path), number)
         assert [should_prune(epoch, 0.9) for epoch in (1, 2, 3)] == [False, False, False]
         study.tell(number, 0.9)
     study.ask({"x": FloatDistribution(0, 1)})
-    should_prune = get_pruner(tmp_path, 4)
+    should_prune = get_pruner(open_study(tmp_path), 4)
     assert [should_prune(epoch, 0.5) for epoch in (1, 2)] == [False, True]
     assert [trial.number for trial in list_unfinished(open_study(tmp_path), [])] == [4]
 

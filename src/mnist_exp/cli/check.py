@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra import compose
-from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException, MissingConfigException
@@ -29,7 +28,7 @@ from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.targets import SEVERAL, TARGET, read_options, target_problems
 from mnist_exp.paths import expand
 from mnist_exp.sweeps.jobs_file import as_typed, read_rows
-from mnist_exp.training.rules import one_of
+from mnist_exp.training.rules import integer, one_of
 from mnist_exp.training.torchrun import is_distributed
 
 if TYPE_CHECKING:
@@ -37,6 +36,13 @@ if TYPE_CHECKING:
 
 Found = list[tuple[str, str | None]]  # what was typed, and what is wrong with it, if anything
 
+# Keys of hydra/sweeper=optuna. The names are those in sweeps/search.py, which imports optuna.
+SEARCH_RULES = {
+    "n_trials": integer(1),
+    "n_jobs": integer(1),
+    "sampler": one_of("tpe", "gp", "cmaes", "qmc", "nsgaii", "random", "brute_force"),
+    "pruner": one_of("median", "percentile", "successive_halving", "hyperband", "none"),
+}
 NOT_OF_A_JOB = ("hydra.", "hydra/", "sweep.", "trainer.monitor")  # keys of a sweep as a whole
 # Option → the package that it needs, and the extra that installs it.
 PLUGINS = {
@@ -44,6 +50,7 @@ PLUGINS = {
     "submitit_local": ("submitit", "sweep"),
     "submitit_slurm": ("submitit", "sweep"),
     "optuna": ("optuna", "sweep"),
+    "cmaes": ("cmaes", "sweep"),
     "tensorboard": ("tensorboard", "tensorboard"),
 }
 # Values that every machine supports. For others torch is asked, which takes a second to import.
@@ -108,6 +115,7 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
         rows, in_file, problems = parse_jobs(in_force, typed | values.keys(), loader)
         arguments, lines = [*in_file, *preset, *arguments], [*problems, *more, *lines]
         found, choices, settings = sort_arguments(arguments, multirun, loader)
+        wrong += check_search(first.config)
     unknown = [group for group, texts in choices.items() if not texts]
     notes = []
     for options in combine(choices):
@@ -232,11 +240,26 @@ def check_option(setting: Setting, options: Sequence[str]) -> str | None:
         if not names and setting.key != "callbacks":
             return "at least one option is needed"
     for name in names:
-        if wrong := one_of(*options).wrong(name):
+        if wrong := one_of(*options).wrong(name) or check_plugin(name):
             return wrong
-        if name in PLUGINS and find_spec(PLUGINS[name][0]) is None:
-            return f"is not installed; pip install -e '.[{PLUGINS[name][1]}]'"
     return None
+
+
+def check_plugin(name: str) -> str | None:
+    """How to install what an option needs, if it is missing."""
+    if name in PLUGINS and find_spec(PLUGINS[name][0]) is None:
+        return f"is not installed; pip install -e '.[{PLUGINS[name][1]}]'"
+    return None
+
+
+def check_search(config: DictConfig) -> Found:
+    """What is wrong with the keys of hydra/sweeper=optuna, typed or in a YAML file."""
+    found: Found = []
+    sweeper = OmegaConf.select(config, "hydra.sweeper") or {}
+    for key, rule in SEARCH_RULES.items() if "n_trials" in sweeper else ():
+        value = sweeper[key]
+        found.append((f"hydra.sweeper.{key}={value}", rule.wrong(value) or check_plugin(value)))
+    return found
 
 
 def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str | None:
@@ -251,8 +274,7 @@ def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str
             return problem
         loader._apply_overrides_to_config([override], config)
     except Exception as error:  # of more kinds than Hydra's own
-        keys = leaves(OmegaConf.structured(HydraConf), resolve=False)
-        known = [f"hydra.{name}" for name, _ in keys]
+        known = [f"hydra.{name}" for name, _ in leaves(config.hydra, resolve=False)]
         near = "" if key in known else did_you_mean(key, known)
         return explain(error) + near
     return None

@@ -84,6 +84,7 @@ RULES = {
     "sweep.jobs": optional(text),
     "sweep.test": one_of("winner", "all"),
     "sweep.resume": optional(text),
+    "sweep.join": optional(text),
     "sweep.max_jobs": integer(1),
     **{f"trainer.{name}": rule for name, rule in rules_of(TrainerOptions).items()},
     **{f"data.{name}": rule for name, rule in rules_of(DataOptions).items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import chain, product
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 from mnist_exp.errors import BadInput, print_line, sanitize
 from mnist_exp.experiment.find import check_writable, find_sweep
 from mnist_exp.experiment.shell import quote, quote_path, show_path, train_command
-from mnist_exp.paths import LAST, SWEEP
+from mnist_exp.paths import LAST, SWEEP, expand
 from mnist_exp.sweeps.records import (
     OUTCOME,
     REPEATS,
@@ -31,7 +32,7 @@ from mnist_exp.sweeps.records import (
 # Beginnings of arguments that say where and how the jobs run.
 NOT_THE_JOBS = (
     *("hydra.", "hydra/launcher=", "tracking"),
-    *("sweep.test=", "sweep.resume=", "sweep.max_jobs="),
+    *("sweep.test=", "sweep.resume=", "sweep.join=", "sweep.max_jobs="),
 )
 
 
@@ -85,7 +86,7 @@ def plan_sweep(
     file = config.sweep.jobs if rows else None  # that was read: not if only the record has its rows
     combinations: Iterable[tuple[str, ...]] = ()
     if search := "n_trials" in config.hydra.sweeper:
-        check_search(config, axes, rows)
+        check_search(config, swept, rows)
         job_count = int(config.hydra.sweeper.n_trials)
     else:
         job_count, combinations = combine(swept, config.sweep.combine)
@@ -96,12 +97,20 @@ def plan_sweep(
     both = product(rows, combinations)
     jobs = [{**row, **dict(zip(swept, values, strict=True))} for row, values in both]
     folder, keys = Path(config.hydra.sweep.dir), [*dict.fromkeys(chain(*rows)), *axes]
-    if config.sweep.resume is None:
-        check_new(folder)
-        record = Sweep(typed, keys, config.sweep.test, search, jobs)
-    else:
+    record = Sweep(typed, keys, config.sweep.test, search, jobs)
+    if join := config.sweep.join:
+        folder, record = join_study(join, folder, record)
+    if config.sweep.resume is not None:
         folder = find_sweep(config.sweep.resume)
-        record = resume_sweep(folder, Sweep(typed, keys, "", search, jobs), file)
+        record = resume_sweep(folder, record, file)
+        if search and not join:  # else others may be writing to the study
+            from mnist_exp.sweeps.search import check_study  # imports optuna
+
+            check_study(folder, read_outcomes(folder))
+    elif join and (folder / SWEEP).exists():
+        record = resume_sweep(folder, record, None, "sweep.join")
+    else:
+        check_new(folder)
     if is_local(config) and "trainer.threads" not in overrides and config.trainer.threads == "auto":
         words = [*words, "trainer.threads=1"]  # several jobs share the cores
     for key in record.swept:  # those of sweep.jobs
@@ -114,15 +123,35 @@ def is_local(config: DictConfig) -> bool:
     return str(config.hydra.launcher._target_).endswith(".LocalLauncher")
 
 
-def check_search(config: DictConfig, axes: Mapping[str, str], rows: Sequence[Chosen]) -> None:
+def check_search(config: DictConfig, swept: Mapping[str, Override], rows: Sequence[Chosen]) -> None:
     """Raises BadInput for what a search cannot do."""
-    for key in (key for key in axes if key in REPEATS):
-        reason = "a search trains each configuration once; give one value"
-        raise BadInput(f"{key}={axes[key]}: {reason}, then sweep the winner over several")
+    for key, override in swept.items():
+        if key in REPEATS:
+            reason = "a search trains each configuration once; give one value"
+            raise BadInput(f"{override.input_line}: {reason}, then sweep the winner over several")
+        if config.hydra.sweeper.sampler == "brute_force" and not override.is_discrete_sweep():
+            raise BadInput(f"{override.input_line}: an interval, which brute_force cannot exhaust")
     if config.data.val_fraction == 0 and config.data.folds is None:
         raise BadInput("data.val_fraction=0: a search needs validation")
     if rows or config.sweep.combine != "product":
         raise BadInput("hydra/sweeper=optuna: chooses the combinations itself, without sweep.jobs")
+
+
+def join_study(join: str, folder: Path, record: Sweep) -> tuple[Path, Sweep]:
+    """The folder and the record of a search that shares its study with other processes.
+
+    join: the folder of all of them, or the address of a database, in which the same arguments name
+    the same study; there each process has a folder of its own. Raises BadInput.
+    """
+    if not record.search:
+        raise BadInput(f"sweep.join={join}: shares a search; add hydra/sweeper=optuna")
+    if "://" not in join:
+        return expand(join), record
+    address, _, file = join.partition("sqlite:///")
+    if file and not address:
+        join = f"sqlite:///{expand(file)}"
+    digest = sha256(repr(select_job_arguments(record.typed)).encode()).hexdigest()
+    return folder, replace(record, database=join, study=f"mnist_exp {digest[:12]}")
 
 
 def combine(swept: Mapping[str, Override], how: str) -> tuple[int, Iterable[tuple[str, ...]]]:
@@ -144,26 +173,26 @@ def combine(swept: Mapping[str, Override], how: str) -> tuple[int, Iterable[tupl
     return lengths[0], zip(*values, strict=True)
 
 
-def resume_sweep(folder: Path, planned: Sweep, file: str | None) -> Sweep:
+def resume_sweep(
+    folder: Path, planned: Sweep, file: str | None, option: str = "sweep.resume"
+) -> Sweep:
     """The record of the sweep in the folder.
 
-    planned: what the arguments say of it. file: whose rows are planned, or None.
+    planned: what the arguments say of it. file: whose rows are planned, or None. option: that named
+    the folder.
 
     Raises BadInput if they say something else than its record, and Damaged.
     """
-    record, name = read_sweep(folder), f"sweep.resume={quote_path(folder)}"
+    record, name = read_sweep(folder), f"{option}={quote_path(folder)}"
     if select_job_arguments(record.typed) != select_job_arguments(planned.typed):
         reason = "that sweep has other arguments, or has them in another order"
-        raise BadInput(f"{name}: {reason}; type {train_command('-m', name)}")
+        resume = train_command("-m", f"sweep.resume={quote_path(folder)}")
+        raise BadInput(f"{name}: {reason}; type {resume}")
     if file is not None and planned.jobs != record.jobs:
         raise BadInput(f"{name}: sweep.jobs={file} has changed; start a new sweep")
     jobs = record.jobs or [dict.fromkeys(planned.swept, "")]
     if any(job.keys() != set(record.swept) for job in jobs):
         raise Damaged(f"{folder / SWEEP}: damaged (swept); start the sweep again")
-    if record.search:
-        from mnist_exp.sweeps.search import check_study  # imports optuna
-
-        check_study(folder, read_outcomes(folder))
     return record if record.jobs else replace(record, jobs=planned.jobs)
 
 

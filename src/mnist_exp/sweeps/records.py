@@ -45,6 +45,8 @@ class Sweep:
     begun: float = field(default_factory=time.time)  # Unix time, seconds
     key: str = field(default_factory=lambda: uuid4().hex)  # of the parent's record
     tested: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by job number
+    database: str | None = None  # of a search: the address, if its study is not in the folder
+    study: str = "sweep"  # its name
 
     def write(self, folder: Path) -> None:
         write_record(folder / SWEEP, asdict(self))
@@ -78,10 +80,13 @@ class Outcome:
         """Seed, split and fold: in what jobs of the same hyperparameters differ."""
         return tuple(self.chosen.get(key) for key in REPEATS)
 
-    def write(self) -> None:
+    def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         del values["folder"]
-        write_record(self.folder / OUTCOME, values)
+        return values
+
+    def write(self) -> None:
+        write_record(self.folder / OUTCOME, self.to_json())
 
 
 def read_sweep(folder: Path) -> Sweep:

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import optuna
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from optuna import pruners, samplers
 from optuna.distributions import BaseDistribution as Distribution
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from mnist_exp.errors import one_line
+from mnist_exp.errors import first_line, one_line
 from mnist_exp.sweeps.records import DAMAGED, Damaged, Outcome
 
 STATES = {
@@ -27,30 +36,78 @@ STATES = {
     "FAILED": TrialState.FAIL,
 }
 STUDY = "study.journal"  # in the sweep's folder
+OUTCOME = "outcome"  # an attribute of a trial, for processes that do not see this one's files
+# By name, in hydra.sweeper.sampler and hydra.sweeper.pruner. The check of the command line has
+# these names, too: it does not import optuna.
+SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {
+    "tpe": partial(samplers.TPESampler, constant_liar=True),
+    "gp": samplers.GPSampler,
+    "cmaes": samplers.CmaEsSampler,
+    "qmc": samplers.QMCSampler,
+    "nsgaii": samplers.NSGAIISampler,
+    "random": samplers.RandomSampler,
+    "brute_force": samplers.BruteForceSampler,
+}
+PRUNERS: Mapping[str, Callable[[], BasePruner]] = {
+    "median": partial(pruners.MedianPruner, n_startup_trials=4, n_warmup_steps=2),
+    "percentile": partial(pruners.PercentilePruner, 25.0, n_startup_trials=4, n_warmup_steps=2),
+    "successive_halving": pruners.SuccessiveHalvingPruner,
+    "hyperband": pruners.HyperbandPruner,
+    "none": pruners.NopPruner,
+}
 
 AnyTrial = Trial | FrozenTrial  # new, or of a study that is resumed
 
 log = logging.getLogger(__name__)
 
 
-def open_study(folder: Path, seed: int = 0) -> optuna.Study:
-    """The sweep's study, created if there is none.
+@dataclass(frozen=True)
+class Search:
+    """What a search tries."""
 
-    It maximizes the score (see `Monitor`) with TPE (Bergstra et al. 2011). From the second epoch on
-    it prunes a trial whose best score is below the median of the others at the same epoch (Golovin
-    et al. 2017).
+    space: Mapping[str, Distribution]  # by swept key
+    n_trials: int  # of the whole search
+    n_jobs: int = 1  # trials started together
+    sampler: str = "tpe"  # one of SAMPLERS
+    seed: int = 0  # of the sampler
+
+
+def open_study(
+    folder: Path, database: str | None = None, name: str = "sweep", pruner: str = "median"
+) -> optuna.Study:
+    """The study of this name, created if there is none. It maximizes the score (see `Monitor`).
+
+    It is in the database, an address, or else in a file in the sweep's folder. pruner: one of
+    PRUNERS, which looks at the scores of each epoch. The median pruner stops a trial whose best
+    score is below the median of the others at the same epoch (Golovin et al. 2017).
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name="sweep",
-        storage=JournalStorage(JournalFileBackend(str(folder / STUDY))),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage: BaseStorage
+    if database:
+        wait = {"connect_args": {"timeout": 60}} if database.startswith("sqlite") else {}
+        storage = RDBStorage(database, engine_kwargs=wait)
+    else:
+        storage = JournalStorage(JournalFileBackend(str(folder / STUDY)))
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        pruner=PRUNERS[pruner](),
         direction="maximize",
         load_if_exists=True,
     )
-    seed += len(study.get_trials())  # else a resumed study repeats its first draws
-    study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    return study
+
+
+def ask(study: optuna.Study, search: Search) -> Trial:
+    """A new trial, its values chosen by a sampler, such as TPE (Bergstra et al. 2011).
+
+    The seed depends on the trial's number, so that a study that is resumed, or that several
+    processes share, does not repeat a draw.
+    """
+    seed = search.seed + len(study.get_trials(deepcopy=False))
+    with catch_warnings():
+        simplefilter("ignore", ExperimentalWarning)
+        study.sampler = SAMPLERS[search.sampler](seed=seed)
+    return study.ask(dict(search.space))
 
 
 def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
@@ -86,31 +143,28 @@ def list_unfinished(study: optuna.Study, outcomes: Iterable[Outcome]) -> list[An
 
 def next_batch(
     study: optuna.Study,
-    space: dict[str, Distribution],
+    search: Search,
     waiting: list[AnyTrial],
-    n_trials: int,
-    n_jobs: int,
+    running: Sequence[AnyTrial] = (),
 ) -> list[AnyTrial]:
     """The next trials to train, at most `n_jobs`, with consecutive numbers; none at the end.
 
     A trial with the values of an earlier one gets the result of that one instead. waiting: trials
-    without a result; those returned are removed. n_trials: at most so many are in the study.
+    without a result; those returned are removed. running: trials that other processes train.
     """
     batch: list[AnyTrial] = []
-    while len(batch) < n_jobs:
+    while len(batch) < search.n_jobs:
         if not waiting:
-            if len(study.get_trials(deepcopy=False)) >= n_trials:
+            count = len(study.get_trials(deepcopy=False))
+            if count >= search.n_trials or is_exhausted(study, search.space):
                 break
-            if is_exhausted(study, space):
-                log.info("every combination has been tried; the search ends")
-                break
-            waiting.append(study.ask(space))
+            waiting.append(ask(study, search))
         trial = waiting[0]
-        twin = any(trial.params == other.params for other in batch)
-        if batch and (twin or trial.number != batch[-1].number + 1):
-            break  # leave it to the next batch, after the results of this one
+        twin = any(trial.params == other.params for other in [*batch, *running])
+        if twin or (batch and trial.number != batch[-1].number + 1):
+            break  # leave it to the next batch, after the results of these
         del waiting[0]
-        if trial.params.keys() != space.keys():  # the search was killed while it asked
+        if trial.params.keys() != search.space.keys():  # the search was killed while it asked
             study.tell(trial.number, state=TrialState.FAIL)
         elif same := find_same_trial(study, trial):
             log.info("trial %d repeats %d, whose result it gets", trial.number, same.number)
@@ -119,6 +173,20 @@ def next_batch(
         else:
             batch.append(trial)
     return batch
+
+
+def tell(study: optuna.Study, trial: AnyTrial, outcome: Outcome) -> None:
+    """Give the study the result of a trial, unless its job has not ended, or it has a result."""
+    if state := STATES.get(outcome.status):  # otherwise another process runs it
+        with suppress(UpdateFinishedTrialError):
+            set_attribute(study, trial, OUTCOME, outcome.to_json())
+        value = outcome.score if outcome.status == "FINISHED" else None
+        study.tell(trial.number, value, state, skip_if_finished=True)
+
+
+def set_attribute(study: optuna.Study, trial: AnyTrial, name: str, value: object) -> None:
+    """Raises UpdateFinishedTrialError."""
+    study._storage.set_trial_user_attr(trial._trial_id, name, value)
 
 
 def find_same_trial(study: optuna.Study, trial: AnyTrial) -> FrozenTrial | None:
@@ -171,16 +239,19 @@ def to_distribution(override: Override) -> Distribution:
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def get_pruner(folder: Path, number: int) -> Callable[[int, float], bool]:
+def get_pruner(study: optuna.Study, number: int) -> Callable[[int, float], bool]:
     """For the job of this number: a function of (epoch, score) that says whether to stop."""
-    study = open_study(folder)
     frozen = study.get_trials(deepcopy=False)[number]
     if frozen.state.is_finished():  # its job's outcome is damaged
         return lambda epoch, score: frozen.state is TrialState.PRUNED
     trial = Trial(study, frozen._trial_id)
 
     def should_prune(epoch: int, score: float) -> bool:
-        trial.report(score, epoch)
-        return bool(trial.should_prune())
+        try:
+            trial.report(score, epoch)
+            return bool(trial.should_prune())
+        except StorageInternalError as error:  # a training does not end with its database
+            log.warning("not pruned: %s", first_line(error))
+            return False
 
     return should_prune

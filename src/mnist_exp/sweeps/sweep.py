@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import Failure
@@ -30,10 +30,11 @@ from mnist_exp.experiment.shell import quote_path, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted, raise_on_ctrl_c
 from mnist_exp.files import TEMPORARY, Occupied, lock_folder
 from mnist_exp.inference.hooks import HOOKS
-from mnist_exp.paths import LAST, shorten_path
+from mnist_exp.paths import LAST, SWEEP, shorten_path
 from mnist_exp.sweeps import leaderboard, records
 from mnist_exp.sweeps.plan import SweepPlan
 from mnist_exp.sweeps.records import ENDED, Outcome, Sweep
+from mnist_exp.sweeps.repeat import repeat
 from mnist_exp.tracking import DatasetRecord, RunRecord, Status
 from mnist_exp.tracking.worker import Trackers
 from mnist_exp.training.loop import name_metrics
@@ -55,28 +56,47 @@ def run_sweep(plan: SweepPlan, launch: Callable[[], None]) -> int:
     Raises Occupied if another process runs the sweep, TrackerError before a job starts,
     Interrupted, and what `launch` raises.
     """
-    sweep, folder = plan.record, plan.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    if plan.config.sweep.join is not None:
+        from mnist_exp.sweeps.join import SharedStudy  # imports optuna
+
+        shared = SharedStudy(plan.folder, plan.record)
+        plan = replace(plan, record=shared.share(plan.record))
+        return run_jobs(plan, launch, shared.lock)
     own_files = f".*{TEMPORARY}*"  # a job in a queue may still write to its own folder
-    with lock_folder(folder, own_files):
+    with lock_folder(plan.folder, own_files):
+        return run_jobs(plan, launch, nullcontext)
+
+
+def run_jobs(
+    plan: SweepPlan,
+    launch: Callable[[], None],
+    lock: Callable[[], AbstractContextManager[None]],
+) -> int:
+    """What `run_sweep` does. Several processes do it together: they start and finish in turn."""
+    sweep, folder = plan.record, plan.folder
+    status: Status = "FAILED"
+    with lock():
         tracker = start_parent(plan)
-        status: Status = "FAILED"
-        try:
-            sweep.write(folder)
-            screen.log_to(folder / "sweep.log")
-            jobs = f"{plan.job_count} job{'s' * (plan.job_count != 1)}"
-            log.info("a sweep of %s in %s", jobs, show_path(folder))
-            if sweep.test == "all":
-                log.warning("sweep.test=all: a choice among jobs that saw the test set is biased")
-            with renew_description(folder, sweep, tracker):
-                launch()
-            status = "FINISHED"
-        except Interrupted:
-            status = "KILLED"
-            raise
-        finally:
-            screen.log_to(folder / "sweep.log")  # Hydra has set up logging for the jobs
-            code = finish(folder, sweep, tracker, status)
+        if (folder / SWEEP).exists():  # by now: another process may have ended the sweep
+            sweep = replace(sweep, tested=records.read_sweep(folder).tested)
+        sweep.write(folder)
+    try:
+        screen.log_to(folder / "sweep.log")
+        jobs = f"{plan.job_count} job{'s' * (plan.job_count != 1)}"
+        log.info("a sweep of %s in %s", jobs, show_path(folder))
+        if sweep.test == "all":
+            log.warning("sweep.test=all: a choice among jobs that saw the test set is biased")
+        with renew_description(folder, sweep, tracker):
+            launch()
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        screen.log_to(folder / "sweep.log")  # Hydra has set up logging for the jobs
+        with lock():
+            code = finish(folder, records.read_sweep(folder), tracker, status)
     return code
 
 
@@ -115,22 +135,16 @@ def describe_dataset(plan: SweepPlan) -> DatasetRecord | None:
 @contextmanager
 def renew_description(folder: Path, sweep: Sweep, tracker: Trackers) -> Iterator[None]:
     """Keep the parent's description up to date while jobs run, in whichever processes."""
-    ended = threading.Event()
+    shown = ""
 
     def renew() -> None:
-        shown = ""
-        while not ended.wait(RENEW_SECONDS):
-            if (text := describe_sweep(sweep, records.read_outcomes(folder, sweep.swept))) != shown:
-                tracker.describe(text)
-                shown = text
+        nonlocal shown
+        if (text := describe_sweep(sweep, records.read_outcomes(folder, sweep.swept))) != shown:
+            tracker.describe(text)
+            shown = text
 
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
+    with repeat(RENEW_SECONDS, renew):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def describe_sweep(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
@@ -189,7 +203,9 @@ def report(
     if winner := find_winner(rows):
         if command := winner_command(winner):
             log.info("winner   %s", command)
-        if with_test:
+        if with_test and sweep.database and not (winner.finished[0].folder / LAST).exists():
+            log.info("test     by the process that trained the winner, from its own files")
+        elif with_test:
             test_winner(folder, sweep, winner, tracker)
     elif rows and rows[0].finished:
         log.warning("data.val_fraction=0: without validation there is no winner")
@@ -380,9 +396,11 @@ def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
         name = cut_name(leaderboard.name_job(outcome.chosen) or f"job {outcome.job}")
         run = Run(config, folder, name, tags, sweep.key, HOOKS)
     if sweep.search:
-        from mnist_exp.sweeps.search import get_pruner  # imports optuna
+        from mnist_exp.sweeps.search import get_pruner, open_study  # imports optuna
 
-        should_prune = get_pruner(folder.parent, outcome.job)
+        pruner = HydraConfig.get().sweeper.pruner
+        study = open_study(folder.parent, sweep.database, sweep.study, pruner)
+        should_prune = get_pruner(study, outcome.job)
 
         def on_epoch(epoch: Epoch) -> None:
             monitor = run.state.progress.monitor
