@@ -41,6 +41,7 @@ from mnist_exp.tracking.addresses import REMEDY, restore_secret, strip_user
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+import mlflow
 from mlflow import MlflowClient, environment_variables
 from mlflow.entities import Experiment, Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -104,6 +105,8 @@ def open_store(uri: str) -> MlflowClient:
 
         utils.MAX_RETRY_COUNT = 1  # instead of ten tries in two minutes
     with raise_tracker_errors(uri), nullcontext() if is_server else lock_store(uri):
+        if uri.startswith("sqlite:///") and (database := Path(uri[10:])).is_file():
+            migrate(database)
         client = MlflowClient(address)
         set_patience(FIRST_ANSWER, retries=0)
         started = time.monotonic()
@@ -117,6 +120,34 @@ def open_store(uri: str) -> MlflowClient:
         if uri == LOCAL_URI:
             follow_move(HOME / "mlflow.db")
     return client
+
+
+def migrate(database: Path) -> None:
+    """Bring a database of an older MLflow up to date, after a copy of it.
+
+    Raises TrackerError for a database of a newer MLflow.
+    """
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
+
+    with closing(sqlite3.connect(database)) as connection:
+        try:
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.OperationalError:  # it has no tables yet
+            return
+        scripts = ScriptDirectory.from_config(utils._get_alembic_config(""))
+        known = [script.revision for script in scripts.walk_revisions()]  # the newest first
+        if found is None or found[0] == known[0]:
+            return
+        if found[0] not in known:
+            raise TrackerError(
+                f"{database}: MLflow {mlflow.__version__} is older than the one that wrote it; "
+                "pip install --upgrade mlflow, or tracking=none trains without it"
+            )
+        copy = copy_database(connection, database, "before_migration")
+    text = f"MLflow {mlflow.__version__} migrates it; {copy.name} is a copy from before"
+    print_line(f"{database}: {text}", sys.stderr)
+    utils._upgrade_db(utils.create_sqlalchemy_engine(f"sqlite:///{database}"))
 
 
 def lock_store(uri: str) -> AbstractContextManager[None]:
