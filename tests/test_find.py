@@ -16,7 +16,7 @@ from PIL import Image
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint, find
-from mnist_exp.experiment.find import check_new, find_checkpoint, rank_runs
+from mnist_exp.experiment.find import check_new, find_checkpoint, find_run, rank_runs
 from mnist_exp.paths import LAST, SWEEP
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
@@ -192,6 +192,27 @@ def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
     checkpoint.unlink()
     with pytest.raises(BadInput, match=rf"^run {run_id}: .*{checkpoint}"):
         find_checkpoint(run_id, store)
+
+
+def test_a_run_whose_folder_is_gone_is_resumed_from_mlflow_in_a_new_folder(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id, checkpoint = record_run(store, "away", tmp_path / "run", [0.5])
+    MlflowClient(store).log_artifact(run_id, str(checkpoint), "checkpoints")
+    new = tmp_path / "new"
+    assert find_run(run_id, store, new=new) == tmp_path / "run"
+    checkpoint.unlink()
+    assert find_run(run_id, store, new=new) == new
+    assert (new / LAST).read_bytes() == b"weights"
+    assert str(new) in capsys.readouterr().out
+    with pytest.raises(BadInput, match="holds a run already"):
+        find_run(run_id, store, new=new)
+
+    run_id, checkpoint = record_run(store, "away", tmp_path / "lost", [0.5])
+    checkpoint.unlink()
+    with pytest.raises(BadInput, match=rf"^run {run_id}: .*{checkpoint}"):
+        find_run(run_id, store, new=tmp_path / "not made")
+    assert not (tmp_path / "not made").exists()
 
 
 def test_a_path_and_latest_need_no_store(outputs: Path) -> None:

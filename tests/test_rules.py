@@ -104,6 +104,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "tracking.logdir": (["runs", "/a/b"], ["", None, 3]),
     "tracking.uri": ([None, "http://127.0.0.1:5000"], ["", 3]),
     "tracking.log_checkpoints": ([True, False], [0, "true", None]),
+    "tracking.upload_every": ([None, 1, 5], [0, -1, 1.5, "often", True]),
     "tracking.log_model": ([True, False], [1, "false", None]),
     "tracking.register": (
         [None, "digits", "my model"],

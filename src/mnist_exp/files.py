@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,15 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def link_file(path: Path, name: Path) -> None:
+    """Let `name` be the same file as `path`, or a copy where the file system has no links."""
+    with replace_file(name) as temporary:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
 def sync(*paths: Path) -> None:
     """Flush files to disk, and of folders the names in them; some milliseconds each."""
     for path in paths:
@@ -68,6 +78,20 @@ def sync(*paths: Path) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+@contextmanager
+def pin(path: Path) -> Iterator[Path]:
+    """A file of the same name that keeps its content while `path` is replaced."""
+    pinned = path.parent / ".upload" / path.name
+    pinned.parent.mkdir(exist_ok=True)
+    link_file(path, pinned)
+    try:
+        yield pinned
+    finally:
+        pinned.unlink()
+        with suppress(OSError):
+            pinned.parent.rmdir()
 
 
 @contextmanager

@@ -174,15 +174,15 @@ def find_folder(config: DictConfig, needs_new_folder: bool) -> Path:
 
     Raises BadInput if `resume` finds no run, and, if needed, for the folder of another run.
     """
+    folder = Path(config.hydra.run.dir)
     if config.resume is None:
-        folder = Path(config.hydra.run.dir)
         if needs_new_folder and not restarts():
             check_new(folder)
         return folder
     if config.reproduce is not None:
         raise BadInput("resume continues a run, reproduce trains one again; leave out one of them")
     uri = config.tracking.uri if "uri" in config.tracking else tracking_uri()
-    return find_run(str(config.resume), uri)
+    return find_run(str(config.resume), uri, new=folder if needs_new_folder else None)
 
 
 def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_exp.errors import BadInput, did_you_mean
+from mnist_exp.errors import BadInput, did_you_mean, print_line
 from mnist_exp.experiment.shell import quote_path, train_command
+from mnist_exp.files import replace_file
 from mnist_exp.paths import CONF, HOME, LAST, METRICS, SWEEP, shorten_path
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, Score
 from mnist_exp.tracking.addresses import tracking_uri
@@ -27,8 +29,12 @@ OLD_MONITOR = {"name": "val/accuracy", "higher_is_better": True}
 RUN_ID = re.compile("[0-9a-f]{32}")  # in MLflow
 
 
-def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Path:
+def find_run(
+    word: str, tracking_uri: str | None, option: str = "resume=", new: Path | None = None
+) -> Path:
     """The output folder that "latest", a folder's path, or an MLflow run id stands for.
+
+    new: a folder for the last checkpoint in MLflow if the run's own folder is not on this machine.
 
     "latest" is the run that wrote a checkpoint last, not counting the jobs of sweeps. option: what
     was typed before the word, for messages. Raises BadInput if there is no such folder with a
@@ -42,9 +48,17 @@ def find_run(word: str, tracking_uri: str | None, option: str = "resume=") -> Pa
         return newest.parents[1]
     folder = find_folder(word)
     if folder is None and RUN_ID.fullmatch(word):
-        from mnist_exp.tracking.store import find_output_folder  # two seconds to import
+        from mnist_exp.tracking.store import find_output_file, find_output_folder  # two seconds
 
         folder = find_output_folder(word, tracking_uri)
+        if new and not (folder / LAST).is_file():
+            check_new(new)
+            copy = find_output_file(word, LAST, tracking_uri)
+            (new / LAST).parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(new / LAST) as temporary:
+                shutil.copyfile(copy, temporary)
+            print_line(f"{folder} is not here: its last checkpoint in MLflow is now in {new}")
+            folder = new
     if folder is None:
         words = ["latest"] if option == "resume=" else ["best", "latest"]
         near = did_you_mean(word, words)

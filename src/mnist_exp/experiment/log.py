@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from mnist_exp.experiment import screen
 from mnist_exp.experiment.folder import RunFolder
 from mnist_exp.experiment.metrics import Entry, Result
 from mnist_exp.experiment.shell import show_path
 from mnist_exp.experiment.signals import Interrupted, raise_on_ctrl_c
+from mnist_exp.paths import LAST
 from mnist_exp.tracking import RunRecord, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
 
@@ -22,6 +24,7 @@ class RunLog:
 
     def __init__(self, folder: RunFolder, tracker: Trackers) -> None:
         self.folder, self.tracker = folder, tracker
+        self.uploaded: Future[None] | None = None
 
     def start(self, record: RunRecord, entries: Sequence[Entry]) -> None:
         """Open the run in the tracker and log the entries that a resumed run has already."""
@@ -37,6 +40,11 @@ class RunLog:
         for entry in entries:
             step = entry.epoch if entry.step is None else entry.step
             self.tracker.log(entry.metrics, step, entry.at)
+
+    def upload_checkpoint(self) -> None:
+        """Hand the last checkpoint to the tracker, unless it is still busy with the one before."""
+        if self.uploaded is None or self.uploaded.done():
+            self.uploaded = self.tracker.upload([self.folder.path / LAST], LAST.parent.name)
 
     def show(self, result: Result, max_batches: int | None) -> None:
         """Print the final table and where the outputs are."""

@@ -169,6 +169,7 @@ OPTION_RULES = {
     ),
     "tracking.logdir": text,
     "tracking.log_checkpoints": flag,
+    "tracking.upload_every": optional(integer(1)),
     "tracking.log_model": flag,
     "tracking.register": Rule(
         "null or a name without /, \\ and :, not . or ..",

@@ -233,6 +233,7 @@ class Run:
     def fit(self, check_signals: Callable[..., None]) -> None:
         """Train. After each epoch save a checkpoint first, then log: nothing is logged twice."""
         every, images = self.options.checkpoint_every_steps, len(self.splits()[0])
+        uploads = self.config.tracking.get("upload_every")
         bar = screen.progress_bar(self.options.epochs, images, self.config.batch_size)
         with bar as show_step, catch_compile_errors():
 
@@ -248,6 +249,8 @@ class Run:
                     self.save_epoch()
                     log.info(screen.format_epoch(epoch, self.options.epochs))
                     self.log.add(epoch_entries(epoch))
+                    if uploads and epoch.number % uploads == 0:
+                        self.log.upload_checkpoint()
                     self.on_epoch(epoch)
                 check_signals()
             except (Interrupted, TrackerError):

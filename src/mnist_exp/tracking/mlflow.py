@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mnist_exp.errors import sanitize
+from mnist_exp.files import pin
 from mnist_exp.tracking import (
     DESCRIPTION,
     DIGEST_LETTERS,
@@ -50,6 +51,7 @@ class MLflowTracker:
             import mnist_exp.tracking.models  # noqa: F401
         self.client: MlflowClient
         self.run_id: str
+        self.known: set[tuple[str, int]] = set()  # metrics and steps of a run that was reopened
 
     def start(self, record: RunRecord) -> str:
         with store.raise_tracker_errors(self.uri):
@@ -60,6 +62,7 @@ class MLflowTracker:
                 if deletion := store.explain_deletion(self.client, run_id):
                     raise TrackerError(f"{deletion}, or {store.ANOTHER_EXPERIMENT}")
                 self.client.update_run(run_id, status="RUNNING")
+                self.known = self._find_metrics(run_id)
             else:
                 name = record.name
                 if not (self.chosen_name or record.parent):
@@ -70,6 +73,15 @@ class MLflowTracker:
             self.run_id = run_id
             self._log_record(record, experiment_id)
             return store.get_viewer(self.uri, experiment_id)
+
+    def _find_metrics(self, run_id: str) -> set[tuple[str, int]]:
+        """The metrics that the run has of each epoch, also of those after its last checkpoint.
+
+        They would be logged again with other times. What a sweep logs at step 0 may change.
+        """
+        names = self.client.get_run(run_id).data.metrics
+        points = (point for name in names for point in self.client.get_metric_history(run_id, name))
+        return {(point.key, point.step) for point in points if point.step}
 
     def _number(self, experiment_id: str, name: str) -> str:
         """The name, or name #2, #3, ... if other runs of the experiment have it."""
@@ -105,8 +117,10 @@ class MLflowTracker:
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         # MLflow ignores a metric that it already has with the same value, step and time.
-        batch = [Metric(key, value, int(at * 1000), step) for key, value in metrics.items()]
-        self.client.log_batch(self.run_id, batch)
+        new = {key: metrics[key] for key in metrics if (key, step) not in self.known}
+        if new:
+            batch = [Metric(key, value, int(at * 1000), step) for key, value in new.items()]
+            self.client.log_batch(self.run_id, batch)
 
     def describe(self, text: str) -> None:
         """Replace our part of the description; what a person wrote above it stays."""
@@ -117,10 +131,13 @@ class MLflowTracker:
         self.client.set_tag(self.run_id, tag, f"{above.strip()}\n\n{text}".strip())
 
     def upload(self, paths: Sequence[Path], folder: str = "") -> None:
-        if folder == "checkpoints" and not self.log_checkpoints:
-            return
-        for path in paths:
-            self.client.log_artifact(self.run_id, str(path), folder or None)
+        if folder != "checkpoints":
+            for path in paths:
+                self.client.log_artifact(self.run_id, str(path), folder or None)
+        elif self.log_checkpoints:
+            for path in paths:
+                with pin(path) as pinned:  # the training may replace it meanwhile
+                    self.client.log_artifact(self.run_id, str(pinned), folder)
 
     def log_model(self, record: ModelRecord) -> str | None:
         from mnist_exp.tracking import models

@@ -76,8 +76,8 @@ class Trackers:
     def describe(self, text: str) -> None:
         self._call("describe", text)
 
-    def upload(self, paths: Sequence[Path], folder: str = "") -> None:
-        self._call("upload", paths, folder)
+    def upload(self, paths: Sequence[Path], folder: str = "") -> Future[None]:
+        return self._call("upload", paths, folder)
 
     def log_model(self, record: ModelRecord) -> None:
         self._call("log_model", record)
@@ -197,7 +197,8 @@ class Worker:
                 wait_for([call], timeout=1)
         finally:
             if not call.done():
-                self.death = f"nothing has moved for {time.monotonic() - self.moved:.0f} s"
+                pause = time.monotonic() - self.moved
+                self.death = f"the tracker's process was ended: nothing had moved for {pause:.0f} s"
                 get_worker.cache_clear()
                 self._kill()
 
