@@ -187,6 +187,7 @@ def test_an_error_in_a_users_model_is_one_line_and_leaves_no_run(clone: Clone) -
     assert first == Like(f"{name} on cpu, 1 thread, …: 650 parameters, 1,280 FLOP…")
 
 
+@pytest.mark.slow
 def test_models_of_torchvision_train_or_say_why_not(clone: Clone) -> None:
     done = clone.run(
         *("train.py", "-m", "data=digits", "tracking=none", "trainer=debug", "model=torchvision"),

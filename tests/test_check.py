@@ -262,7 +262,17 @@ def test_no_option_has_a_problem() -> None:
     assert problems(["metrics=[accuracy,macro_f1,top5]", "callbacks=[]"]) == []
 
 
-@pytest.mark.parametrize("preset", PRESETS.split(" | "))
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "cifar10",  # sets the most keys
+        *(
+            pytest.param(preset, marks=pytest.mark.slow)
+            for preset in PRESETS.split(" | ")
+            if preset != "cifar10"
+        ),
+    ],
+)
 def test_a_preset_runs_with_any_other_option(preset: str) -> None:
     groups = ("data=mnist,digits", "model=glob(*)", "optimizer=glob(*)", "scheduler=glob(*)")
     others = (*groups, "augment=glob(*)", "trainer=default,debug")

@@ -1114,6 +1114,7 @@ def test_training_on_a_corrupt_file_ends_with_one_line_that_names_it(
     assert not (clone.root / "data" / "cache" / "mnist" / name).exists()
 
 
+@pytest.mark.slow
 def test_training_without_any_source_lists_what_was_tried_and_what_to_do(
     clone: Any, tmp_path: Path, refusing: str, pip_index: Callable[[str], None]
 ) -> None:

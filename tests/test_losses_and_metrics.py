@@ -12,6 +12,7 @@ from conftest import Clone, Like, compose_config, read_metrics
 from sklearn.metrics import f1_score, top_k_accuracy_score
 from torch.nn import functional as F
 
+from mnist_exp.errors import BadInput
 from mnist_exp.experiment.run import train
 from mnist_exp.training.losses import CrossEntropy, Focal, scale_weights
 from mnist_exp.training.metrics import Accuracy, Epoch, MacroF1, Monitor
@@ -87,6 +88,7 @@ def test_a_monitored_loss_decides_about_weights_and_patience(
     assert result.epoch.number == losses.index(min(losses)) + 1 == len(losses) - 2 < 28
 
 
+@pytest.mark.slow
 def test_a_leaderboard_ranks_by_the_monitored_metric(clone: Clone) -> None:
     grid = ("optimizer.lr=1e-4,1e-2", "trainer.epochs=1", "data=digits", "tracking=none")
     monitor = ("metrics=[accuracy,macro_f1]", "trainer.monitor=val/loss")
@@ -99,6 +101,7 @@ def test_a_leaderboard_ranks_by_the_monitored_metric(clone: Clone) -> None:
     assert {"val_accuracy", "val_macro_f1", "val_loss_sd"} <= first.keys()
 
 
-def test_class_weights_of_another_number_are_one_line(clone: Clone) -> None:
-    done = clone.run("train.py", "data=digits", "tracking=none", "loss.class_weights=[1,2]")
-    assert (done.returncode, done.stdout) == (2, Like("error: loss.class_weights=…2…10 classes\n"))
+def test_class_weights_of_another_number_are_one_line(quick: list[str], tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        train(compose_config(*quick, "loss.class_weights=[1,2]"), tmp_path)
+    assert str(caught.value) == Like("loss.class_weights=…2…10 classes")

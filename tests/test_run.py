@@ -132,16 +132,6 @@ def test_a_target_that_does_not_exist_is_bad_input() -> None:
         build(config, "model", input_shape=(1, 8, 8), classes=10)
 
 
-@pytest.mark.parametrize("model", ["mlp", "linear", "cnn"])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_every_model_trains_with_every_optimizer(
-    model: str, optimizer: str, quick: list[str], tmp_path: Path
-) -> None:
-    result = train(compose_config(*quick, f"model={model}", f"optimizer={optimizer}"), tmp_path)
-    assert result.epoch.val["accuracy"] > 0.2  # chance is 0.1
-    assert (tmp_path / "mnist_model.pth").exists()
-
-
 def test_channels_last_changes_the_speed_and_last_bits_only(
     quick: list[str], tmp_path: Path
 ) -> None:
@@ -240,8 +230,14 @@ def short(quick: list[str]) -> list[str]:
     return [*quick, "trainer.max_batches=2", "batch_size=16", "trainer.device=cpu"]
 
 
-@pytest.mark.parametrize("data_set", DATA_SETS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "data_set"),
+    [
+        *((model, "digits") for model in MODELS),
+        ("cnn", "colour"),
+        *(pytest.param(m, "colour", marks=pytest.mark.slow) for m in MODELS if m != "cnn"),
+    ],
+)
 def test_every_model_resumes_on_every_data_set_bit_for_bit(
     model: str, data_set: str, short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like, compose_config, read_metrics
+from conftest import Like, compose_config, read_metrics
 from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_exp.errors import BadInput
@@ -71,8 +71,8 @@ def test_plateau_follows_the_monitor_down_and_up(quick: list[str], tmp_path: Pat
     assert rates == pytest.approx([1e-9] * 3 + [1e-10] * 2 + [1e-11])  # nothing is learned
 
 
-def test_a_schedule_longer_than_the_training_is_one_line(clone: Clone) -> None:
-    options = ("scheduler=cosine", "scheduler.warmup_epochs=9")
-    done = clone.run("train.py", "data=digits", "tracking=none", *options)
-    assert (done.returncode, done.stderr) == (2, "")
-    assert done.stdout == Like("error: scheduler=…cosine: warmup_epochs=9 …5 epochs\n")
+def test_a_schedule_longer_than_the_training_is_one_line(quick: list[str], tmp_path: Path) -> None:
+    config = compose_config(*quick, "scheduler=cosine", "scheduler.warmup_epochs=9")
+    with pytest.raises(BadInput) as caught:
+        train(config, tmp_path)
+    assert str(caught.value) == Like("scheduler=…cosine: warmup_epochs=9 …2 epochs")
