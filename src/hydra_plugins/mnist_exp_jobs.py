@@ -1,4 +1,7 @@
-"""hydra/sweeper=jobs. Hydra imports this module on every start: nothing heavy at its top."""
+"""hydra/sweeper=jobs and hydra/launcher=local.
+
+Hydra imports this module on every start: nothing heavy at its top.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -40,3 +44,26 @@ class JobsSweeper(Sweeper):
         for first in range(0, len(jobs), size):
             for job in self.launcher.launch(jobs[first : first + size], initial_job_idx=first):
                 _ = job.return_value  # raises what the job raised
+
+
+class LocalLauncher(Launcher):
+    """Runs the jobs side by side on this machine, at most `n_jobs` at a time."""
+
+    def __init__(self, n_jobs: int | str) -> None:
+        self.n_jobs = n_jobs
+        self.context: HydraContext
+        self.function: TaskFunction
+        self.config: DictConfig
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.context, self.function, self.config = hydra_context, task_function, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from mnist_exp.sweeps.local import Jobs  # imports torch
+
+        jobs = Jobs(self.context, self.function, self.config, self.n_jobs)
+        return jobs.run(dict(enumerate(job_overrides, start=initial_job_idx)))
