@@ -295,6 +295,16 @@ def signal_after(process: subprocess.Popen[str], happened: Callable[[], bool], n
     return out
 
 
+def wait_for_end(clone: Clone) -> list[str]:
+    """Wait until no run of the clone is running in MLflow; return the statuses of all."""
+    client, ends = clone.client, time.monotonic() + 60
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    while "RUNNING" in (found := [run.info.status for run in client.search_runs(ids)]):
+        assert time.monotonic() < ends, found
+        time.sleep(0.05)
+    return found
+
+
 def read_files(folder: Path) -> dict[Path, bytes]:
     """Every file below the folder, but for locks."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")

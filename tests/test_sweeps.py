@@ -23,6 +23,7 @@ from conftest import (
     read_leaderboard,
     read_sweep_metrics,
     signal_after,
+    wait_for_end,
 )
 from omegaconf import OmegaConf
 
@@ -402,6 +403,7 @@ def test_a_killed_sweep_resumes_where_it_was(clone: Clone, new_clone: Callable[[
     process = clone.start("train.py", *LONG)
     second = "*/*/1/checkpoints/last.pt"
     signal_after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGKILL)
+    assert sorted(wait_for_end(clone)) == ["FINISHED", "KILLED", "KILLED"]
     done = clone.run("train.py", *LONG, "sweep.resume=latest")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("has already ended") == 1

@@ -37,7 +37,7 @@ from mnist_exp.experiment.bugs import describe_error
 from mnist_exp.experiment.find import check_new, find_run
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
-from mnist_exp.experiment.signals import raise_on_signal, reset_signals
+from mnist_exp.experiment.signals import call_launcher, raise_on_signal, reset_signals
 from mnist_exp.experiment.versions import HYDRA_MAIN
 from mnist_exp.paths import CONF, IS_INSTALLED, SOURCES, add_config_dir, expand
 from mnist_exp.tracking.addresses import tracking_uri
@@ -61,7 +61,7 @@ UNSUPPORTED = {
 def train() -> None:
     """What `python train.py` does.
 
-    Exits with 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
+    Exits with 2 for bad input, 1 for a failure, 128 + N for signal N.
     """
 
     def command() -> int:
@@ -265,7 +265,8 @@ def run_with_hydra(config: DictConfig) -> object:
     if hydra_config.mode is RunMode.MULTIRUN:
         from mnist_exp.sweeps.sweep import run_job
 
-        return run_job(config, folder, hydra_config.job.num, overrides)
+        with call_launcher():
+            return run_job(config, folder, hydra_config.job.num, overrides)
     run_alone(config, folder, overrides)
     return None
 

@@ -23,8 +23,8 @@ if logging.lastResort:  # prints warnings where no handler has been set up
 def run_and_exit(command: Callable[[], int]) -> NoReturn:
     """Run the command, then exit with the code that it returns.
 
-    With 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM instead. Like any
-    script it raises SystemExit, so that a notebook, a debugger or a profiler around it goes on.
+    With 2 for bad input, 1 for a failure, 128 + N for signal N instead. Like any script it raises
+    SystemExit, so that a notebook, a debugger or a profiler around it goes on.
     """
     sys.excepthook = print_traceback
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal may lack letters of a name

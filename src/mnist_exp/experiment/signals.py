@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM, which Slurm sends before it preempts: the current step ends, then the run."""
+"""Signals that end a run after its current step: of a person, a terminal that closes, or Slurm."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,7 +11,11 @@ from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import parent_process
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGHUP, *USER = (getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"))
+SIGNALS = [  # under nohup SIGHUP stays ignored
+    *(signal.SIGINT, signal.SIGTERM),
+    *(n for n in (SIGHUP, *USER) if n and signal.getsignal(n) is not signal.SIG_IGN),
+]
 ONE_SIGNAL = 0.2  # seconds; a repetition within them is the same signal
 
 
@@ -26,6 +31,15 @@ def reset_signals() -> None:
     """Let the next signal end the process, even while C code waits for a database."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+
+
+def close_terminal() -> None:
+    """Let output go nowhere if its terminal has closed: to write to that would be an error."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 @contextmanager
@@ -44,6 +58,9 @@ def _handle_by(receive: Callable[[int], object], numbers: Sequence[int]) -> Iter
         time.sleep(ONE_SIGNAL)
         if not is_job:
             reset_signals()
+        if SIGHUP:
+            signal.signal(SIGHUP, signal.SIG_IGN)  # a terminal that closes can send several
+            close_terminal()
         receive(number)
 
     is_job = parent_process() is not None  # gets a signal from the terminal and from its sweep
@@ -89,3 +106,19 @@ def defer_signals() -> Iterator[Callable[..., None]]:
     with _handle_by(received.append, SIGNALS):
         yield check
     check()
+
+
+@contextmanager
+def call_launcher() -> Iterator[None]:
+    """After Interrupted, call the handler that a launcher had set for the signal.
+
+    submitit's puts the job into Slurm's queue again, and exits.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    except Interrupted as interrupt:
+        handler = before.get(interrupt.number)
+        if callable(handler) and handler.__module__ not in (__name__, "_signal"):
+            handler(interrupt.number, None)
+        raise
