@@ -23,7 +23,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TIMES, TRAINED, Clone, Like, compose_config, only_run, read_metrics
+from conftest import (
+    TIMES,
+    TRAINED,
+    Clone,
+    Like,
+    compose_config,
+    is_refused,
+    only_run,
+    read_metrics,
+    wait_for_end,
+)
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
@@ -36,6 +46,8 @@ from mnist_exp.experiment.find import find_run
 from mnist_exp.experiment.metrics import Entry
 from mnist_exp.experiment.resume import apply_overrides
 from mnist_exp.experiment.shell import quote
+from mnist_exp.experiment.signals import Interrupted, call_launcher, defer_signals
+from mnist_exp.files import lock_folder
 from mnist_exp.paths import LAST
 from mnist_exp.tracking import TrackerError
 from mnist_exp.tracking.worker import Trackers
@@ -104,7 +116,7 @@ class Victim:
 
     def __init__(self, clone: Clone, settings: Sequence[str], rng: random.Random) -> None:
         self.clone, self.rng = clone, rng
-        self.command = ("train.py", *settings)
+        self.command = ("train.py", *settings, "hydra.run.dir=outputs/the/same", "resume=auto")
         self.half_written = 0  # kills that fell into the writing of a checkpoint
 
     def changed(self, name: str) -> int:
@@ -143,9 +155,8 @@ class Victim:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it ended before the kill"
+        wait_for_end(self.clone)
         self.half_written += bool(self.being_written() - before)
-        if self.changed(str(LAST)):  # else it has left nothing to go on with
-            self.command = ("train.py", "resume=latest")
 
     def end(self) -> None:
         done = self.clone.run(*self.command)
@@ -201,6 +212,15 @@ def wait_for_file(clone: Clone, name: str) -> None:
         time.sleep(0.001)
 
 
+def heed_hangups() -> None:
+    """Undo what nohup does, which may have started the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def ignore_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @pytest.mark.slow
 def test_a_signal_ends_after_the_step_and_the_printed_command_resumes(
     whole: Clone, clone: Clone
@@ -209,7 +229,8 @@ def test_a_signal_ends_after_the_step_and_the_printed_command_resumes(
     run_dir = f"hydra.run.dir={quote(f'{clone.root}/outputs/{odd}/1')}"
     command = shlex.join([sys.executable, "train.py", *RUN, run_dir])
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    codes = {"TERM": 143, "INT": 130, "HUP": 129, "USR1": 138, "USR2": 140}
+    for name, code in codes.items():
         for told in clone.root.glob("outputs/*/*/metrics.jsonl"):
             told.unlink()
         process = subprocess.Popen(
@@ -219,9 +240,10 @@ def test_a_signal_ends_after_the_step_and_the_printed_command_resumes(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_hangups,
         )
         wait_for_file(clone, "metrics.jsonl")
-        process.send_signal(number)
+        process.send_signal(signal.Signals[f"SIG{name}"])
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (code, ""), out
         assert only_run(clone.client).info.status == "KILLED"
@@ -245,15 +267,6 @@ def wait_for_metric(clone: Clone) -> None:
     raise AssertionError("MLflow has no metric")
 
 
-def wait_for_status(clone: Clone, *expected: str) -> None:
-    """Wait until the runs of the clone have this status in MLflow; the newest run is first."""
-    client, ends = clone.client, time.monotonic() + 60
-    experiment = client.get_experiment_by_name("mnist_exp").experiment_id
-    while [run.info.status for run in client.search_runs([experiment])] != [*expected]:
-        assert time.monotonic() < ends, "MLflow has another status"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
     process = clone.start("train.py", *RUN, "trainer.epochs=1000")
@@ -265,14 +278,18 @@ def test_a_second_signal_ends_the_process_at_once(clone: Clone) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=1)
     assert process.returncode == -signal.SIGTERM  # 143, for a shell
-    wait_for_status(clone, "KILLED")
+    assert wait_for_end(clone) == ["KILLED"]
 
 
 @pytest.mark.slow
-def test_a_running_run_is_not_resumed(clone: Clone) -> None:
-    process = clone.start("train.py", *RUN, "trainer.epochs=1000")
+def test_a_running_run_is_not_resumed_and_under_nohup_no_hangup_ends_it(clone: Clone) -> None:
+    process = clone.start("train.py", *RUN, "trainer.epochs=1000", preexec_fn=ignore_hangups)
     wait_for_file(clone, "metrics.jsonl")
+    process.send_signal(signal.SIGHUP)
     done = clone.run("train.py", "resume=latest")
+    assert is_refused(done, 2, "resume=latest", "at work")
+    (folder,) = clone.folders()
+    done = clone.run("train.py", f"resume={folder}")
     assert done.returncode == 1
     assert re.search("^error: .*: another process", done.stdout, re.MULTILINE)
     process.send_signal(signal.SIGTERM)
@@ -344,6 +361,39 @@ def test_a_new_run_does_not_take_an_old_folder(trained: Clone, more: tuple[str, 
     assert hashes(folder) == before
 
 
+def test_the_same_command_starts_resumes_and_leaves_alone_a_run(clone: Clone) -> None:
+    command = ("train.py", *SETTINGS, "tracking=none", "hydra.run.dir=outputs/mine", "resume=auto")
+    folder = clone.root / "outputs" / "mine"
+    for epochs in (1, 2):
+        done = clone.run(*command, f"trainer.epochs={epochs}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(read_metrics(folder)) == epochs + 1  # and the test
+    before = hashes(folder)
+    done = clone.run(*command, "trainer.epochs=2", "init=latest")  # which was another run
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == Like("outputs/mine …already…\n")
+    assert hashes(folder) == before
+    assert is_refused(clone.run("train.py", "resume=auto"), 2, "resume=auto", "hydra.run.dir=")
+
+
+def test_a_handler_of_the_launcher_is_called_once_the_run_has_ended() -> None:
+    events: list[object] = []
+
+    @call_launcher()
+    def run_job() -> None:
+        with defer_signals():
+            signal.raise_signal(signal.SIGUSR2)
+            events.append("ended")
+
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: events.append(number))
+    try:
+        with pytest.raises(Interrupted):
+            run_job()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert events == ["ended", signal.SIGUSR2]
+
+
 def test_a_folder_without_a_run_may_be_taken_by_one(clone: Clone) -> None:
     folder = clone.root / "mine"
     folder.mkdir()
@@ -372,6 +422,9 @@ def test_a_run_is_found_by_any_path_of_its_folder_and_as_the_latest(
     new = with_checkpoint(tmp_path / "outputs" / "2025-01-01" / "sweep" / "3", age=5)
     odd = with_checkpoint(tmp_path / "elsewhere" / "it's [odd], a=b", age=0)
     assert find_run("latest", None) == new
+    with lock_folder(new):  # it is at work
+        assert find_run("latest", None) == old
+        assert find_run("latest", None, "--run ") == new
     assert find_run(str(old), None) == old
     assert find_run("outputs/2026-01-01/a", None) == old  # from the repository, wherever one is
     monkeypatch.chdir(tmp_path / "elsewhere")

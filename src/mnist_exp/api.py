@@ -32,12 +32,13 @@ def compose(*overrides: str) -> DictConfig:
             raise BadInput(*checked.problems)
         config = checked.config
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in a path
-        folder = find_folder(config, needs_new_folder=True)
+        folder, resumes = find_folder(config, overrides, needs_new_folder=True)
     for note in checked.notes:
         print_line(note)
     with open_dict(config):
         config.hydra = OmegaConf.masked_copy(config.hydra, ["job", "overrides", "run"])
-        if config.resume is not None:
+        config.resume = str(folder) if resumes else None
+        if resumes:
             config.hydra.run.dir = str(folder)
     return config
 

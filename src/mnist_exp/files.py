@@ -128,6 +128,15 @@ def pid_file(lock: Path) -> Path:
     return lock.with_name(f"{lock.name}.pid")
 
 
+def is_occupied(folder: Path) -> bool:
+    """Whether another process is at work in the folder."""
+    try:
+        with lock_folder(folder):
+            return False
+    except Occupied:
+        return True
+
+
 @contextmanager
 def replace_csv(path: Path) -> Iterator[TextIO]:
     """The same for a CSV file, in UTF-8: bytes of a name that are not become escapes."""

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,7 +40,7 @@ from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import call_launcher, raise_on_signal, reset_signals
 from mnist_exp.experiment.versions import HYDRA_MAIN
-from mnist_exp.paths import CONF, IS_INSTALLED, SOURCES, add_config_dir, expand
+from mnist_exp.paths import CONF, IS_INSTALLED, LAST, SOURCES, add_config_dir, expand
 from mnist_exp.tracking.addresses import tracking_uri
 from mnist_exp.tracking.worker import start_worker
 from mnist_exp.training.torchrun import is_distributed, is_torchrun, rank, restarts
@@ -148,11 +149,13 @@ def execute(flags: Namespace) -> int:
             overrides = {a.override.get_key_element(): a.override for a in checked.arguments}
             plan = plan_sweep(checked.config, overrides, checked.rows, checked.words, words)
             return execute_sweep(plan, bool(flags.cfg), loader)
-        folder = find_folder(checked.config, needs_new_folder=not only_show)
+        folder, resumes = find_folder(checked.config, words, needs_new_folder=not only_show)
+        if checked.config.resume == "auto":
+            words = replace_resume(words, folder if resumes else None)
         if only_show:
             show(flags)
         elif is_distributed() or is_torchrun():
-            launch_together(words, folder)
+            launch_together(words, folder, resumes)
         else:
             launch([*words, f"hydra.run.dir={quote(str(folder))}"])
     return 0
@@ -169,20 +172,32 @@ def check_flags(flags: Namespace) -> None:
         raise BadInput("--resolve is for --cfg")
 
 
-def find_folder(config: DictConfig, needs_new_folder: bool) -> Path:
-    """The output folder of a new run, or of the run to resume.
+def find_folder(
+    config: DictConfig, words: Sequence[str], needs_new_folder: bool
+) -> tuple[Path, bool]:
+    """The output folder of a new run, or of the run to resume; and whether to resume.
 
     Raises BadInput if `resume` finds no run, and, if needed, for the folder of another run.
     """
     folder = Path(config.hydra.run.dir)
-    if config.resume is None:
-        if needs_new_folder and not restarts():
-            check_new(folder)
-        return folder
-    if config.reproduce is not None:
+    if config.resume and config.reproduce:
         raise BadInput("resume continues a run, reproduce trains one again; leave out one of them")
-    uri = config.tracking.uri if "uri" in config.tracking else tracking_uri()
-    return find_run(str(config.resume), uri, new=folder if needs_new_folder else None)
+    if config.resume and config.resume != "auto":
+        uri = config.tracking.uri if "uri" in config.tracking else tracking_uri()
+        return find_run(str(config.resume), uri, new=folder if needs_new_folder else None), True
+    if config.resume and not any(word.startswith("hydra.run.dir=") for word in words):
+        raise BadInput("resume=auto: needs hydra.run.dir=FOLDER, the same in each command")
+    resumes = config.resume is not None and (folder / LAST).is_file()
+    if needs_new_folder and not resumes and not restarts():
+        check_new(folder)
+    return folder, resumes
+
+
+def replace_resume(words: Sequence[str], folder: Path | None) -> list[str]:
+    """The words with this run to resume, whose checkpoint has the weights of `init`; or none."""
+    left_out = ("resume=", "init=") if folder else "resume="
+    kept = [word for word in words if not word.startswith(left_out)]
+    return [*kept, f"resume={quote(str(folder))}"] if folder else kept
 
 
 def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int:
@@ -207,22 +222,21 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
     return run_sweep(plan, lambda: launch(plan.for_hydra))
 
 
-def launch_together(words: list[str], folder: Path | None = None) -> None:
-    """Run in all processes that torchrun started, in the folder of rank 0.
+def launch_together(words: list[str], folder: Path | None = None, resumes: bool = False) -> None:
+    """Run in all processes that torchrun started, in the folder of rank 0, and as it does.
 
     The run is resumed there where torchrun has restarted the processes.
     """
     reset_signals()  # a signal does not reach Python while torch waits for another rank
     from mnist_exp.training.distributed import rendezvous
 
-    folder, resumes = rendezvous(folder)
-    if resumes or rank() > 0:  # the weights are in the checkpoint, or come from rank 0
-        words = [word for word in words if not word.startswith("init=")]
-    overrides = [*words, f"hydra.run.dir={quote(str(folder))}"]
-    if resumes:
-        overrides.append(f"resume={quote(str(folder))}")
+    folder, resumes = rendezvous(folder, resumes)
     if rank() > 0:
-        overrides.append("hydra/job_logging=rank")
+        words = ["hydra/job_logging=rank", *replace_resume(words, folder if resumes else None)]
+        words = [word for word in words if not word.startswith("init=")]  # rank 0 has the weights
+    elif restarts() and resumes:
+        words = replace_resume(words, folder)
+    overrides = [*words, f"hydra.run.dir={quote(str(folder))}"]
     with raise_on_signal():
         launch(overrides)
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, did_you_mean, print_line
 from mnist_exp.experiment.shell import quote_path, train_command
-from mnist_exp.files import replace_file
+from mnist_exp.files import is_occupied, replace_file
 from mnist_exp.paths import CONF, HOME, LAST, METRICS, SWEEP, shorten_path
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, Score
 from mnist_exp.tracking.addresses import tracking_uri
@@ -34,18 +34,20 @@ def find_run(
 ) -> Path:
     """The output folder that "latest", a folder's path, or an MLflow run id stands for.
 
+    "latest" is the run that wrote a checkpoint last, not counting the jobs of sweeps, nor for
+    `resume=` a run that is still at work. option: what was typed before the word, for messages.
     new: a folder for the last checkpoint in MLflow if the run's own folder is not on this machine.
-
-    "latest" is the run that wrote a checkpoint last, not counting the jobs of sweeps. option: what
-    was typed before the word, for messages. Raises BadInput if there is no such folder with a
-    checkpoint, TrackerError for an unknown run id.
+    Raises BadInput if there is no such folder with a checkpoint, TrackerError for an unknown run
+    id.
     """
     if word == "latest":
         checkpoints = (HOME / "outputs").rglob(str(LAST))
-        newest = find_newest(path for path in checkpoints if find_sweep_above(path) is None)
-        if newest is None:
-            raise BadInput(f"{option}latest: outputs/ has no checkpoint, except of jobs of sweeps")
-        return newest.parents[1]
+        for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True):
+            at_work = option == "resume=" and is_occupied(path.parents[1])
+            if not at_work and find_sweep_above(path) is None:
+                return path.parents[1]
+        left = "runs that are at work and jobs of sweeps"
+        raise BadInput(f"{option}latest: outputs/ has no checkpoint, not counting {left}")
     folder = find_folder(word)
     if folder is None and RUN_ID.fullmatch(word):
         from mnist_exp.tracking.store import find_output_file, find_output_folder  # two seconds
@@ -60,7 +62,7 @@ def find_run(
             print_line(f"{folder} is not here: its last checkpoint in MLflow is now in {new}")
             folder = new
     if folder is None:
-        words = ["latest"] if option == "resume=" else ["best", "latest"]
+        words = ["auto", "latest"] if option == "resume=" else ["best", "latest"]
         near = did_you_mean(word, words)
         known = " or ".join(words)
         raise BadInput(f"{option}{word}: neither a path, nor an MLflow run id, nor {known}{near}")

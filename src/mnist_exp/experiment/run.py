@@ -120,6 +120,7 @@ def resume(
         if run.ended:
             log.info("%s has already ended; trainer.epochs=N trains it further", show_path(folder))
             return run.result()
+        log.info("resuming %s in epoch %d", show_path(folder), run.state.progress.number)
         return run.train()
 
 

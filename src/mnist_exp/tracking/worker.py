@@ -440,21 +440,17 @@ def _receive(calls: SimpleQueue[Any]) -> None:
         while True:
             calls.put(pickle.load(sys.stdin.buffer))
     _silence(2)  # whoever reads it need not wait for this process
-    calls.put((_end_killed, ()))
+    calls.put((_end_killed, ()))  # after the call that is being made
+    calls.put((os._exit, (0,)))
     time.sleep(PATIENCE)
-    for queue in _open_queues():
-        queue.ended = True
-        with suppress(Exception):
-            queue.tracker.end("KILLED")  # beside a call that takes long
+    _end_killed()  # beside that call, which may take long
     time.sleep(60)
     os._exit(0)
 
 
 def _end_killed() -> None:
-    for queue in _open_queues():
-        queue.call("end", "KILLED")
-    os._exit(0)
-
-
-def _open_queues() -> list[RetryQueue]:
-    return [queue for queues in [*_queues.values()] for queue in queues if not queue.ended]
+    for queue in chain.from_iterable([*_queues.values()]):
+        if not queue.ended:
+            queue.ended = True
+            with suppress(Exception):
+                queue.tracker.end("KILLED")

@@ -112,13 +112,13 @@ def get_process_group() -> ProcessGroup:
     return ProcessGroup(rank(), world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def rendezvous(folder: Path | None) -> tuple[Path, bool]:
+def rendezvous(folder: Path | None, resumes: bool = False) -> tuple[Path, bool]:
     """Connect all ranks, over gloo on the CPU and over NCCL on GPUs.
 
     Returns rank 0's run folder, and whether to resume the run there. All machines must see the
     folder; after a restart by torchrun it is the same one as before.
 
-    folder: where the run writes, on rank 0; None on the others.
+    folder: where the run writes, on rank 0; None on the others. resumes: whether a run is there.
     """
     store, group, key = _store(), get_process_group(), f"folder {restarts()}"
     # A prefix of its own: after a restart, torch would read the addresses of dead processes.
@@ -132,7 +132,8 @@ def rendezvous(folder: Path | None) -> tuple[Path, bool]:
         if restarted:
             folder = Path(store.get("folder").decode())
         store.set("folder", str(folder))
-        store.set(key, json.dumps([str(folder), restarted and (folder / LAST).is_file()]))
+        resumes = resumes or (restarted and (folder / LAST).is_file())
+        store.set(key, json.dumps([str(folder), resumes]))
     name, resumes = json.loads(store.get(key))
     return Path(name), resumes
 
