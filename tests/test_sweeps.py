@@ -625,3 +625,11 @@ def test_seeds_splits_and_folds_are_averaged_and_none_of_them_wins(clone: Clone)
     assert [(row["optimizer.lr"], row["n"]) for row in rows] == [("0.01", "2"), ("0.001", "2")]
     with initialize_hydra() as loader:  # what the preset sets is a part of each job's overrides
         assert "data.folds=5" in check(["sweep=folds"], True, loader).words
+
+
+def test_what_is_typed_counts_beside_options_in_a_file_of_jobs(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text("model\nlinear\ncnn\n")
+    typed = [f"sweep.jobs={tmp_path}/jobs.csv", "sweep.max_jobs=1", "trainer.epochs=7"]
+    with initialize_hydra() as loader:
+        config = check(typed, True, loader).config
+    assert (config.sweep.max_jobs, config.trainer.epochs) == (1, 7)

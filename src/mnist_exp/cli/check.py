@@ -104,6 +104,10 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
         for text, override, _ in arguments:
             if override.key_or_group.startswith("hydra.") and not override.is_sweep_override():
                 wrong.append((text, set_hydra_key(first.config, override, loader)))
+        for setting in settings:
+            if setting.key in first.defaults:
+                with suppress(OmegaConfBaseException):  # check_job says what is wrong
+                    OmegaConf.update(first.config, setting.key, setting.value, merge=False)
         set_overrides(first.config, [argument.override for argument in arguments])
     rows: list[Chosen] = []
     if multirun:
@@ -111,8 +115,7 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
         values = {k: v for k, v in read_preset(first.config, loader).items() if k not in typed}
         preset, more = parse([f"{key}={value}" for key, value in values.items()], loader)
         words = [a.text for a in preset if not a.override.is_sweep_override()] + [*words]
-        in_force = {one.key: one.value for one in (*first.in_files, *settings)}
-        rows, in_file, problems = parse_jobs(in_force, typed | values.keys(), loader)
+        rows, in_file, problems = parse_jobs(first.config, typed | values.keys(), loader)
         arguments, lines = [*in_file, *preset, *arguments], [*problems, *more, *lines]
         found, choices, settings = sort_arguments(arguments, multirun, loader)
         wrong += check_search(first.config)
@@ -141,10 +144,10 @@ def read_preset(config: DictConfig, loader: Loader) -> dict[str, str]:
 
 
 def parse_jobs(
-    values: Mapping[str, Any], typed: Collection[str], loader: Loader
+    config: DictConfig, typed: Collection[str], loader: Loader
 ) -> tuple[list[Chosen], list[Argument], list[str]]:
     """The combinations in the file of sweep.jobs, their values by key, and what is wrong."""
-    file, resume = values.get("sweep.jobs"), values.get("sweep.resume")
+    file, resume = (OmegaConf.select(config, f"sweep.{key}") for key in ("jobs", "resume"))
     if not isinstance(file, str) or (resume is not None and not expand(file).exists()):
         return [], [], []  # the sweep's record has the jobs
     try:
