@@ -141,7 +141,7 @@ def confusion(path: Path, names: Sequence[str], counts: NDArray[np.int64]) -> No
                 style = {"color": PALE, "fontsize": 7}
             axes.text(x, y, str(counts[y, x]), ha="center", va="center", **style)
         axes.set_yticks(classes, names)
-        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(classes, names, **turned if max(map(len, names)) > 3 else {})
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks([place - 0.5 for place in classes[1:]], minor=True)
