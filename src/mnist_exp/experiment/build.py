@@ -263,7 +263,8 @@ def raise_bad_input(source: str) -> Iterator[None]:
 
 def describe(config: DictConfig, group: str) -> str:
     """What was chosen in this group, as it is typed: an option or, if the group has one, a name."""
-    options = OmegaConf.select(config, group)
+    # A plain dict: a key that a DictConfig lacks keeps the frames of all callers, with a model.
+    options: Any = OmegaConf.to_container(OmegaConf.select(config, group), resolve=True)
     name, target = options.get("name"), options[TARGET]
     files = [file for file, found in read_options(group, target) if found.get(TARGET) == target]
     return f"{group}.name={name}" if name else f"{group}={' | '.join(files) or target}"

@@ -35,23 +35,35 @@ class CheckpointError(Failure):
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write numbers, strings and tensors to `path`; a reader sees the old file or the new one.
 
-    Serialized in memory first, which costs the checkpoint's size, to know how much space it needs.
     Raises CheckpointError if it cannot be written; then the old file is untouched.
     """
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "version": __version__, **content}, buffer)
-    size = buffer.tell() / 1e6
+    content = {"format": FORMAT, "version": __version__, **content}
     try:
         if not path.parent.exists():
             path.parent.mkdir()
             sync(path.parent.parent)
-        with replace_file(path) as temporary, buffer.getbuffer() as written:
-            temporary.write_bytes(written)
-    except OSError as error:
+        with replace_file(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch hides it
+        if not isinstance(cause, OSError):
+            raise
+        size = Size()
+        torch.save(content, size)
         raise CheckpointError(
-            f"{path}: a checkpoint of {size:.1f} MB could not be written ({error.strerror}); "
-            "the previous one is intact"
+            f"{path}: a checkpoint of {size.bytes / 1e6:.1f} MB could not be written "
+            f"({cause.strerror}); the previous one is intact"
         ) from error
+
+
+class Size(io.BytesIO):
+    """Counts the bytes that are written to it, and forgets them."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.bytes += len(data)
+        return len(data)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -116,6 +116,7 @@ def end_epoch(
 ) -> Epoch:
     """Validate, and end the current epoch, in which the model was trained on so many images."""
     progress, model = state.progress, state.averaged_model
+    state.optimizer.zero_grad()  # the next step would: until then, it is memory
     train_metrics = compute_metrics(progress.losses, progress.sums, images, state.metrics)
     val_metrics = None
     if len(val):
