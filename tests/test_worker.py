@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import io
+import itertools
 import logging
 import os
 import re
@@ -15,13 +16,14 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from conftest import Clone, Like, closed_port, mlflow_server, only_run, proxy
+import torch
+from conftest import TIMES, Clone, Like, closed_port, mlflow_server, only_run, proxy, read_metrics
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
@@ -304,8 +306,8 @@ def test_a_long_training_ends_within_seconds_when_no_run_can_be_opened(clone: Cl
     assert time.monotonic() - started < 30  # 10 on a machine without other work
 
 
-def steps(client: MlflowClient, run_id: str) -> list[int]:
-    return [metric.step for metric in client.get_metric_history(run_id, "val/loss")]
+def steps(client: MlflowClient, run_id: str, name: str = "val/loss") -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, name)]
 
 
 LONG = ("data=digits", "batch_size=1", "trainer.epochs=20")  # a quarter of a minute
@@ -345,14 +347,15 @@ def test_a_database_that_is_locked_for_a_while_misses_nothing(clone: Clone) -> N
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def check_complete(client: MlflowClient, run_id: str, clone: Clone) -> None:
+def check_complete(client: MlflowClient, run_id: str, clone: Clone, times: bool = True) -> None:
     """The tracker has each line of the journal once, all files, and the end."""
     (folder,) = clone.folders()
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder, times)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics.keys() == {key for line in lines for key in line} - {"epoch"}
-    for key in run.data.metrics:
+    names = run.data.metrics.keys() - (set() if times else TIMES)
+    assert names == {key for line in lines for key in line} - {"epoch"}
+    for key in names:
         points = client.get_metric_history(run_id, key)
         logged = [(line["epoch"], line[key]) for line in lines if key in line]
         assert [(point.step, point.value) for point in points] == logged
@@ -399,7 +402,7 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
         wait_for_metric(uri)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
-    assert out.count("tracker") == 2
+    assert out.count("tracker") == 3  # it does not answer, is waited for, and is given up
     (folder,) = clone.folders()
     command = f"python train.py resume={folder.relative_to(clone.root)}"
     assert re.search(rf"^.*tracker.*:\n{re.escape(command)}\n", out, re.MULTILINE)
@@ -416,6 +419,81 @@ def test_a_server_left_dead_is_brought_up_to_date_by_the_last_command(
         assert "already" in done.stdout
         assert client.get_run(run_id).to_dictionary() == before
         check_complete(client, run_id, clone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_whose_folder_is_lost_resumes_from_the_server_bit_for_bit(
+    clone: Clone, new_clone: Callable[[], Clone], tmp_path: Path
+) -> None:
+    run = (*LONG, "trainer.epochs=10")
+    whole = new_clone()
+    assert whole.run("train.py", *run, "tracking=none").returncode == 0
+    with closed_port() as uri:
+        pass
+    env = {"MLFLOW_TRACKING_URI": uri}
+    with mlflow_server(tmp_path, uri):
+        process = clone.start("train.py", *run, "tracking.upload_every=2", env=env)
+        wait_for_metric(uri)
+        client, ends = MlflowClient(uri), time.monotonic() + 120
+        run_id = only_run(client).info.run_id
+        while not client.list_artifacts(run_id, "checkpoints"):
+            assert time.monotonic() < ends, "no checkpoint has come"
+            time.sleep(0.1)
+        process.kill()
+        process.communicate()
+        shutil.rmtree(clone.root / "outputs")
+        done = clone.run("train.py", f"resume={run_id}", env=env)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        check_complete(client, run_id, clone, times=False)  # of the first training of an epoch
+    (folder,), (expected,) = clone.folders(), whole.folders()
+    assert read_metrics(folder) == read_metrics(expected)
+    ours, theirs = (
+        torch.load(path / "mnist_model.pth", weights_only=True) for path in (folder, expected)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs | ours)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_slow_and_busy_server_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LONGEST_PAUSE", {"FINISHED": 20})
+    get_worker.cache_clear()
+    large = tmp_path / "large.bin"
+    large.write_bytes(os.urandom(12 * 2**20))
+    count = itertools.count(1)
+
+    def hinder(request: BaseHTTPRequestHandler) -> None:
+        number, size = next(count), int(request.headers.get("Content-Length", 0))
+        if number == 1:
+            time.sleep(4)
+        parts = [2**20] * (size // 2**20) + [size % 2**20]
+        received = []
+        for part in parts:
+            received.append(request.rfile.read(part))
+            time.sleep(2 * (part == 2**20))  # longer than LONGEST_PAUSE for the whole file
+        request.rfile = io.BytesIO(b"".join(received))
+        if number % 10 == 0:
+            request.send_error(503)
+            raise ConnectionError
+
+    with closed_port() as server:
+        pass
+    with mlflow_server(tmp_path, server), proxy(server, hinder) as uri:
+        target = "mnist_exp.tracking.mlflow.MLflowTracker"
+        tracker = Trackers({"mlflow": {"_target_": target}, "experiment": "slow", "uri": uri})
+        tracker.start(RECORD)
+        for step in range(1, 20):
+            tracker.log({"loss": 1.0}, step, 0.0)
+        tracker.upload([large])
+        assert tracker.end("FINISHED") is None
+        run = only_run(MlflowClient(server), "slow")
+        assert steps(MlflowClient(server), run.info.run_id, "loss") == list(range(1, 20))
+        (stored,) = tmp_path.rglob("artifacts/**/large.bin")
+        assert stored.read_bytes() == large.read_bytes()
+    assert next(count) > 20
 
 
 QUICK = ("data=digits", "model=linear", "trainer.epochs=20")
