@@ -283,16 +283,33 @@ def read_sweep_metrics(clone: Clone) -> list[dict[str, float]]:
     ]
 
 
-def signal_after(process: subprocess.Popen[str], happened: Callable[[], bool], number: int) -> str:
-    """Send a signal once something has happened; return what the process printed."""
+def signal_after(
+    process: subprocess.Popen[str],
+    happened: Callable[[], bool],
+    number: int,
+    find: Callable[[], int] | None = None,
+) -> str:
+    """Send a signal once something has happened; return what the process printed.
+
+    find: the number of another process that gets it.
+    """
     ends = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < ends, "it did not happen"
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(number)
+    os.kill(find() if find else process.pid, number)
     out, _ = process.communicate(timeout=60)
     return out
+
+
+def find_writer(path: Path) -> int:
+    """The number of the process that has this file open, on Linux."""
+    for opened in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if opened.readlink() == path:
+                return int(opened.parts[2])
+    raise AssertionError(f"nobody writes to {path}")
 
 
 def wait_for_end(clone: Clone) -> list[str]:

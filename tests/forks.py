@@ -10,12 +10,15 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import multiprocessing.process
+import multiprocessing.util
 import os
 import runpy
 import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -59,6 +62,8 @@ def run_script(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
     SpareProcess.start()
     subprocess.Popen = SpareProcess  # type: ignore[misc]
+    multiprocessing.process.ORIGINAL_DIR = cwd
+    multiprocessing.util.spawnv_passfds = fork_instead
     sys.argv = command
     here = str(Path(command[0]).absolute().parent)
     sys.path[:0] = [here, *env["PYTHONPATH"].split(os.pathsep)]
@@ -77,6 +82,20 @@ def run_script(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
+
+
+def fork_instead(path: bytes, args: list[bytes], passfds: list[int]) -> int:
+    """Start multiprocessing's forkserver as a fork of this process, which has imported torch."""
+    pid = os.fork()
+    if pid == 0:
+        for number in set(range(3, 256)) - {*passfds}:
+            with suppress(OSError):
+                os.close(number)
+        try:
+            exec(args[-1], {"__name__": "__main__"})
+        finally:
+            os._exit(0)
+    return pid
 
 
 class SpareProcess(subprocess.Popen):

@@ -61,6 +61,8 @@ class Job:
     name: str
     bar: TaskID
     key: str | None = None  # of its run in the tracker
+    worker: Any = None  # that got its last call
+    call: Future[Any] | None = None
 
 
 class Jobs:
@@ -74,6 +76,7 @@ class Jobs:
         self.swept = read_sweep(self.folder).swept
         self.returned: dict[int, JobReturn] = {}
         self.running: dict[Connection, Job] = {}
+        self.said: set[str] = set()
 
     def run(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
         """Run the jobs with these overrides, by number; those that have ended stay as they are.
@@ -83,7 +86,10 @@ class Jobs:
         screen.log_to(self.folder / "sweep.log")  # Hydra has set up logging for its own messages
         for outcome in read_outcomes(self.folder):
             chosen = {f"{key}={value}" for key, value in outcome.chosen.items()}
-            if outcome.status in ENDED and chosen <= {*jobs.get(outcome.job, ())}:
+            is_own = outcome.folder.name == str(outcome.job) and chosen <= {
+                *jobs.get(outcome.job, ())
+            }
+            if outcome.status in ENDED and is_own:  # else the job says what is wrong
                 self.returned[outcome.job] = make_return(outcome)
         waiting = deque(number for number in jobs if number not in self.returned)
         slots = self.list_slots(jobs[waiting[0]]) if waiting else []
@@ -151,15 +157,19 @@ class Jobs:
                     error = call.exception()
                     connection.send((None if error else call.result(), error))
 
-            job.key = values["run"] or job.key
-            call = worker.get_worker().submit(*values["call"], run=values["run"])
-            call.add_done_callback(answer)
+            job.key, job.worker = values["run"] or job.key, worker.get_worker()
+            job.call = job.worker.submit(*values["call"], run=values["run"])
+            job.call.add_done_callback(answer)
+        elif kind == "wait":
+            waits = (job.call, values["patience"])
+            threading.Thread(target=job.worker.wait, args=waits, daemon=True).start()
         elif kind == "progress":
             description = f"{job.name}  {values['description']}"
             self.bars.update(job.bar, refresh=True, **{**values, "description": description})
-        elif kind == "log":
+        elif kind == "log" and values["text"] not in self.said:  # once for all jobs
+            self.said.add(values["text"])
             log.log(values["level"], "%s: %s", job.name, values["text"])
-        else:
+        elif kind == "returned":
             self.returned[job.number] = make_return(**values)
 
     def finish(self, connection: Connection) -> None:
@@ -172,9 +182,9 @@ class Jobs:
             outcome = end_job(self.find_folder(job), job.number, job.overrides, reason)
             self.returned[job.number] = make_return(outcome)
             if job.key:
-                worker.get_worker().submit(worker._call, job.key, "end", outcome.status)
+                job.worker.submit(worker._call, job.key, "end", outcome.status)
         if job.key:
-            worker.get_worker().made.pop(job.key, None)
+            job.worker.made.pop(job.key, None)
         self.bars.remove_task(job.bar)
         log.info("%s  %s", job.name, describe_return(self.returned[job.number]))
 
@@ -244,7 +254,7 @@ def run_in_process(
 
 
 class Relay:
-    """Stands for the tracker's process in a job; passes every call on to the sweep's process."""
+    """Stands for the Worker in a job; passes every call on to that of the sweep's process."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -259,6 +269,10 @@ class Relay:
             self.answers.append(answer)
             self.send("call", call=call, run=run)
         return answer
+
+    def wait(self, call: Future[Any], patience: float) -> None:
+        self.send("wait", patience=patience)
+        call.exception()
 
     def send(self, kind: str, **values: object) -> None:
         with self.lock:

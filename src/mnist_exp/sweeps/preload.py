@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 import mnist_exp.figures.draw
 import mnist_exp.sweeps.local  # noqa: F401
 from mnist_exp.experiment.build import build_model, load_dataset, prepare_splits
-from mnist_exp.experiment.environment import choose_device
+from mnist_exp.experiment.environment import choose_device, code_digest, installed_versions
 from mnist_exp.sweeps.forkserver import PRELOAD
 
 
 def prepare(config: DictConfig) -> None:
-    """Read the data set of this job, and normalize its images if it trains on the CPU."""
+    """Read what all jobs read; normalize the images if they train on the CPU."""
+    code_digest(), installed_versions()  # read many files
     device = choose_device(config.trainer.device)
     dataset = load_dataset(OmegaConf.to_yaml(config.data))
     if device.type == "cpu":

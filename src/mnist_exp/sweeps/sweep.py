@@ -76,13 +76,13 @@ def run_jobs(
     """What `run_sweep` does. Several processes do it together: they start and finish in turn."""
     sweep, folder = plan.record, plan.folder
     status: Status = "FAILED"
+    screen.log_to(folder / "sweep.log")
     with lock():
         tracker = start_parent(plan)
         if (folder / SWEEP).exists():  # by now: another process may have ended the sweep
             sweep = replace(sweep, tested=records.read_sweep(folder).tested)
         sweep.write(folder)
     try:
-        screen.log_to(folder / "sweep.log")
         jobs = f"{plan.job_count} job{'s' * (plan.job_count != 1)}"
         log.info("a sweep of %s in %s", jobs, show_path(folder))
         if sweep.test == "all":

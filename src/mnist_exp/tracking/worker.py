@@ -252,7 +252,7 @@ class Worker:
         return value
 
 
-relay: Any = None  # has `submit` of a job whose sweep has the worker
+relay: Any = None  # stands for the worker in a job of a sweep that has it
 
 
 @functools.cache
