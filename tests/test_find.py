@@ -188,6 +188,9 @@ def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
     assert find_checkpoint(run_id, store).read_bytes() == b"weights"
     assert find_checkpoint("best", store, "away").read_bytes() == b"weights"
 
+    torch.save({"format": 4, "key": "of another run"}, checkpoint)  # in a folder of that name
+    assert find_checkpoint(run_id, store).read_bytes() == b"weights"
+
     run_id, checkpoint = record_run(store, "away", tmp_path / "lost", [0.4])
     checkpoint.unlink()
     with pytest.raises(BadInput, match=rf"^run {run_id}: .*{checkpoint}"):

@@ -85,7 +85,7 @@ def test_every_command_works_on_the_runs_of_a_moved_checkout(
     (moved.root / "docs").mkdir()
     shutil.copy(REPOSITORY / "docs" / "demo.png", moved.root / image)
     succeed(moved, "predict.py", "--run", "best:digits", image)
-    succeed(moved, "export.py", "--run", run_id)
+    succeed(moved, "export.py", "--run", run_id, "--format", "torchscript")
     assert "every metric is the same" in succeed(moved, "train.py", f"reproduce={run_id}")
     sweep = find_sweep(moved)
     succeed(moved, "train.py", "-m", f"sweep.resume={sweep}")

@@ -50,12 +50,12 @@ def find_run(
         raise BadInput(f"{option}latest: outputs/ has no checkpoint, not counting {left}")
     folder = find_folder(word)
     if folder is None and RUN_ID.fullmatch(word):
-        from mnist_exp.tracking.store import find_output_file, find_output_folder  # two seconds
+        from mnist_exp.tracking.store import copy_file  # two seconds to import
 
-        folder = find_output_folder(word, tracking_uri)
-        if new and not (folder / LAST).is_file():
+        folder, is_here = find_run_by_id(word, tracking_uri)
+        if new and not is_here:
             check_new(new)
-            copy = find_output_file(word, LAST, tracking_uri)
+            copy = copy_file(word, LAST, tracking_uri)
             (new / LAST).parent.mkdir(parents=True, exist_ok=True)
             with replace_file(new / LAST) as temporary:
                 shutil.copyfile(copy, temporary)
@@ -83,10 +83,22 @@ def find_checkpoint(
     if re.fullmatch("best(:.+)?", word):
         word = find_best_run(word, experiment, uri, option).reference
     if RUN_ID.fullmatch(word) and not find_folder(word):
-        from mnist_exp.tracking.store import find_output_file  # two seconds to import
+        from mnist_exp.tracking.store import copy_file  # two seconds to import
 
-        return find_output_file(word, LAST, uri)
+        folder, is_here = find_run_by_id(word, uri)
+        return folder / LAST if is_here else copy_file(word, LAST, uri)
     return find_run(word, uri, option) / LAST
+
+
+def find_run_by_id(run_id: str, uri: str | None) -> tuple[Path, bool]:
+    """The folder that an MLflow run was written to, and whether it is here and has this run."""
+    from mnist_exp.experiment import checkpoint  # imports torch
+    from mnist_exp.tracking.store import find_output_folder  # two seconds to import
+
+    folder, key = find_output_folder(run_id, uri)
+    with suppress(checkpoint.CheckpointError):  # whoever loads it says what is wrong
+        return folder, checkpoint.peek(folder / LAST).get("key") == key
+    return folder, (folder / LAST).is_file()
 
 
 def find_init(word: str, config: DictConfig) -> tuple[str, Path]:

@@ -376,21 +376,22 @@ def get_kept_score(client: MlflowClient, run: Run) -> Score | None:
     return min(scores, key=lambda score: score.rank)
 
 
-def find_output_folder(run_id: str, uri: str | None) -> Path:
-    """The run's output folder on the machine that it ran on. Raises what `find_run` does."""
-    _, run = find_run(run_id, uri)
-    return HOME / read_tags(run).get("output_folder", "(unknown)")
+def find_output_folder(run_id: str, uri: str | None) -> tuple[Path, str]:
+    """The run's output folder on the machine that it ran on, and the run's key.
+
+    On another machine that folder can be another run's. Raises what `find_run` does.
+    """
+    tags = read_tags(find_run(run_id, uri)[1])
+    return HOME / tags.get("output_folder", "(unknown)"), tags.get("key", "")
 
 
-def find_output_file(run_id: str, name: Path, uri: str | None) -> Path:
-    """A file of the run's outputs; if the run is from another machine, a temporary copy.
+def copy_file(run_id: str, name: Path, uri: str | None) -> Path:
+    """A temporary copy of a file among the run's artifacts.
 
-    Raises what `find_run` does, and BadInput if the file is nowhere.
+    Raises what `find_run` does, and BadInput if it is not there.
     """
     client, run = find_run(run_id, uri)
     file = HOME / read_tags(run).get("output_folder", "(unknown)") / name
-    if file.is_file():
-        return file
     copies = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, copies, ignore_errors=True)
     try:
