@@ -52,6 +52,7 @@ PLUGINS = {
     "optuna": ("optuna", "sweep"),
     "cmaes": ("cmaes", "sweep"),
     "tensorboard": ("tensorboard", "tensorboard"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 # Values that every machine supports. For others torch is asked, which takes a second to import.
 EVERYWHERE = {"trainer.precision": ("float32", "bfloat16"), "trainer.compile": (False,)}
@@ -243,7 +244,7 @@ def check_option(setting: Setting, options: Sequence[str]) -> str | None:
         if not names and setting.key != "callbacks":
             return "at least one option is needed"
     for name in names:
-        if wrong := one_of(*options).wrong(name) or check_plugin(name):
+        if wrong := check_plugin(name) or one_of(*options).wrong(name):
             return wrong
     return None
 
@@ -251,7 +252,8 @@ def check_option(setting: Setting, options: Sequence[str]) -> str | None:
 def check_plugin(name: str) -> str | None:
     """How to install what an option needs, if it is missing."""
     if name in PLUGINS and find_spec(PLUGINS[name][0]) is None:
-        return f"is not installed; pip install -e '.[{PLUGINS[name][1]}]'"
+        python = "needs Python 3.14, for Hydra 1.4" if name == "ray" else "is not installed"
+        return f"{python}; pip install -e '.[{PLUGINS[name][1]}]'"
     return None
 
 

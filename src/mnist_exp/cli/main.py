@@ -219,6 +219,10 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
         os.environ["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{others}".rstrip(os.pathsep)
     from mnist_exp.sweeps.sweep import run_sweep
 
+    if str(plan.config.hydra.launcher._target_).endswith(".SlurmLauncher"):
+        from mnist_exp.sweeps.slurm import watch_queue
+
+        watch_queue()
     return run_sweep(plan, lambda: launch(plan.for_hydra))
 
 
