@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
-from submitit import SlurmExecutor, SlurmJob
 from submitit.core.utils import UncompletedJobError
-from submitit.slurm.slurm import SlurmInfoWatcher
+from submitit.slurm import slurm
 
 from mnist_exp.sweeps.sweep import end_job
 
@@ -24,7 +23,7 @@ ENDED = (
 )
 
 
-class Queue(SlurmInfoWatcher):
+class Queue(slurm.SlurmInfoWatcher):
     """Asks squeue for the states of jobs."""
 
     def _make_command(self) -> list[str]:
@@ -40,7 +39,7 @@ class Queue(SlurmInfoWatcher):
         return self.get_state(job_id, mode) in ENDED
 
 
-class Job(SlurmJob[JobReturn]):
+class Job(slurm.SlurmJob[JobReturn]):
     """A job that is FAILED in the sweep's leaderboard if it dies."""
 
     watcher = Queue(LOOK_SECONDS)
@@ -60,5 +59,6 @@ class Job(SlurmJob[JobReturn]):
 
 
 def watch_queue() -> None:
-    """Let submitit make such jobs."""
-    SlurmExecutor.job_class = Job
+    """Let submitit make such jobs, alone and in an array."""
+    slurm.SlurmExecutor.job_class = Job
+    slurm.SlurmJob = Job  # type: ignore[misc,assignment]
