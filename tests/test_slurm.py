@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Clone, find_sweep, list_sweep_runs, read_leaderboard, read_sweep_metrics
+from conftest import (
+    Clone,
+    Like,
+    find_sweep,
+    list_sweep_runs,
+    read_leaderboard,
+    read_sweep_metrics,
+)
 
 from mnist_exp.paths import REPOSITORY
 
@@ -64,3 +71,28 @@ def test_a_grid_on_slurm_survives_a_preemption(
     in_turn = new_clone()
     assert in_turn.run("train.py", *work).returncode == 0
     assert read_sweep_metrics(clone) == read_sweep_metrics(in_turn)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_an_array_keeps_its_bound_and_a_job_that_dies_fails_alone(clone: Clone) -> None:
+    work = ("-m", "data=digits", "model=linear", "trainer.epochs=200", "tracking=none")
+    bound = ("hydra/launcher=submitit_slurm", "hydra.launcher.array_parallelism=1")
+    process = clone.start("train.py", *work, "seed=1,2,3", *bound)
+    ends = time.monotonic() + 120
+    while not any(clone.root.glob("outputs/*/*/1/checkpoints/last.pt")):
+        assert time.monotonic() < ends, "the second job has not started"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    pending = ["squeue", "--noheader", "--states=pending", "--format=%i"]
+    assert "_[2%1]" in subprocess.run(pending, check=True, capture_output=True, text=True).stdout
+    job = f"submitit.core._submit {find_sweep(clone)}"
+    subprocess.run(["pkill", "-KILL", "-f", job], check=True)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, out + err
+    statuses = {row["outputs"]: row["status"] for row in read_leaderboard(find_sweep(clone))}
+    assert statuses == {
+        "0 2": "FINISHED",
+        "1": Like("FAILED: Slurm…"),
+    } or statuses == {"0 1 2": Like("FAILED: Slurm…")}
+    done = clone.run("train.py", "-m", "sweep.resume=latest", "hydra/launcher=basic")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -62,7 +62,12 @@ def add_recorded(typed: list[str]) -> list[str]:
     if not resume or select_job_arguments(typed):
         return typed
     value = OverridesParser.create().parse_override(resume[-1]).value()
-    return typed if value is None else [*read_sweep(find_sweep(str(value))).typed, *typed]
+    if value is None:
+        return typed
+    recorded = read_sweep(find_sweep(str(value))).typed
+    if any(word.startswith("hydra/launcher=") for word in typed):  # which has other keys
+        recorded = [word for word in recorded if not word.startswith("hydra.launcher.")]
+    return [*recorded, *typed]
 
 
 def plan_sweep(
