@@ -77,7 +77,7 @@ def test_a_grid_on_slurm_survives_a_preemption(
 def test_an_array_keeps_its_bound_and_a_job_that_dies_fails_alone(clone: Clone) -> None:
     work = ("-m", "data=digits", "model=linear", "trainer.epochs=200", "tracking=none")
     bound = ("hydra/launcher=submitit_slurm", "hydra.launcher.array_parallelism=1")
-    process = clone.start("train.py", *work, "seed=1,2,3", *bound)
+    process = clone.start("train.py", *work, "batch_size=16,32,64", *bound)
     ends = time.monotonic() + 120
     while not any(clone.root.glob("outputs/*/*/1/checkpoints/last.pt")):
         assert time.monotonic() < ends, "the second job has not started"
@@ -90,9 +90,6 @@ def test_an_array_keeps_its_bound_and_a_job_that_dies_fails_alone(clone: Clone) 
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, out + err
     statuses = {row["outputs"]: row["status"] for row in read_leaderboard(find_sweep(clone))}
-    assert statuses == {
-        "0 2": "FINISHED",
-        "1": Like("FAILED: Slurm…"),
-    } or statuses == {"0 1 2": Like("FAILED: Slurm…")}
+    assert statuses == {"0": "FINISHED", "1": Like("FAILED: Slurm…"), "2": "FINISHED"}
     done = clone.run("train.py", "-m", "sweep.resume=latest", "hydra/launcher=basic")
     assert (done.returncode, done.stderr) == (0, "")
