@@ -141,7 +141,7 @@ NOT_EVEN_READ = {
     "model={dropout:0.1}": f"…{MODELS}",
     "experiment=basline": f"…{PRESETS}; did you mean baseline?",
     "hydra/launcher=jobs": (
-        "…basic | joblib | submitit_local | submitit_slurm; did you mean joblib?"
+        "…basic | joblib | local | submitit_local | submitit_slurm; did you mean joblib?"
     ),
     "+model=mlp": "groups cannot be added…model=<option>",
     "++model=mlp": "groups cannot be added…model=<option>",
