@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse.csgraph import connected_components
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]  # [height, width]
@@ -129,18 +128,23 @@ def find_digits(strokes: Floats) -> list[Mask]:
 
     strokes: the ink, 0 where it is too faint to be a stroke, but not everywhere.
     """
-    labels, count = ndimage.label(remove_specks(strokes), NEIGHBORS)
-    masses = np.bincount(labels.ravel(), strokes.ravel(), count + 1)[1:]
-    largest = np.argsort(-masses)[:MOST_PIECES] + 1
-    pieces = [part for n in largest for part in cut_piece(labels == n, strokes)]
+    labels, masses = label_pieces(strokes)
+    order = np.argsort(-masses)[: min(MOST_PIECES, np.count_nonzero(masses))]
+    pieces = [part for n in order for part in cut_piece(labels == n, strokes)]
     return sort_digits(join_pieces(pieces, strokes))
 
 
 def remove_specks(strokes: Floats) -> Mask:
     """The mask of the strokes without small pieces that touch no larger one."""
-    pieces, _ = ndimage.label(strokes > 0, NEIGHBORS)
-    masses = np.bincount(pieces.ravel(), strokes.ravel())
-    return (masses > SPECK * masses.max())[pieces] & (strokes > 0)
+    labels, masses = label_pieces(strokes)
+    return (masses > 0)[labels]
+
+
+def label_pieces(strokes: Floats) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """The number of each pixel's piece, and by number its ink, which is 0 for specks."""
+    labels, _ = ndimage.label(strokes > 0, NEIGHBORS)
+    masses = np.bincount(labels.ravel(), strokes.ravel())
+    return labels, np.where(masses > SPECK * masses.max(), masses, 0)
 
 
 def cut_piece(piece: Mask, strokes: Floats) -> list[Mask]:
@@ -199,10 +203,11 @@ def join_pieces(pieces: list[Mask], strokes: Floats) -> list[Mask]:
     nearest = distance.argmin(axis=1)
     near = np.flatnonzero((height < SMALL * usual) & (distance.min(axis=1) <= NEAR * usual))
     joined[near, nearest[near]] = True
-    count, groups = connected_components(joined, directed=False)
-    digits = [
-        np.any([pieces[n] for n in np.flatnonzero(groups == g)], axis=0) for g in range(count)
-    ]
+    joined |= joined.T | np.eye(len(pieces), dtype=bool)
+    for middle in range(len(pieces)):  # what is joined by another piece is joined, too (Warshall)
+        joined |= joined[:, middle, None] & joined[middle]
+    groups = np.unique(joined, axis=0)
+    digits = [np.any([pieces[n] for n in np.flatnonzero(group)], axis=0) for group in groups]
     return [digit for digit in digits if np.ptp(find_box(digit)[:2]) >= LEAST * usual]
 
 

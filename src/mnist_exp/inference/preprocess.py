@@ -107,49 +107,48 @@ def preprocess(source: Path | BinaryIO, kind: Kind) -> list[Found]:
 def extract_ink(pixels: NDArray[np.uint8]) -> Floats:
     """The amount of ink, [height, width], for any color of the ink and the background.
 
-    It is the difference from the background along its strongest direction in color space.
+    It is the difference from the background along its strongest direction in color space. Both are
+    found from some of the pixels.
     """
     height, width, _ = pixels.shape
     step = max(1, round((height * width / FITTED) ** 0.5))
-    colors = np.divide(pixels, 255, dtype=np.float32)
-    terms = quadratic_terms(height, width)
-    colors -= terms @ fit_background(colors[::step, ::step], terms[::step, ::step])
-    some = colors[::step, ::step]
-    direction = (some * np.square(some).sum(axis=2, keepdims=True)).sum(axis=(0, 1))
+    x, y = (np.linspace(-1, 1, side, dtype=np.float32) for side in (width, height))
+    some = (pixels[::step, ::step] / 255).reshape(-1, 3).T
+    at_x, at_y = (grid.ravel() for grid in np.meshgrid(x[::step], y[::step]))
+    ones = np.ones_like(at_x)
+    terms = np.stack([ones, at_x, at_y, at_x * at_x, at_x * at_y, at_y * at_y])
+    surface = fit_background(some, terms)
+    rest = some - surface @ terms
+    direction = (rest * np.square(rest).sum(axis=0)).sum(axis=1)
     length = np.linalg.norm(direction)
     if not length:
         raise UnreadableImage("no digit found")
-    return colors @ (direction / length).astype(np.float32) / np.float32(np.sqrt(3))
+    direction /= length * 3**0.5
+    one, of_x, of_y, of_xx, of_xy, of_yy = (direction @ surface).astype(np.float32)
+    row, column = one + of_x * x + of_xx * x * x, of_y * y + of_yy * y * y
+    background = row + column[:, None] + of_xy * y[:, None] * x
+    return pixels.astype(np.float32) @ np.float32(direction / 255) - background
 
 
-def quadratic_terms(height: int, width: int) -> Floats:
-    """1, x, y, x², xy, y² of each pixel, [height, width, 6], where x and y go from -1 to 1."""
-    x = np.linspace(-1, 1, width, dtype=np.float32)
-    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    terms = np.empty((height, width, 6), np.float32)
-    for n, term in enumerate((np.ones_like(x), x, y, x * x, x * y, y * y)):
-        terms[..., n] = term
-    return terms
-
-
-def fit_background(colors: Floats, terms: Floats) -> Floats:
+def fit_background(colors: NDArray[np.float64], terms: Floats) -> NDArray[np.float64]:
     """The image without ink: a quadratic surface per color channel, which models the lighting.
 
     Fitted to the border first, then to all pixels as near to the surface as most of the background.
-    colors, [height, width, 3], and terms, [height, width, 6], of some pixels. Returns the factors
-    of the terms, [6, 3].
+    colors, [3, n], and terms, [6, n]: 1, x, y, x², xy, y², of some pixels, where x and y go from -1
+    to 1. Returns the factors of the terms, [3, 6].
     """
-    some, at = colors.reshape(-1, 3), terms.reshape(-1, 6)
-    border = np.abs(at[:, 1:3]).max(axis=1) > 0.85
-    surface = np.zeros((6, 3), np.float32)
-    surface[0] = np.median(some[border], axis=0)
+    border = np.abs(terms[1:3]).max(axis=0) > 0.85
+    surface = np.zeros((3, 6))
+    surface[:, 0] = np.median(colors[:, border], axis=1)
     chosen = border
     for count in (1, 3, 6, 6):
-        distance = np.linalg.norm(some - at @ surface, axis=1)
+        distance = np.sqrt(np.square(colors - surface @ terms).sum(axis=0))
         limit = max(3 * np.median(distance[chosen]), 0.02)
         chosen = distance <= limit
-        surface = np.zeros((6, 3), np.float32)
-        surface[:count] = np.linalg.lstsq(at[chosen][:, :count], some[chosen], rcond=None)[0]
+        at = terms[:count, chosen].astype(np.float64)
+        surface = np.zeros((3, 6))
+        # The normal equations, which are small: LAPACK would start threads for all of the pixels.
+        surface[:, :count] = np.linalg.lstsq(at @ at.T, at @ colors[:, chosen].T, rcond=None)[0].T
     return surface
 
 
@@ -163,17 +162,19 @@ def crop_ink(ink: Floats, is_page: bool) -> Iterator[tuple[Floats, tuple[int, in
     least, full = measure_ink(rough)
     if is_page:
         cleaned = remove_lines(ink, LINE * full, full)
-        rest, _ = downsample(cleaned)
-        with suppress(UnreadableImage):  # if nothing is left, the lines were strokes
-            least, full = measure_ink(rest)
-            ink, rough = cleaned, rest
+        if not np.array_equal(cleaned, ink):
+            rest, _ = downsample(cleaned)
+            with suppress(UnreadableImage):  # if nothing is left, the lines were strokes
+                least, full = measure_ink(rest)
+                ink, rough = cleaned, rest
     strokes = np.where(rough > max(least, FAINT * full), rough, 0)
     for mask in find_digits(strokes) if is_page else [remove_specks(strokes)]:
-        near = ndimage.binary_dilation(mask, NEIGHBORS, iterations=2)
-        near = near.repeat(factor, 0).repeat(factor, 1)[: ink.shape[0], : ink.shape[1]]
-        top, bottom, left, right = (edge * factor for edge in find_box(mask))
-        bottom, right = min(bottom, ink.shape[0]), min(right, ink.shape[1])
-        yield (ink * near)[top:bottom, left:right], (left, top, right, bottom)
+        top, bottom, left, right = find_box(mask)
+        near = ndimage.binary_dilation(mask[top:bottom, left:right], NEIGHBORS, iterations=2)
+        top, left = top * factor, left * factor
+        bottom, right = min(bottom * factor, ink.shape[0]), min(right * factor, ink.shape[1])
+        near = near.repeat(factor, 0).repeat(factor, 1)[: bottom - top, : right - left]
+        yield ink[top:bottom, left:right] * near, (left, top, right, bottom)
 
 
 def downsample(ink: Floats) -> tuple[Floats, int]:
