@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -140,6 +143,42 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
         other.kill()
     with lock_folder(tmp_path):
         pass
+
+
+NO_FLOCK = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int fd, int operation) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
+"""
+HOLDER = "import sys, pathlib, time; from mnist_exp.files import lock_folder\n" + (
+    "with lock_folder(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(100)"
+)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="a C library stands for the file system")
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_folder_is_one_processs_at_a_time_without_flock(tmp_path: Path, reason: int) -> None:
+    source, library, folder = tmp_path / "no.c", tmp_path / "no.so", tmp_path / "run"
+    source.write_text(NO_FLOCK)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    folder.mkdir()
+    env = {**os.environ, "LD_PRELOAD": str(library), "FLOCK_ERRNO": str(reason)}
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-W", "error", "-c", HOLDER, str(folder)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=env, text=True, **pipes)
+
+    with start() as first:
+        assert first.stdout.readline() == "in\n"
+        with start() as second:
+            _, told = second.communicate()
+        assert f"another process is at work on it; if there is none, remove {folder}" in told
+        first.kill()
+    with start() as third:
+        assert third.stdout.readline() == "in\n", third.communicate()
+        third.kill()
+        assert third.communicate()[1] == ""
 
 
 def test_what_a_killed_process_has_left_half_written_is_removed(tmp_path: Path) -> None:

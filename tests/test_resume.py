@@ -43,12 +43,13 @@ from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint
 from mnist_exp.experiment import run as experiment
 from mnist_exp.experiment.find import find_run
+from mnist_exp.experiment.load import load_model
 from mnist_exp.experiment.metrics import Entry
 from mnist_exp.experiment.resume import apply_overrides
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import Interrupted, call_launcher, defer_signals
 from mnist_exp.files import lock_folder
-from mnist_exp.paths import LAST
+from mnist_exp.paths import BEST, LAST
 from mnist_exp.tracking import TrackerError
 from mnist_exp.tracking.worker import Trackers
 
@@ -86,8 +87,8 @@ def weights(folder: Path) -> Any:
     found = {"kept": torch.load(folder / "mnist_model.pth", weights_only=True)}
     for name in ("last", "best"):
         state = checkpoint.load(folder / "checkpoints" / f"{name}.pt")["state"]
-        found[name] = [state[key] for key in ("model", "optimizer", "scheduler")]
-        found[name].append(state["random"]["torch"])  # MLflow draws from Python's, too
+        found[name] = [state.get(key) for key in ("model", "optimizer", "scheduler")]
+        found[name].append(state.get("random", {}).get("torch"))  # MLflow draws from Python's, too
     return as_lists(found)
 
 
@@ -526,6 +527,34 @@ def test_more_epochs_resume_bit_for_bit(new_desk: Callable[[], Desk], keep: str)
     assert weights(further.folder) == weights(whole.folder)
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [((), 4), (("trainer.keep_state=false",), 1), (("scheduler=cosine",), 1)],
+    ids=["more epochs", "told not to", "no more epochs"],
+)
+def test_an_ended_run_keeps_its_weights_and_only_what_more_epochs_need(
+    new_desk: Callable[[], Desk], settings: tuple[str, ...], size: int
+) -> None:
+    """Adam has two values per weight, and the kept weights need not be the last ones."""
+    desk = new_desk()
+    desk.run("tracking=none", "trainer.epochs=2", *settings)
+    last, best = desk.folder / LAST, desk.folder / BEST
+    assert best.samefile(last)
+    weight = (desk.folder / "mnist_model.pth").stat().st_size
+    assert round(last.stat().st_size / weight) == size
+    saved = checkpoint.load(last)
+    assert ("optimizer" in saved["state"]) == (size > 1)
+    if size == 1:
+        with pytest.raises(BadInput, match=r"trainer\.epochs=3: "):
+            desk.resume("trainer.epochs=3")
+        checkpoint.save(last, {**saved, "ended": False})  # as if the tracker had been away
+        desk.resume("trainer.keep_state=true")
+        state = checkpoint.load(last)["state"]
+        assert as_lists(state["progress"]["kept"]) == weights(desk.folder)["kept"]
+        assert "optimizer" not in state
+        assert load_model(last).test()["accuracy"] > 0.5
+
+
 def test_a_run_trained_further_has_each_metric_of_each_epoch_once(
     new_desk: Callable[[], Desk], store: MlflowClient
 ) -> None:
@@ -658,7 +687,7 @@ def test_a_kill_between_last_and_best_leaves_no_stale_best(
     settings = ("tracking=none", "trainer.epochs=2")
     whole.run(*settings)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", kill)
+        patch.setattr("mnist_exp.experiment.folder.link_file", kill)
         with pytest.raises(Kill):
             desk.run(*settings)
     assert not (desk.folder / "checkpoints" / "best.pt").exists()

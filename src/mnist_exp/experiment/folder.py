@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mnist_exp.experiment import checkpoint
-from mnist_exp.files import lock_folder, replace_file, sync
+from mnist_exp.files import link_file, lock_folder, replace_file, sync
 from mnist_exp.paths import BEST, FIGURES, LAST, METRICS, SERVED, replace_home
 
 CONFIG, VERSIONS, MODEL = "config.yaml", "requirements.txt", "model.txt"
@@ -33,11 +32,13 @@ class RunFolder:
         return lock_folder(self.path)
 
     def save_checkpoint(self, content: dict[str, Any], is_best: bool = False) -> None:
-        """Write last.pt, and best.pt if it is the best so far. Raises CheckpointError."""
+        """Write last.pt, which is best.pt, too, if it is the best so far. Raises CheckpointError.
+
+        best.pt takes no space of its own until last.pt is written again.
+        """
         checkpoint.save(self.path / LAST, content)
         if is_best:
-            with replace_file(self.path / BEST) as temporary:
-                shutil.copyfile(self.path / LAST, temporary)
+            link_file(self.path / LAST, self.path / BEST)
 
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Write mnist_model.pth: the weights as a plain state_dict on the CPU."""
@@ -77,7 +78,7 @@ class RunFolder:
         """The files that are there for the tracker, by the folder that they have in it."""
         named: dict[str, tuple[str | Path, ...]] = {
             "": (CONFIG, MODEL, VERSIONS, METRICS, WEIGHTS, PATCH),
-            "checkpoints": (LAST, BEST),
+            "checkpoints": (LAST,),  # it has the best weights, too
         }
         files = {
             folder: [self.path / name for name in names if (self.path / name).exists()]

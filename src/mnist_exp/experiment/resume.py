@@ -14,7 +14,7 @@ FILES = ("data.root", "data.labels", "data.mirrors")  # where this machine has t
 # Beginnings of keys that do not change the results of a training.
 FREE = (
     *(*FILES, "data.cache", "data.memory_limit", "tracking", "resume", "reproduce"),
-    *("trainer.device", "trainer.threads", "trainer.checkpoint_every_steps"),
+    *("trainer.device", "trainer.threads", "trainer.checkpoint_every_steps", "trainer.keep_state"),
 )
 
 
@@ -34,11 +34,10 @@ def apply_overrides(
     groups = tuple(f"{get_key(override)}." for override in overrides)  # or keys
     settable = listed | now.keys()
     typed = {key for key in settable if "experiment." in groups or f"{key}.".startswith(groups)}
-    over_all_epochs = not str(config.scheduler._target_).endswith((".constant", ".plateau"))
     problems = []
     free = FREE if further else (*FREE, "init")  # whose weights are compared
     for key in sorted(key for key in typed if not key.startswith(free)):
-        growing = further and key == "trainer.epochs" and not over_all_epochs
+        growing = further and key == "trainer.epochs" and takes_more_epochs(config)
         if was.get(key) != now.get(key) and not (growing and now[key] > was[key]):
             verdict = "can only be raised" if growing else "cannot change"
             problems.append(f"{key}={now.get(key)}: the run has {was.get(key)}, which {verdict}")
@@ -57,6 +56,11 @@ def apply_overrides(
     for key in typed - {"resume", "reproduce", *listed} - as_before:
         OmegaConf.update(config, key, now[key])
     return config
+
+
+def takes_more_epochs(config: DictConfig) -> bool:
+    """Whether the schedule is not stretched over all epochs, so that more can follow."""
+    return str(config.scheduler._target_).endswith((".constant", ".plateau"))
 
 
 def chooses_trackers(overrides: Sequence[str]) -> bool:

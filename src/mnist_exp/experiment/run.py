@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from mnist_exp.data import Kind, Split
-from mnist_exp.errors import Failure, sanitize
+from mnist_exp.errors import BadInput, Failure, sanitize
 from mnist_exp.experiment import checkpoint, environment, screen
 from mnist_exp.experiment.build import (
     build,
@@ -50,9 +50,9 @@ from mnist_exp.experiment.record import (
     name_changes,
     name_run,
 )
-from mnist_exp.experiment.resume import apply_overrides, is_elsewhere
+from mnist_exp.experiment.resume import apply_overrides, is_elsewhere, takes_more_epochs
 from mnist_exp.experiment.rules import leaves
-from mnist_exp.experiment.shell import quote, resume_command, show_path, train_command
+from mnist_exp.experiment.shell import quote, quote_path, resume_command, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.paths import FIGURES, LAST, replace_home, shorten_path
@@ -179,6 +179,7 @@ class Run:
         self.tested: TestResult | None = None
         self.key = uuid4().hex  # by which the tracker finds the run again
         self.ended = False
+        self.keeps_state = True  # in its checkpoints, for more steps
         self.on_epoch: Callable[[Epoch], None] = do_nothing  # may raise Stopped
 
     # --- the run, top to bottom ---
@@ -291,7 +292,11 @@ class Run:
         model, kind = self.kept_model(), self.dataset.kind
         if self.options.test:
             self.test(model)
-        self.folder.save_weights(model.state_dict())
+        if not (self.options.keep_state and takes_more_epochs(self.config)):
+            self.keeps_state = False
+            self.save()
+        if self.parent is None:  # a job has them in its checkpoint only
+            self.folder.save_weights(model.state_dict())
         result = self.result()
         if self.config.tracking.figures:
             folder, progress = self.folder.path / FIGURES, self.state.progress
@@ -325,7 +330,7 @@ class Run:
         if status == "FINISHED":
             self.folder.sync()
             self.ended = True
-            self.save()
+            self.save(is_best=True)
         elif status == "KILLED":
             text = "interrupted in epoch %d; to resume:\n%s"
             log.info(text, self.state.progress.number, self.resume_command())
@@ -441,7 +446,8 @@ class Run:
         self.save(bool(is_best))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of the run has."""
+        """What a checkpoint of the run has: to go on with, or of an ended run its weights."""
+        state = self.state.state_dict()
         return {
             "name": self.name,
             "key": self.key,
@@ -451,13 +457,14 @@ class Run:
             "tested": self.tested and asdict(self.tested),
             "ended": self.ended,
             "config": replace_home(OmegaConf.to_container(self.config, resolve=True)),
-            "state": self.state.state_dict(),
+            "state": state if self.keeps_state else {"progress": state["progress"]},
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from a checkpoint.
 
-        Raises BadInput if it is of other images, and what `TrainState.load_state_dict` does.
+        Raises BadInput if it is of other images, or if more epochs need the state that it has not
+        kept, and what `TrainState.load_state_dict` does.
         """
         self.dataset.kind.check_digest(saved["data"]["digest"])
         if saved["format"] < 3:
@@ -467,6 +474,11 @@ class Run:
         self.tested = load_test_result(saved["tested"])
         done = self.state.progress.is_done(self.options.epochs, self.options.patience)
         self.ended = saved["ended"] and done  # not if epochs were added
+        self.keeps_state = "optimizer" in saved["state"]
+        if not (done or self.keeps_state):
+            advice = f"init={quote_path(self.folder.path)} starts a new run from its weights"
+            wanted = f"trainer.epochs={self.options.epochs}"
+            raise BadInput(f"{wanted}: the run has kept no state for more epochs; {advice}")
 
 
 def add_sums(progress: dict[str, Any], batch_size: int, images: int) -> None:

@@ -61,6 +61,7 @@ class TrainerOptions:
     patience: Annotated[int | None, optional(integer(1))] = None  # epochs without a better one
     monitor: Annotated[str, MONITOR] = "val/accuracy"  # decides which epoch and run is the best
     keep: Annotated[str, one_of("best", "last")] = "best"  # weights, by the monitor
+    keep_state: Annotated[bool, flag] = True  # of the optimizer, for more epochs
     deterministic: Annotated[bool, flag] = True  # only algorithms that give the same bits
     checkpoint_every_steps: Annotated[int | None, optional(integer(1))] = None
     max_batches: Annotated[int | None, optional(integer(1))] = None  # of training and validation

@@ -84,19 +84,26 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, wherever its tensors lie.
 
+        Of a training that has ended, only "progress" may be there.
+
         Raises LookupError, RuntimeError, TypeError or ValueError for the state of another training.
         """
         own = self.state_dict()
+        device = next(self.model.parameters()).device
+        check_like(state["progress"]["kept"], own["model"], "kept")
+        if "optimizer" not in state:
+            self.progress.load_state_dict(state["progress"], device)
+            self.model.load_state_dict(self.progress.kept)
+            return
         for name in ("model", "ema", "scheduler", "scaler"):
             check_like(state[name], own[name], name)
-        check_like(state["progress"]["kept"], own["model"], "kept")
         load_optimizer(self.optimizer, state["optimizer"])
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.progress.load_state_dict(state["progress"], next(self.model.parameters()).device)
+        self.progress.load_state_dict(state["progress"], device)
         for name, saved in state.get("callbacks", NO_CALLBACKS).items():
             self.callbacks[name].load_state_dict(saved)
         set_random_states(state["random"])
