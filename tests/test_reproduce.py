@@ -53,6 +53,8 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
             ["optimizer.lr=0.5: …0.01…", "trainer.epochs=9: …8…"],
         ),
         ([f"reproduce={'a' * 32}"], [f"no MLflow run {'a' * 32}…"]),
+        (["reproduce=outputs/no"], ["reproduce=outputs/no: no output folder, config file or…"]),
+        (["reproduce=src"], ["reproduce=src: there is no …/src/config.yaml"]),
     ],
 )
 def test_a_run_that_cannot_be_reproduced_is_bad_input_and_creates_nothing(
@@ -89,6 +91,27 @@ def test_a_damaged_config_of_a_run_is_one_line_and_trains_nothing(
     finally:
         artifact.write_bytes(whole)
     assert clone.folders() == before
+
+
+@pytest.mark.slow
+def test_a_run_is_reproduced_from_its_folder_or_its_config_alone(clone: Clone) -> None:
+    settings = ("data=digits", "trainer.epochs=2", "tracking=none", "callbacks=[step_loss]")
+    assert clone.run("train.py", *settings).returncode == 0
+    (folder,) = clone.folders()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train/lo')  # torn by a power cut
+    alone = clone.root / "my.yaml"
+    alone.write_text((folder / "config.yaml").read_text())
+    for word in (folder, folder / "config.yaml"):
+        done = clone.run("train.py", f"reproduce={word}", "tracking=none")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1] == Like("reproduced: …bit for bit")
+        assert done.stdout.count(" equal\n") == 3
+    done = clone.run("train.py", "reproduce=my.yaml", "tracking=none")
+    assert done.stdout.splitlines()[-1] == Like("there are no metrics beside my.yaml…")
+    weights = [(f / "mnist_model.pth").read_bytes() for f in clone.folders()]
+    assert len(weights) == 4
+    assert len(set(weights)) == 1
 
 
 FIRST = {"val/loss": {1: 0.5, 2: 0.25}, "test/loss": {1: 0.75, 2: 0.5}}

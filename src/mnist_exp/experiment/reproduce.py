@@ -1,24 +1,28 @@
-"""Train a run again from its id, and check that every metric is the same."""
+"""Train a run again from its id or its files, and check that every metric is the same."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint, environment, screen
+from mnist_exp.experiment.find import RUN_ID, find_folder
+from mnist_exp.experiment.folder import CHANGES, CONFIG, PATCH, VERSIONS
 from mnist_exp.experiment.init import DIGEST
 from mnist_exp.experiment.metrics import Result
+from mnist_exp.experiment.record import name_run
 from mnist_exp.experiment.renamed import new_target
 from mnist_exp.experiment.resume import FILES, FREE, apply_overrides
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import NO_HOOKS, Hooks, Run
 from mnist_exp.experiment.shell import train_command
 from mnist_exp.experiment.targets import check_saved_config
-from mnist_exp.paths import replace_home
+from mnist_exp.paths import METRICS, replace_home
 from mnist_exp.tracking.store import RecordedRun, read_run
 
 log = logging.getLogger(__name__)
@@ -33,14 +37,18 @@ def reproduce(
 ) -> Result:
     """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
-    composed: the defaults with `overrides`, of which only what was typed counts. Raises
-    Failure if a metric differs in any bit, BadInput if the run has no metrics, or a config
-    that is not trusted or would change, and what a run raises.
+    That is an MLflow run id, an output folder, or a config file, which may have no metrics to
+    compare with. composed: the defaults with `overrides`, of which only what was typed counts.
+    Raises Failure if a metric differs in any bit, BadInput if the run of an id has no metrics, or
+    for a config that is not trusted or would change, and what a run raises.
     """
-    first = read_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
     source = f"reproduce={composed.reproduce}"
-    if not first.metrics:
-        raise BadInput(f"{source}: the run has no metrics to compare with")
+    with checkpoint.raise_misfits(source):
+        first = read_files(composed.reproduce)
+    if first is None:
+        first = read_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
+        if not first.metrics:
+            raise BadInput(f"{source}: the run has no metrics to compare with")
     config = check_saved_config(first.config, source)
     check_params(config, first, source)
     with checkpoint.raise_misfits(source):
@@ -51,9 +59,10 @@ def reproduce(
             if place is not None and OmegaConf.select(config, key) is not None:
                 OmegaConf.update(config, key, place, merge=False)
         tags = {"reproduces": composed.reproduce, "command": train_command(*overrides)}
-        name = composed.tracking.get("run_name") or first.name.partition(" #")[0]
+        name = first.name.partition(" #")[0] or name_run(config, ())
+        name = composed.tracking.get("run_name") or name
         run = Run(config, folder, name, tags, hooks=hooks)
-    if (was := first.tags.get(DIGEST)) != (now := run.tags.get(DIGEST)):
+    if (was := first.tags.get(DIGEST)) not in (now := run.tags.get(DIGEST), None):
         raise BadInput(f"init={config.init}: the run's weights had SHA-256 {was}, these have {now}")
     for line in list_differences(first, run):
         log.info("differs  %s", line)
@@ -63,14 +72,47 @@ def reproduce(
         log.info(text, where, changes)
     result = run.train()
 
-    again: History = {}
-    for entry in run.entries():
-        for key, value in entry.metrics.items():
-            again.setdefault(key, {})[entry.epoch] = value
+    if not first.metrics:
+        log.info("there are no metrics beside %s to compare with", composed.reproduce)
+        return result
+    again = read_history(entry.to_json() for entry in run.entries())
     if differing := compare(first.metrics, again):
         raise Failure(f"not reproduced; the first that differs is {differing[0]}")
     log.info("reproduced: every metric is the same, bit for bit")
     return result
+
+
+def read_files(word: str) -> RecordedRun | None:
+    """What is known of the run in an output folder, or of a config file; None for another word.
+
+    Raises BadInput for a folder without a config, and LookupError and others for other files.
+    """
+    folder = find_folder(word)
+    path = folder / CONFIG if folder else Path(word)
+    if not path.is_file():
+        if folder or not RUN_ID.fullmatch(word):
+            what = f"there is no {path}" if folder else "no output folder, config file or run id"
+            raise BadInput(f"reproduce={word}: {what}")
+        return None
+    journal, versions = path.with_name(METRICS), path.with_name(VERSIONS)
+    lines = journal.read_text().splitlines(keepends=True) if journal.is_file() else []
+    history = read_history(line for line in lines if line.endswith("\n"))  # a last one may be torn
+    installed = versions.read_text() if versions.is_file() else ""
+    changes = [name for name in (PATCH, CHANGES) if path.with_name(name).exists()]
+    tags = {"output_folder": str(path.parent), "changes": ", ".join(changes)}
+    return RecordedRun("", tags, {}, history, path.read_text("utf-8", "replace"), installed)
+
+
+def read_history(lines: Iterable[str]) -> History:
+    """The metrics in the lines of a metrics.jsonl."""
+    history: History = {}
+    for line in lines:
+        values = json.loads(line)
+        epoch = values.pop("epoch")
+        step = values.pop("step", epoch)
+        for name, value in values.items():
+            history.setdefault(name, {})[step] = value
+    return history
 
 
 def check_params(config: DictConfig, first: RecordedRun, source: str) -> None:
@@ -92,10 +134,10 @@ def list_differences(first: RecordedRun, run: Run) -> Iterator[str]:
     """A line for each difference in commit, dirty state, device, threads and versions."""
     now = environment.tags(run.device)
     for key in ("mlflow.source.git.commit", "mlflow.source.git.dirty", "python", "device"):
-        if first.tags.get(key) != now[key]:
+        if first.tags.get(key, now[key]) != now[key]:
             yield f"{key.removeprefix('mlflow.source.')}: was {first.tags.get(key)}, is {now[key]}"
     was, here = set(first.versions.split()), set(environment.installed_versions().split())
-    for name in sorted({line.partition("==")[0] for line in was ^ here}):
+    for name in sorted({line.partition("==")[0] for line in was ^ here if was}):
         old, new = (
             next((line for line in lines if line.startswith(f"{name}==")), f"no {name}")
             for lines in (was, here)
@@ -121,7 +163,8 @@ def compare(first: History, again: History) -> list[str]:
                 f"{key} of epoch {epoch}: was {was[key]}, is {now[key]}" for key in unequal
             ]
             verdict = ", ".join(unequal) or "equal"
-            rows.append((f"{epoch}", shown, f"{was.get(shown)}", f"{now.get(shown)}", verdict))
+            if unequal or was.get(shown) is not None:  # not for each equal step of a callback
+                rows.append((f"{epoch}", shown, f"{was.get(shown)}", f"{now.get(shown)}", verdict))
     header = ("epoch", "metric", "first", "again", "what differs")
     screen.show_table("Reproduction", header, rows)
     return differing
