@@ -534,7 +534,7 @@ def test_a_killed_job_fails_alone(clone: Clone) -> None:
     assert sorted(re.findall(r"^job (\d)  seed=\d  ", out, re.MULTILINE)) == ["0", "1", "2"]
     parent, children = list_sweep_runs(clone)
     assert parent.info.status == "FAILED"
-    assert [run.info.status for run in children] == ["FINISHED", "FAILED", "FINISHED"]
+    assert [run.info.status for run in children] == ["FINISHED", "KILLED", "FINISHED"]
     done = clone.run("train.py", "-m", f"sweep.resume={folder}")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.findall(r"^job (\d)  seed=\d  ", done.stdout, re.MULTILINE) == ["1"]

@@ -178,11 +178,13 @@ class Jobs:
         connection.close()
         job.process.join()
         if job.number not in self.returned:
-            reason = explain_exit(job.process.exitcode or 0)
+            code = job.process.exitcode or 0
+            reason = explain_exit(code)
             outcome = end_job(self.find_folder(job), job.number, job.overrides, reason)
             self.returned[job.number] = make_return(outcome)
             if job.key:
-                job.worker.submit(worker._call, job.key, "end", outcome.status)
+                status = "KILLED" if code < 0 else outcome.status
+                job.worker.submit(worker._call, job.key, "end", status)
         if job.key:
             job.worker.made.pop(job.key, None)
         self.bars.remove_task(job.bar)
