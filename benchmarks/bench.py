@@ -51,6 +51,14 @@ SHORT = f"{UNTRACKED} trainer.epochs=3"
 MODELS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
 PRECISIONS = [f"trainer.precision={name}" for name in ("float64", "float32", "bfloat16", "float16")]
 
+GRID = "optimizer.lr=1e-4,1e-3,1e-2 batch_size=32,64,128"
+SWEEPS = {
+    "3×3 grid, 5 epochs": GRID,
+    "3×3 grid, 1 epoch": f"{GRID} trainer.epochs=1",
+    "2×2 grid of CNNs, 2 epochs": "model=cnn optimizer.lr=1e-3,3e-3 batch_size=64,128 "
+    "trainer.epochs=2",
+}
+
 
 def append_each(start: str, words: Iterable[str]) -> dict[str, str]:
     """Commands that differ in their last words, by these words."""
@@ -134,7 +142,21 @@ SECTIONS = {
         "A sweep over nine seeds, and the tutorial, run once and counted nine times.",
         {"tutorial": TUTORIAL, "sweep": f"train.py -m seed=1,2,3,4,5,6,7,8,9 {TRACKED}"},
         [WALL, CPU, MEMORY],
-        [compare_wall("tutorial", "sweep", times=9)],
+        [compare_wall("tutorial", "sweep", "≥ 9", times=9)],
+        max_rounds=3,
+    ),
+    "parallel": Section(
+        "Sweeps side by side",
+        "Each sweep with the default launcher, and with one job after the other.",
+        {
+            f"{name}, {how}": f"train.py -m {words} {launcher} {TRACKED}"
+            for name, words in SWEEPS.items()
+            for how, launcher in (("serial", "hydra/launcher=basic"), ("default", ""))
+        },
+        [
+            compare_wall(f"{name}, default", f"{name}, serial", limit)
+            for name, limit in zip(SWEEPS, ("≤ 0.60", "≤ 0.75", "≤ 0.75"), strict=True)
+        ],
         max_rounds=3,
     ),
     "precision": Section(

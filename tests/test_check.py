@@ -140,9 +140,7 @@ NOT_EVEN_READ = {
     "model=[mlp,linear]": f"…{MODELS}",
     "model={dropout:0.1}": f"…{MODELS}",
     "experiment=basline": f"…{PRESETS}; did you mean baseline?",
-    "hydra/launcher=jobs": (
-        "…basic | joblib | local | submitit_local | submitit_slurm; did you mean joblib?"
-    ),
+    "hydra/launcher=locla": "…basic | …local | submitit_local…; did you mean local?",
     "+model=mlp": "groups cannot be added…model=<option>",
     "++model=mlp": "groups cannot be added…model=<option>",
     "~scheduler": "groups cannot be added…scheduler=<option>",
@@ -308,8 +306,8 @@ def test_a_list_of_trackers_is_checked_like_one_option(command: str, problem: st
 
 def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "find_spec", lambda name: None)
-    assert find_problems("-m seed=1,2 hydra/launcher=joblib") == [
-        Like("hydra/launcher=joblib: …not installed…pip install -e '.[sweep]'")
+    assert find_problems("-m seed=1,2 hydra/launcher=submitit_local") == [
+        Like("hydra/launcher=submitit_local: …not installed…pip install -e '.[sweep]'")
     ]
     assert find_problems(BOTH) == [Like(f"{BOTH}: …not installed…pip install -e '.[tensorboard]'")]
 

@@ -485,6 +485,7 @@ def test_cfg_job_lists_the_jobs_that_the_sweep_then_runs(clone: Clone) -> None:
         (("--info", "config", "seed=1,2"), "-m --cfg job"),
         (("seed=1,2", "resume=latest"), "resume=latest: …-m"),
         (("trainer.monitor=val/loss,val/accuracy",), "trainer.monitor=…share this key"),
+        (("seed=1,2", "hydra.launcher.n_jobs=0"), "hydra.launcher.n_jobs=0: …integer >= 1"),
     ],
 )
 def test_an_impossible_sweep_is_refused_before_anything_is_created(

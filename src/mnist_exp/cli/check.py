@@ -28,6 +28,7 @@ from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.targets import SEVERAL, TARGET, read_options, target_problems
 from mnist_exp.paths import expand
 from mnist_exp.sweeps.jobs_file import as_typed, read_rows
+from mnist_exp.training.options import THREADS
 from mnist_exp.training.rules import integer, one_of
 from mnist_exp.training.torchrun import is_distributed
 
@@ -36,17 +37,20 @@ if TYPE_CHECKING:
 
 Found = list[tuple[str, str | None]]  # what was typed, and what is wrong with it, if anything
 
-# Keys of hydra/sweeper=optuna. The names are those in sweeps/search.py, which imports optuna.
-SEARCH_RULES = {
-    "n_trials": integer(1),
-    "n_jobs": integer(1),
-    "sampler": one_of("tpe", "gp", "cmaes", "qmc", "nsgaii", "random", "brute_force"),
-    "pruner": one_of("median", "percentile", "successive_halving", "hyperband", "none"),
+# Keys of the launcher local and the sweeper optuna. The names are those in sweeps/search.py, which
+# imports optuna.
+SWEEP_RULES = {
+    "hydra.launcher.n_jobs": THREADS,
+    "hydra.sweeper.n_trials": integer(1),
+    "hydra.sweeper.n_jobs": integer(1),
+    "hydra.sweeper.sampler": one_of("tpe", "gp", "cmaes", "qmc", "nsgaii", "random", "brute_force"),
+    "hydra.sweeper.pruner": one_of(
+        "median", "percentile", "successive_halving", "hyperband", "none"
+    ),
 }
 NOT_OF_A_JOB = ("hydra.", "hydra/", "sweep.", "trainer.monitor")  # keys of a sweep as a whole
 # Option → the package that it needs, and the extra that installs it.
 PLUGINS = {
-    "joblib": ("joblib", "sweep"),
     "submitit_local": ("submitit", "sweep"),
     "submitit_slurm": ("submitit", "sweep"),
     "optuna": ("optuna", "sweep"),
@@ -119,7 +123,7 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
         rows, in_file, problems = parse_jobs(first.config, typed | values.keys(), loader)
         arguments, lines = [*in_file, *preset, *arguments], [*problems, *more, *lines]
         found, choices, settings = sort_arguments(arguments, multirun, loader)
-        wrong += check_search(first.config)
+        wrong += check_sweep_keys(first.config)
     unknown = [group for group, texts in choices.items() if not texts]
     notes = []
     for options in combine(choices):
@@ -257,13 +261,15 @@ def check_plugin(name: str) -> str | None:
     return None
 
 
-def check_search(config: DictConfig) -> Found:
-    """What is wrong with the keys of hydra/sweeper=optuna, typed or in a YAML file."""
+def check_sweep_keys(config: DictConfig) -> Found:
+    """What is wrong with the keys of sweeper and launcher, typed or in a YAML file."""
     found: Found = []
-    sweeper = OmegaConf.select(config, "hydra.sweeper") or {}
-    for key, rule in SEARCH_RULES.items() if "n_trials" in sweeper else ():
-        value = sweeper[key]
-        found.append((f"hydra.sweeper.{key}={value}", rule.wrong(value) or check_plugin(value)))
+    for key, rule in SWEEP_RULES.items():
+        group, _, name = key.rpartition(".")
+        options = OmegaConf.select(config, group) or {}
+        if name in options:
+            value = options[name]
+            found.append((f"{key}={value}", rule.wrong(value) or check_plugin(value)))
     return found
 
 

@@ -30,7 +30,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-import mnist_exp.experiment.rules  # noqa: F401  first, before a joblib worker gets the resolvers
+import mnist_exp.experiment.rules  # noqa: F401  first, before a worker of a launcher gets the resolvers
 from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, run_and_exit
 from mnist_exp.errors import BadInput, Failure, print_line

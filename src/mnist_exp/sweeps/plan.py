@@ -65,6 +65,7 @@ def add_recorded(typed: list[str]) -> list[str]:
     if value is None:
         return typed
     recorded = read_sweep(find_sweep(str(value))).typed
+    recorded = [word for word in recorded if word != "hydra/launcher=joblib"]  # which 0.3 had
     if any(word.startswith("hydra/launcher=") for word in typed):  # which has other keys
         recorded = [word for word in recorded if not word.startswith("hydra.launcher.")]
     return [*recorded, *typed]
