@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "sweep.jobs": ([None, "jobs.csv"], ["", 1]),
     "sweep.test": (["winner", "all"], ["none", True, None]),
     "sweep.resume": ([None, "latest", "outputs/2026-01-31/12-00-00-a1b2c3"], ["", 3, True]),
+    "sweep.join": ([None, "outputs/lr", "postgresql://lab/optuna"], ["", 3, True]),
     "sweep.max_jobs": ([1, 10_000], [0, 1.5, None]),
     "trainer.epochs": ([1, 5], [0, -1, 2.5, None]),
     "trainer.device": (

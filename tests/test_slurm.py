@@ -79,7 +79,7 @@ def test_an_array_keeps_its_bound_and_a_job_that_dies_fails_alone(clone: Clone) 
     work = ("-m", "data=digits", "model=linear", "trainer.epochs=200", "tracking=none")
     bound = ("hydra/launcher=submitit_slurm", "hydra.launcher.array_parallelism=1")
     process = clone.start("train.py", *work, "batch_size=16,32,64", *bound)
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + 240
     while not any(clone.root.glob("outputs/*/*/1/checkpoints/last.pt")):
         assert time.monotonic() < ends, "the second job has not started"
         assert process.poll() is None, process.communicate()
