@@ -207,6 +207,9 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
         show_jobs(plan, loader)
         return 0
+    if not IS_INSTALLED:  # a job that is a Python of its own has to find this code
+        others = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{others}".rstrip(os.pathsep)
     from mnist_exp.sweeps.plan import is_local
 
     if is_local(plan.config):
@@ -214,9 +217,6 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
         start_forkserver(plan.config)
     start_worker(plan.config.tracking)  # imports MLflow while this process imports torch
-    if not IS_INSTALLED:  # a job of Slurm, a Python of its own, has to find this code
-        others = os.environ.get("PYTHONPATH", "")
-        os.environ["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{others}".rstrip(os.pathsep)
     from mnist_exp.sweeps.sweep import run_sweep
 
     if str(plan.config.hydra.launcher._target_).endswith(".SlurmLauncher"):
