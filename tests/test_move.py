@@ -164,10 +164,10 @@ def test_each_checkout_runs_its_own_code_config_and_outputs(
         path.write_text(path.read_text().replace("batch_size: 64", "batch_size: 50"))
     env = {"PYTHONPATH": str(installed.root / "src")}
     script = str(other.root / "train.py")
-    succeed(other, script, *SHORT, "tracking=none", env=env, cwd=tmp_path)
-    assert installed.folders() == []
-    (folder,) = other.folders()
-    assert "batch_size: 50" in (folder / "config.yaml").read_text()
+    sweep = ("-m", *SHORT, "tracking=none", "seed=1")  # in processes that import for themselves
+    succeed(other, script, *sweep, env=env, cwd=tmp_path)
+    assert list((installed.root / "outputs").iterdir()) == []
+    assert "batch_size: 50" in (find_sweep(other) / "0" / "config.yaml").read_text()
     done = other.run("-m", "mnist_exp", "--cfg", "job", env=env)
     assert "batch_size: 64" in done.stdout
     assert is_refused(done, 0, str(installed.root), str(other.root))
