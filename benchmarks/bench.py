@@ -153,7 +153,7 @@ SECTIONS = {
             for name, words in SWEEPS.items()
             for how, launcher in (("serial", "hydra/launcher=basic"), ("default", ""))
         },
-        [
+        bars=[
             compare_wall(f"{name}, default", f"{name}, serial", limit)
             for name, limit in zip(SWEEPS, ("≤ 0.60", "≤ 0.75", "≤ 0.75"), strict=True)
         ],

@@ -253,9 +253,9 @@ def check_option(setting: Setting, options: Sequence[str]) -> str | None:
     return None
 
 
-def check_plugin(name: str) -> str | None:
+def check_plugin(name: object) -> str | None:
     """How to install what an option needs, if it is missing."""
-    if name in PLUGINS and find_spec(PLUGINS[name][0]) is None:
+    if isinstance(name, str) and name in PLUGINS and find_spec(PLUGINS[name][0]) is None:
         python = "needs Python 3.14, for Hydra 1.4" if name == "ray" else "is not installed"
         return f"{python}; pip install -e '.[{PLUGINS[name][1]}]'"
     return None
