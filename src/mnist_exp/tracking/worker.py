@@ -272,7 +272,7 @@ class Sending:
 
     def __init__(self) -> None:
         self.tell: Callable[[str], None] = lambda what: None
-        self.what, self.sent, self.most = "", 0, 0
+        self.what, self.sent, self.most, self.moved = "", 0, 0, 0.0
 
     def begin(self, method: str, *arguments: Any) -> None:
         """Begin with a call, or begin it again."""
@@ -282,7 +282,10 @@ class Sending:
             self.what += f" {', '.join(p.name for p in arguments[0])}, {size / 1e6:.1f} MB"
 
     def complete(self) -> None:
-        self.most = 0
+        self.move_on(0)
+
+    def move_on(self, most: int) -> None:
+        self.most, self.moved = most, time.monotonic()
         self.tell(self.what)
 
     def watch(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -290,8 +293,7 @@ class Sending:
         if event == "http.client.send" and isinstance(block := arguments[1], bytes):
             self.sent += MEGABYTE if block.endswith(b"\r\n\r\n") else len(block)
             if self.sent >= self.most + MEGABYTE:
-                self.most = self.sent
-                self.tell(self.what)
+                self.move_on(self.sent)
 
 
 _sending = Sending()
@@ -308,6 +310,7 @@ class RetryQueue:
         self.tracker = tracker
         self.pending: list[tuple[str, tuple[object, ...]]] = []
         self.reason: str | None = None  # why calls are pending
+        self.refused = False  # whether that is an answer, so that a repetition may not help
         self.results: list[str] = []  # that calls returned
         self.next_try = 0.0  # on the clock of time.monotonic
         self.ended = False
@@ -330,15 +333,16 @@ class RetryQueue:
             self.reason = None
         except Exception as error:  # a database or a network can raise anything
             self.next_try = time.monotonic() + BACKOFF
-            self.reason = root_cause(error)
+            self.reason, self.refused = root_cause(error), is_refusal(error)
         return self.reason
 
-    def may_succeed(self) -> bool:
-        """Whether calls are pending that can still succeed: not those of a deleted run."""
-        deletion = None
-        with suppress(Exception):
-            deletion = self.reason and self.tracker.explain_deletion()
-        return bool(self.reason and not deletion)
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a server has refused a request for good: of a deleted run, or of a file too large."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)  # of requests
+    if get_status := getattr(error, "get_http_status_code", None):  # of MLflow
+        status = get_status()
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 _queues: dict[str, list[RetryQueue]] = {}  # by the record's key
@@ -374,20 +378,23 @@ def _build(options: Mapping[str, Any]) -> list[Tracker]:
     return trackers
 
 
-def _call(key: str, method: str, *arguments: object) -> None:
+def _call(key: str, method: str, *arguments: Any) -> None:
     """Raises TrackerError if calls are pending, with the reason of the first tracker.
 
-    The end is tried until it succeeds, or until this process is ended.
+    The end is tried until it succeeds or is refused, or nothing moves.
     """
     if key not in _queues:
         raise TrackerError("the run could not be started")
     queues = _queues[key]
-    for queue in queues:
-        queue.call(method, *arguments)
-    while method == "end" and (waiting := [queue for queue in queues if queue.may_succeed()]):
-        time.sleep(1)
+    waiting, _sending.moved = queues, time.monotonic()
+    while waiting:
         for queue in waiting:
             queue.call(method, *arguments)
+        # Less than the other process waits, which would end this one.
+        pause = 0.9 * LONGEST_PAUSE[arguments[0]] if method == "end" else 0
+        may_wait = time.monotonic() < _sending.moved + pause
+        waiting = [queue for queue in queues if queue.reason and not queue.refused and may_wait]
+        time.sleep(bool(waiting))
     for reason in filter(None, (queue.reason for queue in queues)):
         raise TrackerError(reason)
 
