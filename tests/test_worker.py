@@ -24,13 +24,15 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from alembic.script import ScriptDirectory
 from conftest import TIMES, Clone, Like, closed_port, mlflow_server, only_run, proxy, read_metrics
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from mlflow.store.db import utils
 
 from mnist_exp.experiment.signals import Interrupted, raise_on_signal
 from mnist_exp.tracking import RunRecord, Status, TrackerError, worker
-from mnist_exp.tracking.store import explain_deletion
+from mnist_exp.tracking.store import explain_deletion, open_store
 from mnist_exp.tracking.worker import RetryQueue, Trackers, get_worker
 
 
@@ -587,6 +589,37 @@ def test_a_deletion_is_explained_by_what_was_deleted(empty_store: Path, tmp_path
     )
     gone = "0123456789abcdef0123456789abcdef"
     assert explain_deletion(client, gone) == Like(f"…{gone} …deleted for good")
+
+
+def test_a_database_is_copied_before_it_is_migrated_and_one_of_a_newer_mlflow_is_refused(
+    empty_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    database, copy = tmp_path / "mlflow.db", tmp_path / "mlflow.db.before_migration"
+    uri, newest = f"sqlite:///{database}", utils._get_latest_schema_revision()
+    scripts = ScriptDirectory.from_config(utils._get_alembic_config(""))
+
+    def set_version(version: object, path: Path = database) -> None:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+            connection.commit()
+
+    def upgrade(engine: object) -> None:
+        assert copy.exists()
+        set_version(newest)
+
+    monkeypatch.setattr(utils, "_upgrade_db", upgrade)
+    shutil.copy(empty_store, database)
+    open_store(uri)
+    assert not copy.exists()
+    set_version(scripts.get_revision(newest).down_revision)
+    open_store(uri)
+    assert capsys.readouterr().err == Like(f"{database}…MLflow…{copy.name}…\n")
+    set_version("ffffffffffff")
+    with pytest.raises(TrackerError, match=r"mlflow\.db: MLflow .* is older .*upgrade"):
+        open_store(uri)
 
 
 @pytest.mark.slow
