@@ -204,7 +204,8 @@ def report(
         if command := winner_command(winner):
             log.info("winner   %s", command)
         if with_test and sweep.database and not (winner.finished[0].folder / LAST).exists():
-            log.info("test     by the process that trained the winner, from its own files")
+            advice = "if it has died, sweep.resume=FOLDER, with its folder, does it there"
+            log.info("test     by the process that trained the winner; %s", advice)
         elif with_test:
             test_winner(folder, sweep, winner, tracker)
     elif rows and rows[0].finished:
