@@ -126,6 +126,14 @@ def get_user() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether a server has refused a request for good: of a deleted run, or of a file too large."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)  # of requests
+    if get_status := getattr(error, "get_http_status_code", None):  # of MLflow
+        status = get_status()
+    return 400 <= status < 500 and status not in (408, 429)
+
+
 def root_cause(error: BaseException) -> str:
     """The first error of a chain, in one line: clients wrap a refused connection four times."""
     while (before := error.__cause__ or error.__context__) is not None:

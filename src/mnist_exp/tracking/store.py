@@ -32,6 +32,7 @@ from mnist_exp.tracking import (
     Score,
     TrackerError,
     get_user,
+    is_refusal,
     root_cause,
 )
 from mnist_exp.tracking.addresses import REMEDY, restore_secret, strip_user
@@ -112,8 +113,8 @@ def open_store(uri: str) -> MlflowClient:
         started = time.monotonic()
         try:
             client.search_experiments(max_results=1)
-        except MlflowException:
-            if time.monotonic() > started + FIRST_ANSWER:
+        except MlflowException as error:
+            if time.monotonic() > started + FIRST_ANSWER or is_refusal(error):
                 raise
             client.search_experiments(max_results=1)  # it may only have been busy
         set_patience(LATER_ANSWER, RETRIES)

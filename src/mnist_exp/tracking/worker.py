@@ -30,7 +30,15 @@ from pkgutil import resolve_name
 from queue import SimpleQueue
 from typing import Any
 
-from mnist_exp.tracking import ModelRecord, RunRecord, Status, Tracker, TrackerError, root_cause
+from mnist_exp.tracking import (
+    ModelRecord,
+    RunRecord,
+    Status,
+    Tracker,
+    TrackerError,
+    is_refusal,
+    root_cause,
+)
 
 log = logging.getLogger(__name__)
 
@@ -335,14 +343,6 @@ class RetryQueue:
             self.next_try = time.monotonic() + BACKOFF
             self.reason, self.refused = root_cause(error), is_refusal(error)
         return self.reason
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether a server has refused a request for good: of a deleted run, or of a file too large."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)  # of requests
-    if get_status := getattr(error, "get_http_status_code", None):  # of MLflow
-        status = get_status()
-    return 400 <= status < 500 and status not in (408, 429)
 
 
 _queues: dict[str, list[RetryQueue]] = {}  # by the record's key
