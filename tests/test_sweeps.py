@@ -35,6 +35,7 @@ from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.files import lock_folder
 from mnist_exp.paths import LAST, SWEEP
 from mnist_exp.sweeps.jobs_file import read_rows
+from mnist_exp.sweeps.local import explain_exit
 from mnist_exp.sweeps.plan import check_new
 from mnist_exp.sweeps.records import Damaged, read_outcome, read_outcomes, read_sweep
 
@@ -518,6 +519,19 @@ def test_parallel_jobs_find_the_same_as_serial_jobs(
     assert winner in [run.data.tags["mnist_exp.command"] for run in children]
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (3, "exit code 3"),
+        (-signal.SIGTERM, "SIGTERM"),
+        (-signal.SIGKILL, "out of memory?"),
+        (-100, "signal 100"),
+    ],
+)
+def test_the_end_of_a_process_has_a_reason(code: int, said: str) -> None:
+    assert said in explain_exit(code)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process of a job in /proc")
 def test_a_killed_job_fails_alone(clone: Clone) -> None:
@@ -541,6 +555,26 @@ def test_a_killed_job_fails_alone(clone: Clone) -> None:
     assert re.findall(r"^job (\d)  seed=\d  ", done.stdout, re.MULTILINE) == ["1"]
     parent, children = list_sweep_runs(clone)
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process of a job in /proc")
+def test_after_a_bug_of_the_sweep_its_jobs_do_not_run_on(clone: Clone) -> None:
+    folder = clone.root / "outputs" / "mine"
+    bug = "import runpy; from mnist_exp.sweeps import local; local.end_job = None; "
+    script = f"{bug}runpy.run_path('train.py', run_name='__main__')"
+    work = ("-m", "data=digits", "trainer.epochs=100000", "seed=1,2", "tracking=none")
+    where = ("hydra.launcher.n_jobs=2", f"hydra.sweep.dir={folder}")
+    process = clone.start("-c", script, *work, *where)
+    signal_after(
+        process,
+        lambda: (folder / "0" / LAST).exists() and (folder / "1" / LAST).exists(),
+        signal.SIGKILL,
+        lambda: find_writer(folder / "1" / "train.log"),
+    )
+    assert process.returncode == 1
+    with lock_folder(folder / "0"):
+        pass  # nobody trains there
 
 
 @pytest.mark.slow

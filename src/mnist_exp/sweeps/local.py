@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -93,7 +93,7 @@ class Jobs:
                 self.returned[outcome.job] = make_return(outcome)
         waiting = deque(number for number in jobs if number not in self.returned)
         slots = self.list_slots(jobs[waiting[0]]) if waiting else []
-        with screen.show_bars() as self.bars, defer_signals() as check_signals:
+        with closing(self), screen.show_bars() as self.bars, defer_signals() as check_signals:
             while waiting or self.running:
                 while waiting and slots:
                     number = waiting.popleft()
@@ -113,6 +113,11 @@ class Jobs:
                         with suppress(ProcessLookupError):
                             os.kill(job.process.pid or 0, interrupt.number)
         return [self.returned[number] for number in jobs]
+
+    def close(self) -> None:
+        """End the jobs that still run after an error: Python would wait for them at its exit."""
+        for connection in self.running:
+            connection.close()
 
     def list_slots(self, overrides: Sequence[str]) -> list[Slot]:
         """One for each job that can run at a time, of jobs like the one with these overrides.
@@ -219,7 +224,8 @@ def explain_exit(code: int) -> str:
     """Why a job ended that could not say it. code: of its process, -n after signal n."""
     if code >= 0:
         return f"its process ended with exit code {code}"
-    name = signal.Signals(-code).name
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-code, f"signal {-code}")  # a real-time signal
     return f"ended by {name}{' (out of memory?)' * (name == 'SIGKILL')}"
 
 
