@@ -17,7 +17,7 @@ from PIL import Image
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import checkpoint, find
 from mnist_exp.experiment.find import check_new, find_checkpoint, find_run, rank_runs
-from mnist_exp.paths import LAST, SWEEP
+from mnist_exp.paths import LAST, METRICS, SWEEP
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 
@@ -195,6 +195,16 @@ def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
     checkpoint.unlink()
     with pytest.raises(BadInput, match=rf"^run {run_id}: .*{checkpoint}"):
         find_checkpoint(run_id, store)
+
+
+def test_a_folder_is_to_be_resumed_only_if_it_has_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / METRICS).touch()
+    with pytest.raises(BadInput, match="holds a run already; another folder"):
+        check_new(tmp_path)
+    (tmp_path / LAST).parent.mkdir()
+    (tmp_path / LAST).touch()
+    with pytest.raises(BadInput, match="holds a run already; resume="):
+        check_new(tmp_path)
 
 
 def test_a_run_whose_folder_is_gone_is_resumed_from_mlflow_in_a_new_folder(

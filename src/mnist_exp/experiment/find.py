@@ -152,7 +152,9 @@ def check_new(folder: Path) -> None:
     """Raises BadInput for a folder that has a run, belongs to a sweep, or cannot be written."""
     check_writable(folder)
     if any((folder / name).exists() for name in (LAST, METRICS)):
-        advice = f"resume={quote_path(folder)} resumes it, another folder takes a new run"
+        advice = "another folder takes a new run"
+        if (folder / LAST).exists():
+            advice = f"resume={quote_path(folder)} resumes it, {advice}"
         raise BadInput(f"hydra.run.dir={quote_path(folder)}: holds a run already; {advice}")
     if sweep := find_sweep_above(folder / SWEEP):
         advice = "take a folder outside of it"
