@@ -229,7 +229,8 @@ def test_a_sweep_that_version_0_1_wrote_resumes(clone: Clone) -> None:
     after = json.loads((folder / SWEEP).read_text())
     assert after.pop("tested").keys() == {"1"}
     assert after.pop("jobs") == [first["chosen"], second["chosen"]]
-    assert after == {key: value for key, value in begun.items() if key != "tested"}
+    del begun["tested"]
+    assert begun.items() <= after.items()
 
 
 def test_only_one_process_runs_a_sweep(small: tuple[Clone, Path, str]) -> None:
@@ -293,7 +294,7 @@ def test_a_winner_that_cannot_be_loaded_is_one_line_and_ends_the_parent(
     for last in find_sweep(clone).glob(f"*/{LAST}"):
         last.write_bytes(b"damaged")
     done = clone.run("train.py", "-m", "sweep.resume=latest")
-    assert (done.returncode, done.stderr) == (1, "")
+    assert is_refused(done, 1, "before_move")  # a copied checkout
     assert find_table(done.stdout) == find_table(grid[1])
     said = r"^.*winner.*not.* tested.*last\.pt: .*checkpoint.*$"
     assert re.search(said, done.stdout, re.MULTILINE)

@@ -205,7 +205,7 @@ def run_git(*arguments: str, explain: bool = False) -> bytes | None:
         reason = f"git: {error.strerror}"
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode(errors="replace").strip().partition("\n")[0]
-    if explain and not IS_INSTALLED:
+    if explain and (REPOSITORY / ".git").exists():  # not a copy without its history
         warn_of_git(reason)
     return None
 
