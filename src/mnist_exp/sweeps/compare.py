@@ -40,7 +40,8 @@ def read_sample(word: str) -> Sample:
         {**job.metrics, **{f"test/{name}": value for name, value in metrics.items()}}
         for job, metrics in zip(finished, tested, strict=True)
     ]
-    names = [*list_metrics(rows), *(name for name in runs[0] if name.startswith("test/"))]
+    val = list_metrics(rows)
+    names = [*val, *(name.replace("val/", "test/") for name in val)]
     known = [name for name in names if all(name in run for run in runs)]
     metrics = {name: [run[name] for run in runs] for name in known}
     return Sample(" ".join([str(folder), name_job(rows[0].chosen)]).strip(), metrics)
