@@ -14,6 +14,7 @@ from mnist_exp.files import replace_csv
 from mnist_exp.sweeps.records import REPEATS, Outcome
 
 MARKDOWN_ROWS = 40
+MOST_CELLS = 400  # of a heat map, which has a number in each
 MAX_WIDTH = 8  # of a number on the screen, in characters
 
 
@@ -180,7 +181,7 @@ def draw(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
     values = [value for _, value in validated]
     if len(labels) == 2:
         cells = math.prod(len(set(axis)) for axis in zip(*points, strict=True))
-        picture = heat_map if len(points) > cells / 2 else scatter
+        picture = heat_map if cells / 2 < len(points) <= MOST_CELLS else scatter
         picture(path, labels, points, values, monitor)
     else:
         known = ((job.metrics.get(monitor) for job in row.finished) for row, _ in validated)

@@ -8,12 +8,13 @@ from hashlib import sha256
 from itertools import chain, product
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mnist_exp.errors import BadInput, print_line, sanitize
 from mnist_exp.experiment.find import check_writable, find_sweep
@@ -215,9 +216,12 @@ def show_jobs(plan: SweepPlan, loader: ConfigLoader) -> None:
     jobs = [complete_job(job, plan.words) for job in plan.record.jobs]
     if plan.record.search:
         jobs = [list(outcome.overrides) for outcome in read_outcomes(plan.folder)]
+    config = plan.config
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     for number, overrides in enumerate(jobs):
-        config = loader.load_sweep_config(plan.config, overrides)  # as a launcher does
-        with open_dict(config):
+        if sweep["subdir"] != "${hydra.job.num}":  # else the other values make no difference
+            config = loader.load_sweep_config(plan.config, overrides)  # as a launcher does
+        with read_write(config.hydra.job), open_dict(config.hydra.job):
             config.hydra.job.num = number
         HydraConfig.instance().set_config(config)
         folder = plan.folder / str(config.hydra.sweep.subdir)

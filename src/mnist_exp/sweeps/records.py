@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from mnist_exp.errors import Failure, one_line
@@ -139,14 +140,22 @@ def write_record(path: Path, values: Mapping[str, object]) -> None:
 
 def read_record(kind: type[Record], path: Path) -> Record:
     """A dataclass from the values in this JSON file. Raises Damaged."""
-    from pydantic import TypeAdapter, ValidationError  # a tenth of a second to import
+    from pydantic import ValidationError  # a tenth of a second to import
 
     try:
-        values = TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
-        return TypeAdapter(kind).validate_python(upgrade(restore_home(values)))
+        values = _make_adapter(dict[str, Any]).validate_json(path.read_bytes())
+        adapter = _make_adapter(cast(Any, kind))
+        return cast(Record, adapter.validate_python(upgrade(restore_home(values))))
     except ValidationError as error:
         first = error.errors()[0]
         reason = ": ".join([*map(str, first["loc"]), first["msg"]])
     except OSError as error:
         reason = one_line(error)
     raise Damaged(f"{path}: damaged ({reason})")
+
+
+@functools.cache  # to make one takes longer than to use it
+def _make_adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -135,13 +136,17 @@ def describe_dataset(plan: SweepPlan) -> DatasetRecord | None:
 @contextmanager
 def renew_description(folder: Path, sweep: Sweep, tracker: Trackers) -> Iterator[None]:
     """Keep the parent's description up to date while jobs run, in whichever processes."""
-    shown = ""
+    shown, next_at = "", 0.0
 
     def renew() -> None:
-        nonlocal shown
+        nonlocal shown, next_at
+        if (started := time.monotonic()) < next_at:
+            return
         if (text := describe_sweep(sweep, records.read_outcomes(folder, sweep.swept))) != shown:
             tracker.describe(text)
             shown = text
+        ended = time.monotonic()
+        next_at = ended + 9 * (ended - started)  # to read thousands of outcomes takes seconds
 
     with repeat(RENEW_SECONDS, renew):
         yield
