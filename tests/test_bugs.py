@@ -74,6 +74,6 @@ def test_a_bug_in_a_job_is_one_line_and_the_others_run(mine: Clone) -> None:
     done = mine.run("train.py", "-m", *QUICK, "model.bug=none,later")
     assert done.returncode == 1
     assert [line for line in done.stdout.splitlines() if "rror" in line and "failed" in line] == [
-        "job 1 failed: KeyError: 'later' (mine.py:16)"
+        "job 1  bug=later: failed: KeyError: 'later' (mine.py:16)"
     ]
     assert "Traceback" not in done.stdout + done.stderr

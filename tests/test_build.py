@@ -193,8 +193,8 @@ def test_models_of_torchvision_train_or_say_why_not(clone: Clone) -> None:
         *("train.py", "-m", "data=digits", "tracking=none", "trainer=debug", "model=torchvision"),
         "model.name=shufflenet_v2_x0_5,resnet81,squeezenet1_1",
     )
-    lines = done.stdout.splitlines()
-    failed = [line.partition("failed: ")[2] for line in lines if line.startswith("job ")]
+    lines = sorted(done.stdout.splitlines())
+    failed = [line.partition(": failed: ")[2] for line in lines if ": failed: " in line]
     assert failed == [
         Like("model.name=resnet81: …torchvision…; did you mean resnet18?"),
         Like(f"model.name=squeezenet1_1: {UNFIT}128x0x0…model=resnet…"),

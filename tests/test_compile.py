@@ -81,7 +81,7 @@ def test_a_compiled_run_has_the_metrics_of_an_eager_one_and_resumes(clone: Clone
     ):
         done = clone.run("train.py", *arguments, timeout=280, fork=False)
         assert done.returncode == 0, done.stderr
-    assert "compiled" in done.stdout.splitlines()[0]
+    assert "compiled" in done.stdout
 
     weights, metrics = [], []
     for folder in clone.folders():

@@ -213,7 +213,7 @@ def test_a_run_is_reproduced_only_from_the_weights_that_it_started_from(clone: C
     first, second = clone.folders()
     assert clone.run("train.py", *settings, f"init={first}").returncode == 0
     run = only_run(clone.client)
-    assert run.data.params["init"] == str(first / LAST)
+    assert run.data.params["init"] == f"${{home:}}/{(first / LAST).relative_to(clone.root)}"
     typed = f"reproduce={run.info.run_id}"
     done = clone.run("train.py", typed)
     assert done.stdout.splitlines()[-1] == Like("reproduced: …bit for bit")

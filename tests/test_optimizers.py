@@ -176,8 +176,8 @@ def test_optimizers_and_their_options_are_chosen_by_preset_and_command_line(clon
         *("train.py", "-m", "data=digits", "tracking=none", "trainer=debug", "experiment=mine"),
         *("optimizer.options={momentum: 0.8}", "optimizer.name=SGD,Adam,rmsprop"),
     )
-    lines = done.stdout.splitlines()
-    failed = [line.partition("failed: ")[2] for line in lines if line.startswith("job ")]
+    lines = sorted(done.stdout.splitlines())
+    failed = [line.partition(": failed: ")[2] for line in lines if ": failed: " in line]
     assert len(failed) == 2
     assert failed[0] == Like("optimizer.name=Adam: …momentum… betas, …")
     assert failed[1] == Like("optimizer.name=rmsprop: no such optimizer… ASGD, …")

@@ -173,7 +173,8 @@ class Jobs:
             self.bars.update(job.bar, refresh=True, **{**values, "description": description})
         elif kind == "log" and values["text"] not in self.said:  # once for all jobs
             self.said.add(values["text"])
-            log.log(values["level"], "%s: %s", job.name, values["text"])
+            text = values["text"].removeprefix(f"job {job.number} ")
+            log.log(values["level"], "%s: %s", job.name, text)
         elif kind == "returned":
             self.returned[job.number] = make_return(**values)
 
