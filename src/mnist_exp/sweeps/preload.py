@@ -11,6 +11,7 @@ import atexit
 import gc
 import os
 from contextlib import suppress
+from typing import Any
 
 import torch
 import torch._dynamo  # takes a second, at the first step of an optimizer
@@ -23,11 +24,13 @@ import mnist_exp.sweeps.local  # noqa: F401
 from mnist_exp.experiment.build import build_model, load_dataset, prepare_splits
 from mnist_exp.experiment.environment import choose_device, code_digest, installed_versions
 from mnist_exp.sweeps.forkserver import PRELOAD
+from mnist_exp.sweeps.records import Sweep, make_adapter
 
 
 def prepare(config: DictConfig) -> None:
     """Read what all jobs read; normalize the images if they train on the CPU."""
     code_digest(), installed_versions()  # read many files
+    make_adapter(dict[str, Any]), make_adapter(Sweep)  # imports pydantic
     device = choose_device(config.trainer.device)
     dataset = load_dataset(OmegaConf.to_yaml(config.data))
     if device.type == "cpu":

@@ -143,8 +143,8 @@ def read_record(kind: type[Record], path: Path) -> Record:
     from pydantic import ValidationError  # a tenth of a second to import
 
     try:
-        values = _make_adapter(dict[str, Any]).validate_json(path.read_bytes())
-        adapter = _make_adapter(cast(Any, kind))
+        values = make_adapter(dict[str, Any]).validate_json(path.read_bytes())
+        adapter = make_adapter(cast(Any, kind))
         return cast(Record, adapter.validate_python(upgrade(restore_home(values))))
     except ValidationError as error:
         first = error.errors()[0]
@@ -155,7 +155,8 @@ def read_record(kind: type[Record], path: Path) -> Record:
 
 
 @functools.cache  # to make one takes longer than to use it
-def _make_adapter(kind: Any) -> Any:
+def make_adapter(kind: Any) -> Any:
+    """What checks and builds objects of this kind."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
