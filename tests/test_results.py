@@ -258,7 +258,7 @@ def test_presets_are_measured_by_the_command_and_failures_are_listed(clone: Clon
     assert list(rows) == only
     assert rows["baseline"]["commands"] == [
         "python train.py -m experiment=baseline seed=1,2,3,4,5 sweep.test=all tracking=none "
-        "data=digits optimizer.lr=1e30"
+        "hydra/launcher=basic data=digits optimizer.lr=1e30"
     ]
     nan = "…loss…finite…epoch 1 (train nan, val nan)…1e+30"
     failed = [Like(f"seed {seed}: FAILED {nan}") for seed in range(1, 6)]
@@ -272,7 +272,8 @@ def test_presets_are_measured_by_the_command_and_failures_are_listed(clone: Clon
     assert [run["seed"] for run in fast["recipe"]] == [1, 2, 3, 4, 5]
     assert all(0.5 < run["accuracy"] < 1 and run["seconds"] > 0 for run in fast["runs"])
     assert accurate["commands"] == [
-        "python train.py -m experiment=accurate seed=1,2,3 sweep.test=all tracking=none"
+        "python train.py -m experiment=accurate seed=1,2,3 sweep.test=all tracking=none "
+        "hydra/launcher=basic"
     ]
     assert (accurate["parameters"], accurate["placed"]) == (17226, ["data.cache"])
     assert accurate["device"].startswith("cpu, 1 thread")
