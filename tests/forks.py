@@ -84,15 +84,17 @@ def run_script(
     os._exit(code or 0)
 
 
-def fork_instead(path: bytes, args: list[bytes], passfds: list[int]) -> int:
+def fork_instead(path: bytes, args: list[str], passfds: list[int]) -> int:
     """Start multiprocessing's forkserver as a fork of this process, which has imported torch."""
     pid = os.fork()
     if pid == 0:
         for number in set(range(3, 256)) - {*passfds}:
             with suppress(OSError):
                 os.close(number)
+        code = args.index("-c") + 1
+        sys.argv = ["-c", *args[code + 1 :]]
         try:
-            exec(args[-1], {"__name__": "__main__"})
+            exec(args[code], {"__name__": "__main__"})
         finally:
             os._exit(0)
     return pid
