@@ -251,7 +251,7 @@ def run_in_process(
         JobRuntime.instance().set("name", config.hydra.job.name)
         job = context.config_loader.load_sweep_config(config, list(overrides))
         with open_dict(job):
-            job.hydra.job.id = job.hydra.job.num = number
+            job.hydra.job.id, job.hydra.job.num = str(number), number
         returned = run_job(
             hydra_context=context,
             task_function=function,
