@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -93,6 +94,25 @@ def test_images_are_classified_and_drawn_despite_unreadable_files(
     shares = [float(share) for share in re.findall(r"\d ( *[0-9.]+) %", done.stdout)]
     assert len(shares) == 10
     assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+def test_many_files_are_answered_in_order_as_each_alone(
+    trained: Clone, tmp_path: Path, digits_cache: Path
+) -> None:
+    images = digits(cache=str(digits_cache), mean=0.3059, std=0.3763).test[:70].images[:, 0].numpy()
+    for number, image in enumerate(images):
+        Image.fromarray(image).resize((40, 40)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "40.png").write_bytes(b"no image")
+    done = trained.run("predict.py", "--run", "best:digits", "--csv", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.count("error") == done.stderr.count("40.png: not an image") == 1
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    names = [f"{number:02}.png" for number in range(70) if number != 40]
+    assert [Path(row["image"]).name for row in rows] == names
+    alone = trained.run("predict.py", "--run", "best:digits", "--csv", f"{tmp_path}/69.png")
+    (expected,) = csv.DictReader(alone.stdout.splitlines())
+    assert rows[-1] == {**expected, "probability": rows[-1]["probability"]}
+    assert float(rows[-1]["probability"]) == pytest.approx(float(expected["probability"]))
 
 
 def test_only_files_are_read_and_no_program_is_started(trained: Clone, tmp_path: Path) -> None:

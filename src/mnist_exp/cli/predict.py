@@ -32,6 +32,7 @@ digits on a picture are read in reading order.
   python predict.py --show seen.png five.png
 """
 PICTURES = (".png", ".pdf", ".svg")
+MOST_WORKERS = 8  # processes; each may hold a large image
 MOST_SHOWN = 50  # images in one picture; more would be too small to see
 M_MMAP_THRESHOLD = -3  # of malloc.h
 CSV_HEADER = ("image", "label", "probability", "left", "top", "right", "bottom")
@@ -94,6 +95,7 @@ def classify_files(options: Namespace) -> int:
     from mnist_exp.experiment.load import load_model
     from mnist_exp.inference.classifier import BATCH, Classifier
     from mnist_exp.inference.preprocess import UnreadableImage
+    from mnist_exp.machine import count_cores
 
     trained = load_model(choose_checkpoint(options), options.device)
     paths, code = options.images, 0
@@ -111,7 +113,8 @@ def classify_files(options: Namespace) -> int:
         table = csv.writer(sys.stdout, lineterminator="\n")
         if options.csv:
             table.writerow(CSV_HEADER)
-        answers = Classifier(trained).classify((str(path), path) for path in paths)
+        workers = min(count_cores(), MOST_WORKERS) if len(paths) > BATCH else 0
+        answers = Classifier(trained).classify([(str(path), path) for path in paths], workers)
         for path, answer in zip(paths, bar.track(answers, len(paths)), strict=True):
             if isinstance(answer, UnreadableImage):
                 print_line(f"error: {path}: {answer}", sys.stderr)
@@ -200,7 +203,7 @@ def draw_pictures(path: Path, shown: list[tuple[Path, Answer]], classes: Sequenc
         digits = [
             (
                 each.found.box,
-                each.found.image.permute(1, 2, 0).numpy(),
+                each.found.image.transpose(1, 2, 0),
                 {legible[name]: value for name, value in each.probabilities.items()},
             )
             for each in answer

@@ -8,22 +8,23 @@ from __future__ import annotations
 import io
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from mnist_exp.data import Kind
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment.load import TrainedModel
 from mnist_exp.inference.preprocess import Found, UnreadableImage, preprocess
-from mnist_exp.machine import count_cores
 
 BATCH = 64  # pictures that are prepared, then classified together
 
@@ -60,30 +61,45 @@ class Classifier:
             predictions += found
         return predictions
 
-    def classify(self, sources: Iterable[Source]) -> Iterator[list[Prediction] | UnreadableImage]:
-        """The predictions for each picture, or why there are none."""
-        sources, names = iter(sources), self.trained.kind.class_names
-        with ThreadPoolExecutor(count_cores()) as pool:
-            while some := list(itertools.islice(sources, BATCH)):
-                map_each = pool.map if len(some) > 1 else map
-                with warnings.catch_warnings():  # here: a thread would change them for the others
-                    warnings.simplefilter("ignore")  # Pillow's, of large images and of odd files
-                    prepared = list(map_each(self.prepare, some))
-                found = [one for each in prepared if isinstance(each, list) for one in each]
-                if found:
-                    logits = self.trained.logits(torch.stack([one.image for one in found]))
-                    rows = iter(logits.softmax(dim=1).tolist())
-                for (picture, _), each in zip(some, prepared, strict=True):
-                    if isinstance(each, UnreadableImage):
-                        yield each
-                    else:
-                        yield [predict_one(names, next(rows), picture, one) for one in each]
+    def classify(
+        self, sources: Sequence[Source], workers: int = 0
+    ) -> Iterator[list[Prediction] | UnreadableImage]:
+        """The predictions for each picture, or why there are none.
 
-    def prepare(self, source: Source) -> list[Found] | UnreadableImage:
-        try:
-            return preprocess(source[1], self.trained.kind)
-        except UnreadableImage as error:
-            return error
+        workers: processes that prepare files; 0 to prepare them in this one, as few are.
+        """
+        names = self.trained.kind.class_names
+        batches: DataLoader[Any] = DataLoader(
+            sources,  # type: ignore[arg-type]  # a sequence is all that it needs
+            batch_size=BATCH,
+            num_workers=workers,
+            collate_fn=partial(prepare, kind=self.trained.kind),
+        )
+        for some, prepared in batches:
+            images = [one.image for each in prepared if isinstance(each, list) for one in each]
+            if images:
+                logits = self.trained.logits(torch.from_numpy(np.stack(images)))
+                rows = iter(logits.softmax(dim=1).tolist())
+            for picture, each in zip(some, prepared, strict=True):
+                if isinstance(each, UnreadableImage):
+                    yield each
+                else:
+                    yield [predict_one(names, next(rows), picture, one) for one in each]
+
+
+def prepare(
+    sources: Sequence[Source], kind: Kind
+) -> tuple[list[str], list[list[Found] | UnreadableImage]]:
+    """The files or the numbers of the pictures, and what each shows, or why it is unreadable."""
+    prepared: list[list[Found] | UnreadableImage] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of large images and of odd files
+        for _, source in sources:
+            try:
+                prepared.append(preprocess(source, kind))
+            except UnreadableImage as error:
+                prepared.append(error)
+    return [picture for picture, _ in sources], prepared
 
 
 def predict_one(

@@ -188,6 +188,8 @@ def find_path(ink: Floats) -> tuple[NDArray[np.int64], float]:
 
 def join_pieces(pieces: list[Mask], strokes: Floats) -> list[Mask]:
     """Join the pieces of a digit: one above the other, or a small one beside a larger one."""
+    if len(pieces) == 1:
+        return pieces
     top, bottom, left, right = np.array([find_box(piece) for piece in pieces]).T
     height, width = bottom - top, right - left
     gap_x = np.maximum(left[:, None], left) - np.minimum(right[:, None], right)  # < 0: overlap

@@ -188,7 +188,7 @@ def classify(picture: bytes, load: Callable[[int], Classifier], number: int) -> 
         {
             "box": each.found.box,
             "probabilities": [each.probabilities[name] for name in names],
-            "pixels": each.found.image.permute(1, 2, 0).tolist(),
+            "pixels": each.found.image.transpose(1, 2, 0).tolist(),
         }
         for each in found
     ]

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
 
 from mnist_exp.data import Kind
 from mnist_exp.data.decoding import Form, explain, read_colors, read_pixels
@@ -72,7 +70,7 @@ FITTED = 2_500  # pixels to which the background is fitted
 class Found(NamedTuple):
     """An image for the model, and where it is in the picture."""
 
-    image: Tensor  # uint8 [channels, height, width]
+    image: NDArray[np.uint8]  # [channels, height, width]
     box: Box | None  # None for all of a picture that is plainly resized
 
 
@@ -89,15 +87,15 @@ def preprocess(source: Path | BinaryIO, kind: Kind) -> list[Found]:
     try:
         if layout is None:
             form = Form("L" if channels == 1 else "RGB", (width, height), kind.fit, kind.white)
-            return [Found(torch.from_numpy(read_pixels(source, form)), None)]
+            return [Found(read_pixels(source, form), None)]
         colors, scale = read_colors(source, ENOUGH)
     except Exception as error:  # there is no list of what a damaged file can raise
         raise UnreadableImage(explain(error, source)) from None
     is_page = layout.of_digits and (colors.shape[0] > height or colors.shape[1] > width)
     found = []
     for ink, edges in crop_ink(extract_ink(colors), is_page):
-        image = torch.from_numpy(place_ink(ink, layout, (height, width)))[None]
-        found.append(Found(image, Box(*(round(scale * edge) for edge in edges))))
+        image = place_ink(ink, layout, (height, width))
+        found.append(Found(image[None], Box(*(round(scale * edge) for edge in edges))))
     return found
 
 
@@ -116,7 +114,7 @@ def extract_ink(pixels: NDArray[np.uint8]) -> Floats:
     some = (pixels[::step, ::step] / 255).reshape(-1, 3).T
     at_x, at_y = (grid.ravel() for grid in np.meshgrid(x[::step], y[::step]))
     ones = np.ones_like(at_x)
-    terms = np.stack([ones, at_x, at_y, at_x * at_x, at_x * at_y, at_y * at_y])
+    terms = np.stack([ones, at_x, at_y, at_x * at_x, at_x * at_y, at_y * at_y]).astype(float)
     surface = fit_background(some, terms)
     rest = some - surface @ terms
     direction = (rest * np.square(rest).sum(axis=0)).sum(axis=1)
@@ -130,7 +128,7 @@ def extract_ink(pixels: NDArray[np.uint8]) -> Floats:
     return pixels.astype(np.float32) @ np.float32(direction / 255) - background
 
 
-def fit_background(colors: NDArray[np.float64], terms: Floats) -> NDArray[np.float64]:
+def fit_background(colors: NDArray[np.float64], terms: NDArray[np.float64]) -> NDArray[np.float64]:
     """The image without ink: a quadratic surface per color channel, which models the lighting.
 
     Fitted to the border first, then to all pixels as near to the surface as most of the background.
@@ -145,7 +143,7 @@ def fit_background(colors: NDArray[np.float64], terms: Floats) -> NDArray[np.flo
         distance = np.sqrt(np.square(colors - surface @ terms).sum(axis=0))
         limit = max(3 * np.median(distance[chosen]), 0.02)
         chosen = distance <= limit
-        at = terms[:count, chosen].astype(np.float64)
+        at = terms[:count, chosen]
         surface = np.zeros((3, 6))
         # The normal equations, which are small: LAPACK would start threads for all of the pixels.
         surface[:, :count] = np.linalg.lstsq(at @ at.T, at @ colors[:, chosen].T, rcond=None)[0].T
