@@ -72,7 +72,7 @@ class RunFolder:
 
     def sync(self) -> None:
         """Flush everything to disk, before the run says that it has ended."""
-        sync(*self.path.rglob("*"))
+        sync(self.path, *self.path.rglob("*"))
 
     def artifacts(self) -> dict[str, list[Path]]:
         """The files that are there for the tracker, by the folder that they have in it."""
