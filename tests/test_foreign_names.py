@@ -42,7 +42,7 @@ def make_set(root: Path) -> Path:
 
 def is_quiet(stderr: str) -> bool:
     """Whether there is nothing but our own lines."""
-    own = ("figures: no font on this machine ", "outputs/", "/")
+    own = ("no font has all letters ", "outputs/", "/")
     return all(line.startswith(own) for line in stderr.splitlines())
 
 

@@ -44,9 +44,9 @@ TRAIN, VAL, TEST = ([f"{part}/{name}" for name in PLAIN] for part in ("train", "
 
 # files of a folder: images in each part, and what a person is told
 LAYOUTS: dict[str, tuple[list[str], dict[str, int], str]] = {
-    "classes": ([*PLAIN], {"train": 16, "test": 4}, "training 16, every fifth 4 for the test; …"),
-    "train": (TRAIN, {"train": 16, "test": 4}, "train/ 16, every fifth of train/ 4 …cat, dog"),
-    "train, val": ([*TRAIN, *VAL], {"train": 16, "test": 4, "val": 20}, "…val/ 20, every fifth…"),
+    "classes": ([*PLAIN], {"train": 16, "test": 4}, "training 16, test 4 (every fifth image); …"),
+    "train": (TRAIN, {"train": 16, "test": 4}, "train/ 16, test 4 (every fifth image of train/); …cat, dog"),
+    "train, val": ([*TRAIN, *VAL], {"train": 16, "test": 4, "val": 20}, "…val/ 20, test 4 (every fifth…"),
     "train, test": ([*TRAIN, *TEST], {"train": 20, "test": 20}, "train/ 20, test/ 20; …"),
     "all": ([*TRAIN, *VAL, *TEST], {"train": 20, "val": 20, "test": 20}, "…val/ 20, test/ 20;…"),
     "other names": (
@@ -248,4 +248,4 @@ def test_a_limited_run_on_a_folder_sees_every_class(clone: Clone, tmp_path: Path
     typed = ("data=image_folder", f"data.root={root}", "data.size=8", "trainer=debug")
     done = clone.run("train.py", *typed, "batch_size=2", "tracking=none")
     assert done.returncode == 0, done.stderr
-    assert "training 16, every fifth 4 for the test; classes cat, dog" in done.stdout
+    assert "training 16, test 4 (every fifth image); classes cat, dog" in done.stdout

@@ -179,7 +179,7 @@ def test_the_wait_for_the_end_says_what_for_and_ends_when_nothing_moves(
                 tracker.end("FINISHED")
         else:
             assert tracker.end("FINISHED") == Like("…nothing had moved…")
-    assert caplog.messages[0] == Like("waiting for the tracker (…)…Ctrl-C…")
+    assert caplog.messages[0] == Like("waiting for the tracker to … the run; Ctrl-C…")
     assert not is_running(tracker.worker.process.pid)
     assert get_worker() is not tracker.worker
 
@@ -218,7 +218,7 @@ def test_a_call_moves_on_with_each_request_and_megabyte_but_not_when_it_repeats_
         assert len(told) == expected
         told.clear()
     sending.complete()
-    assert told == [Like(f"upload {Path(__file__).name}, … MB")]
+    assert told == [Like(f"upload {Path(__file__).name} (… MB)")]
 
 
 def test_a_tracker_that_cannot_be_made_is_an_error_of_the_start() -> None:

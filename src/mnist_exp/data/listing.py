@@ -236,7 +236,7 @@ def make_listing(
             seen[label] += 1
             parts["test" if seen[label] % EVERY == 0 else "train"].append((path, label))
         of = f" of {names['train']}" if names else ""
-        counts.append(f"every fifth{of} {len(parts['test'])} for the test")
+        counts.append(f"test {len(parts['test'])} (every fifth image{of})")
     counts.insert(0, f"{names.get('train', 'training')} {len(parts['train'])}")
     source = f"{', '.join(counts)}; classes {', '.join(classes)}"
     return Listing(classes, parts, source, left_out)

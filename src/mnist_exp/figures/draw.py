@@ -75,7 +75,7 @@ def make_legible(names: Sequence[str]) -> list[str]:
     unknown = {n: name for n, name in enumerate(names) if missing & set(name)}
     if unknown:
         legend = ", ".join(f"#{n} {name}" for n, name in unknown.items())
-        log.warning("figures: no font on this machine has the letters of %s", legend)
+        log.warning("no font has all letters of these classes; figures show numbers: %s", legend)
     return [f"#{n}" if n in unknown else shorten(name, MAX_LETTERS) for n, name in enumerate(names)]
 
 

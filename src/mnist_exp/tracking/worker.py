@@ -169,7 +169,7 @@ class Worker:
         self.process = self._start()
         self.restarts, self.death = RESTARTS, "its process was killed"
         self.made: dict[str, dict[bytes, None]] = {}  # by run: the calls that are repeated
-        self.moved, self.sending = 0.0, "start"  # when it last moved on, and with what
+        self.moved, self.sending = 0.0, "start the run"  # when it last moved on, and with what
         atexit.register(self._kill)
         self.calls: SimpleQueue[tuple[Future[Any], str | None, bytes]] = SimpleQueue()
         # Unlike an executor's, this thread never keeps Python from exiting.
@@ -199,7 +199,7 @@ class Worker:
         try:
             while not call.done() and (now := time.monotonic()) < self.moved + patience:
                 if now > says_next:
-                    text = "waiting for the tracker (%s); Ctrl-C ends the waiting"
+                    text = "waiting for the tracker to %s; Ctrl-C ends the waiting"
                     log.info(text, self.sending)
                     says_next += NEXT_LINE
                 wait_for([call], timeout=1)
@@ -284,10 +284,11 @@ class Sending:
 
     def begin(self, method: str, *arguments: Any) -> None:
         """Begin with a call, or begin it again."""
-        self.what, self.sent = method, 0
+        self.what, self.sent = f"{method} the run".replace("_model the run", " the model"), 0
         if method == "upload" and arguments[0]:
             size = sum(path.stat().st_size for path in arguments[0] if path.exists())
-            self.what += f" {', '.join(p.name for p in arguments[0])}, {size / 1e6:.1f} MB"
+            files = ", ".join(path.name for path in arguments[0])
+            self.what = f"upload {files} ({size / 1e6:.1f} MB)"
 
     def complete(self) -> None:
         self.move_on(0)
