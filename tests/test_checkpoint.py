@@ -75,7 +75,7 @@ FOREIGN = "…not a checkpoint of this project…"
 DAMAGED = "…damaged…"
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"epochs: 5\n"])
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n" + bytes(100), b"epochs: 5\n"])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "last.pt"
     path.write_bytes(content)
@@ -90,6 +90,13 @@ def test_a_torch_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, conten
 
 
 # --- damage ---
+
+
+@pytest.mark.parametrize("content", [b"", bytes(1000)])
+def test_an_empty_file_is_damaged(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    assert get_refusal(path) == Like(f"{path}: {DAMAGED}empty…")
 
 
 @pytest.mark.parametrize("size", [4, 100, 1000])

@@ -45,8 +45,8 @@ TRAIN, VAL, TEST = ([f"{part}/{name}" for name in PLAIN] for part in ("train", "
 # files of a folder: images in each part, and what a person is told
 LAYOUTS: dict[str, tuple[list[str], dict[str, int], str]] = {
     "classes": ([*PLAIN], {"train": 16, "test": 4}, "training 16, test 4 (every fifth image); …"),
-    "train": (TRAIN, {"train": 16, "test": 4}, "train/ 16, test 4 (every fifth image of train/); …cat, dog"),
-    "train, val": ([*TRAIN, *VAL], {"train": 16, "test": 4, "val": 20}, "…val/ 20, test 4 (every fifth…"),
+    "train": (TRAIN, {"train": 16, "test": 4}, "train/ 16, test 4 (every…train/); …cat, dog"),
+    "train, val": ([*TRAIN, *VAL], {"train": 16, "test": 4, "val": 20}, "…val/ 20, test 4 (…"),
     "train, test": ([*TRAIN, *TEST], {"train": 20, "test": 20}, "train/ 20, test/ 20; …"),
     "all": ([*TRAIN, *VAL, *TEST], {"train": 20, "val": 20, "test": 20}, "…val/ 20, test/ 20;…"),
     "other names": (

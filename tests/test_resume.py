@@ -377,6 +377,23 @@ def test_the_same_command_starts_resumes_and_leaves_alone_a_run(clone: Clone) ->
     assert is_refused(clone.run("train.py", "resume=auto"), 2, "resume=auto", "hydra.run.dir=")
 
 
+@pytest.mark.slow
+def test_the_same_command_goes_on_from_the_best_checkpoint_or_starts_again(clone: Clone) -> None:
+    command = ("train.py", *SETTINGS, "tracking=none", "hydra.run.dir=outputs/mine", "resume=auto")
+    folder = clone.root / "outputs" / "mine"
+    last = folder / LAST
+    assert clone.run(*command, "trainer.epochs=1").returncode == 0
+    last.unlink()  # else best.pt, which is the same file, would be emptied, too
+    for said in ("best.pt", "starts again"):
+        last.write_bytes(b"")
+        refused = clone.run("train.py", "resume=outputs/mine")
+        assert (refused.returncode, refused.stdout) == (1, Like(f"error: {last}: …damaged…\n"))
+        done = clone.run(*command, "trainer.epochs=2")
+        assert (done.returncode, done.stderr) == (0, Like(f"outputs/mine/{LAST}: …{said}…\n"))
+        assert len(read_metrics(folder)) == 3
+    assert (folder / "metrics.jsonl.damaged").exists()
+
+
 def test_a_handler_of_the_launcher_is_called_once_the_run_has_ended() -> None:
     events: list[object] = []
 

@@ -35,7 +35,7 @@ from mnist_exp.cli.help import help_text
 from mnist_exp.cli.process import exit_code, run_and_exit
 from mnist_exp.errors import BadInput, Failure, print_line
 from mnist_exp.experiment.bugs import describe_error
-from mnist_exp.experiment.find import check_new, find_run
+from mnist_exp.experiment.find import check_new, find_run, replace_lost_checkpoint
 from mnist_exp.experiment.presets import initialize_hydra
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.signals import call_launcher, raise_on_signal, reset_signals
@@ -187,6 +187,8 @@ def find_folder(
         return find_run(str(config.resume), uri, new=folder if needs_new_folder else None), True
     if config.resume and not any(word.startswith("hydra.run.dir=") for word in words):
         raise BadInput("resume=auto: needs hydra.run.dir=FOLDER, the same in each command")
+    if config.resume and needs_new_folder:
+        replace_lost_checkpoint(folder)
     resumes = config.resume is not None and (folder / LAST).is_file()
     if needs_new_folder and not resumes and not restarts():
         check_new(folder)

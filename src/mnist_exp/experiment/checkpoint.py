@@ -32,6 +32,10 @@ class CheckpointError(Failure):
     """A checkpoint cannot be read or written."""
 
 
+class LostCheckpoint(CheckpointError):
+    """The file is absent, empty, cut short or altered."""
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write numbers, strings and tensors to `path`; a reader sees the old file or the new one.
 
@@ -117,13 +121,15 @@ def read_and_check(path: Path) -> io.BytesIO:
     record as a folder, for which torch returns whatever was in memory. So torch gets the checked
     bytes. A copy of 200 MB takes a third of a second.
 
-    Raises CheckpointError for a file that is absent, damaged, or not such an archive.
+    Raises LostCheckpoint, and CheckpointError for a file of another kind.
     """
     copy = io.BytesIO()
     try:
         check_file(path)
         with path.open("rb") as file:
-            if file.read(4) != b"PK\3\4":
+            if (start := file.read(4)) != b"PK\3\4":
+                if not start.strip(b"\0"):  # as some file systems leave it after a power cut
+                    raise zipfile.BadZipFile("it is empty")
                 raise foreign(path)
             with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as checked:
                 entries, names = archive.infolist(), archive.namelist()
@@ -139,11 +145,11 @@ def read_and_check(path: Path) -> io.BytesIO:
     except CheckpointError:
         raise
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        raise LostCheckpoint(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged archive can make zipfile raise anything
-        raise CheckpointError(
+        raise LostCheckpoint(
             f"{path}: the checkpoint is damaged ({one_line(error)}); restore it from a copy, "
             f"or use {BEST.name} or {LAST.name} beside it"
         ) from None

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, did_you_mean, print_line
-from mnist_exp.experiment.shell import quote_path, train_command
-from mnist_exp.files import is_occupied, replace_file
-from mnist_exp.paths import CONF, HOME, LAST, METRICS, SWEEP, shorten_path
+from mnist_exp.experiment.shell import quote_path, show_path, train_command
+from mnist_exp.files import is_occupied, link_file, lock_folder, replace_file
+from mnist_exp.paths import BEST, CONF, HOME, LAST, METRICS, SWEEP, shorten_path
 from mnist_exp.tracking import DIGEST_LETTERS, EXPERIMENT, FinishedRun, Score
 from mnist_exp.tracking.addresses import tracking_uri
 
@@ -159,6 +160,34 @@ def check_new(folder: Path) -> None:
     if sweep := find_sweep_above(folder / SWEEP):
         advice = "take a folder outside of it"
         raise BadInput(f"hydra.run.dir={quote_path(folder)}: {sweep} is a sweep's; {advice}")
+
+
+def replace_lost_checkpoint(folder: Path) -> None:
+    """If a run's last.pt is lost, let the run go on from best.pt, or else make way for a new one.
+
+    The files that a new run would find then have other names. Raises Occupied, and CheckpointError
+    for a last.pt that cannot be read for another reason.
+    """
+    files = [folder / name for name in (LAST, BEST, METRICS)]
+    if not any(path.exists() for path in files):
+        return
+    from mnist_exp.experiment import checkpoint  # imports torch
+
+    last, best, _ = files
+    with suppress(checkpoint.LostCheckpoint):
+        checkpoint.load(last)
+        return
+    with lock_folder(folder):
+        try:
+            checkpoint.load(best)
+            link_file(best, last)
+            text = f"damaged; the run goes on from {best.name}"
+        except checkpoint.LostCheckpoint:
+            for path in files:
+                if path.exists():
+                    path.replace(f"{path}.damaged")
+            text = "no readable checkpoint; the run starts again, what it left is now *.damaged"
+    print_line(f"{show_path(last)}: {text}", sys.stderr)
 
 
 def check_writable(folder: Path) -> None:
