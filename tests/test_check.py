@@ -312,6 +312,13 @@ def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
     assert find_problems(BOTH) == [Like(f"{BOTH}: …not installed…pip install -e '.[tensorboard]'")]
 
 
+def test_the_launcher_of_joblib_is_refused_by_the_name_of_another() -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    assert find_problems("-m seed=1,2 hydra/launcher=joblib") == [
+        Like("hydra/launcher=joblib: …hydra/launcher=local…")
+    ]
+
+
 LISTS = "…list…integer >= 1"
 NO_DROPOUT = "no such key… model=linear has none…model=cnn | mlp"
 NOT_LINEAR = f"model.dropout=0.1: {NO_DROPOUT}"

@@ -200,6 +200,13 @@ def test_what_cannot_be_written_is_refused_by_the_name_of_the_folder(
         check_writable(tmp_path / "outputs" / "run")
 
 
+def test_a_file_is_no_folder_to_write_to(clone: Clone) -> None:
+    folder = "hydra.run.dir=train.py/run"
+    assert is_refused(clone.run("train.py", folder), 2, "train.py: not a folder")
+    done = clone.run("train.py", "--help", env={"MNIST_EXP_HOME": "train.py"})
+    assert is_refused(done, 2, "MNIST_EXP_HOME=train.py: ")
+
+
 def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "ann")
     assert get_user() == "ann"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
 from conftest import Clone, Like, only_run
 
+from mnist_exp.experiment import checkpoint
 from mnist_exp.experiment.reproduce import compare
+from mnist_exp.paths import LAST
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
             ["optimizer.lr=0.5: …0.01…", "trainer.epochs=9: …8…"],
         ),
         ([f"reproduce={'a' * 32}"], [f"no MLflow run {'a' * 32}…"]),
-        (["reproduce=outputs/no"], ["reproduce=outputs/no: no output folder, config file or…"]),
+        (["reproduce=outputs/no"], ["reproduce=outputs/no: no folder…latest"]),
         (["reproduce=src"], ["reproduce=src: there is no …/src/config.yaml"]),
     ],
 )
@@ -107,10 +110,18 @@ def test_a_run_is_reproduced_from_its_folder_or_its_config_alone(clone: Clone) -
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[-1] == Like("reproduced: …bit for bit")
         assert done.stdout.count(" equal\n") == 3
+    shutil.copytree(folder, clone.root / "outputs" / "unfinished")
+    last = clone.root / "outputs" / "unfinished" / LAST
+    checkpoint.save(last, {**checkpoint.load(last), "ended": False})
+    newest = clone.folders()[-1].relative_to(clone.root)
+    done = clone.run("train.py", "reproduce=latest", "tracking=none")
+    assert done.stdout.startswith(f"reproducing {newest}\n")
+    assert done.stdout.splitlines()[-1] == Like("reproduced: …bit for bit")
+    shutil.rmtree(clone.root / "outputs" / "unfinished")
     done = clone.run("train.py", "reproduce=my.yaml", "tracking=none")
     assert done.stdout.splitlines()[-1] == Like("there are no metrics beside my.yaml…")
     weights = [(f / "mnist_model.pth").read_bytes() for f in clone.folders()]
-    assert len(weights) == 4
+    assert len(weights) == 5
     assert len(set(weights)) == 1
 
 

@@ -2,11 +2,12 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mnist_exp.errors import BadInput
+from mnist_exp.errors import BadInput, print_line
 
 PACKAGE = Path(__file__).resolve().parent
 IS_INSTALLED = (PACKAGE / "conf").is_dir()  # by `pip install .`; otherwise this is a checkout
@@ -36,9 +37,16 @@ def find_home() -> Path:
     """The folder in which everything is written, wherever a command is started.
 
     It is MNIST_EXP_HOME; else the checkout; else, where that cannot be written, the current folder.
+    Ends the process in one line if MNIST_EXP_HOME cannot be made.
     """
     if chosen := os.environ.get("MNIST_EXP_HOME"):
-        return expand(chosen).resolve()
+        try:
+            home = expand(chosen).resolve()
+            home.mkdir(parents=True, exist_ok=True)
+        except (BadInput, OSError) as error:  # every script imports this before it can handle it
+            print_line(f"error: MNIST_EXP_HOME={chosen}: {error}", sys.stderr)
+            raise SystemExit(BadInput.exit_code) from None
+        return home
     return REPOSITORY if os.access(REPOSITORY, os.W_OK) else Path.cwd()
 
 

@@ -263,6 +263,8 @@ def check_plugin(name: object) -> str | None:
 
 def check_sweep_keys(config: DictConfig) -> Found:
     """What is wrong with the keys of sweeper and launcher, typed or in a YAML file."""
+    if "JoblibLauncher" in config.hydra.launcher._target_:
+        return [("hydra/launcher=joblib", "not supported; hydra/launcher=local has replaced it")]
     found: Found = []
     for key, rule in SWEEP_RULES.items():
         group, _, name = key.rpartition(".")

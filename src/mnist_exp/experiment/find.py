@@ -36,7 +36,8 @@ def find_run(
     """The output folder that "latest", a folder's path, or an MLflow run id stands for.
 
     "latest" is the run that wrote a checkpoint last, not counting the jobs of sweeps, nor for
-    `resume=` a run that is still at work. option: what was typed before the word, for messages.
+    `resume=` a run that is still at work, nor for `reproduce=` one that has not ended.
+    option: what was typed before the word, for messages.
     new: a folder for the last checkpoint in MLflow if the run's own folder is not on this machine.
     Raises BadInput if there is no such folder with a checkpoint, TrackerError for an unknown run
     id.
@@ -44,10 +45,12 @@ def find_run(
     if word == "latest":
         checkpoints = (HOME / "outputs").rglob(str(LAST))
         for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True):
-            at_work = option == "resume=" and is_occupied(path.parents[1])
-            if not at_work and find_sweep_above(path) is None:
+            left_out = option == "resume=" and is_occupied(path.parents[1])
+            left_out = left_out or (option == "reproduce=" and not has_ended(path))
+            if not left_out and find_sweep_above(path) is None:
                 return path.parents[1]
-        left = "runs that are at work and jobs of sweeps"
+        runs = "that have not ended" if option == "reproduce=" else "that are at work"
+        left = f"runs {runs} and jobs of sweeps"
         raise BadInput(f"{option}latest: outputs/ has no checkpoint, not counting {left}")
     folder = find_folder(word)
     if folder is None and RUN_ID.fullmatch(word):
@@ -70,6 +73,15 @@ def find_run(
     if not (folder / LAST).is_file():
         raise BadInput(f"{option}{word}: there is no {folder / LAST}")
     return folder
+
+
+def has_ended(path: Path) -> bool:
+    """Whether the run with this checkpoint has; not if it cannot be read."""
+    from mnist_exp.experiment import checkpoint  # imports torch
+
+    with suppress(checkpoint.CheckpointError):
+        return bool(checkpoint.peek(path).get("ended"))
+    return False
 
 
 def find_checkpoint(
@@ -193,8 +205,9 @@ def replace_lost_checkpoint(folder: Path) -> None:
 def check_writable(folder: Path) -> None:
     """Raises BadInput for a folder that this process cannot make, or cannot write to."""
     exists = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
-    if not os.access(exists, os.W_OK):
-        raise BadInput(f"{exists}: cannot be written; MNIST_EXP_HOME=FOLDER says where to write")
+    if not (exists.is_dir() and os.access(exists, os.W_OK)):
+        reason = "cannot be written" if exists.is_dir() else "not a folder"
+        raise BadInput(f"{exists}: {reason}; MNIST_EXP_HOME=FOLDER says where to write")
 
 
 def find_best_run(

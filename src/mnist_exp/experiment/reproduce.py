@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_exp.errors import BadInput, Failure
 from mnist_exp.experiment import checkpoint, environment, screen
-from mnist_exp.experiment.find import RUN_ID, find_folder
+from mnist_exp.experiment.find import RUN_ID, find_folder, find_run
 from mnist_exp.experiment.folder import CHANGES, CONFIG, PATCH, VERSIONS
 from mnist_exp.experiment.init import DIGEST
 from mnist_exp.experiment.metrics import Result
@@ -20,7 +20,7 @@ from mnist_exp.experiment.renamed import new_target
 from mnist_exp.experiment.resume import FILES, FREE, apply_overrides
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.run import NO_HOOKS, Hooks, Run
-from mnist_exp.experiment.shell import train_command
+from mnist_exp.experiment.shell import show_path, train_command
 from mnist_exp.experiment.targets import check_saved_config
 from mnist_exp.paths import METRICS, replace_home
 from mnist_exp.tracking.store import RecordedRun, read_run
@@ -37,16 +37,21 @@ def reproduce(
 ) -> Result:
     """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
-    That is an MLflow run id, an output folder, or a config file, which may have no metrics to
-    compare with. composed: the defaults with `overrides`, of which only what was typed counts.
+    That is an MLflow run id, an output folder, "latest", or a config file, which may have no
+    metrics to compare with. composed: the defaults with `overrides`, of which only what was typed
+    counts.
     Raises Failure if a metric differs in any bit, BadInput if the run of an id has no metrics, or
     for a config that is not trusted or would change, and what a run raises.
     """
-    source = f"reproduce={composed.reproduce}"
+    word = str(composed.reproduce)
+    if word == "latest":
+        word = show_path(find_run(word, None, "reproduce="))
+        log.info("reproducing %s", word)
+    source = f"reproduce={word}"
     with checkpoint.raise_misfits(source):
-        first = read_files(composed.reproduce)
+        first = read_files(word)
     if first is None:
-        first = read_run(composed.reproduce, OmegaConf.select(composed, "tracking.uri"))
+        first = read_run(word, OmegaConf.select(composed, "tracking.uri"))
         if not first.metrics:
             raise BadInput(f"{source}: the run has no metrics to compare with")
     config = check_saved_config(first.config, source)
@@ -58,7 +63,7 @@ def reproduce(
             place = OmegaConf.select(composed, key)
             if place is not None and OmegaConf.select(config, key) is not None:
                 OmegaConf.update(config, key, place, merge=False)
-        tags = {"reproduces": composed.reproduce, "command": train_command(*overrides)}
+        tags = {"reproduces": word, "command": train_command(*overrides)}
         name = first.name.partition(" #")[0] or name_run(config, ())
         name = composed.tracking.get("run_name") or name
         run = Run(config, folder, name, tags, hooks=hooks)
@@ -73,7 +78,7 @@ def reproduce(
     result = run.train()
 
     if not first.metrics:
-        log.info("there are no metrics beside %s to compare with", composed.reproduce)
+        log.info("there are no metrics beside %s to compare with", word)
         return result
     again = read_history(entry.to_json() for entry in run.entries())
     if differing := compare(first.metrics, again):
@@ -91,7 +96,7 @@ def read_files(word: str) -> RecordedRun | None:
     path = folder / CONFIG if folder else Path(word)
     if not path.is_file():
         if folder or not RUN_ID.fullmatch(word):
-            what = f"there is no {path}" if folder else "no output folder, config file or run id"
+            what = f"there is no {path}" if folder else "no folder, config file, run id, or latest"
             raise BadInput(f"reproduce={word}: {what}")
         return None
     journal, versions = path.with_name(METRICS), path.with_name(VERSIONS)
