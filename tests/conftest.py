@@ -106,6 +106,9 @@ class Forks:
 forks = functools.cache(Forks)
 
 
+started: list[subprocess.Popen[str]] = []  # by `Clone.start`
+
+
 @dataclass(frozen=True)
 class Clone:
     """A copy of the repository: its runs leave nothing in the real one."""
@@ -120,9 +123,11 @@ class Clone:
         """`python <command>` in the clone, not waited for."""
         env = self.environment(**options.pop("env", {}))
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.root}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *command], text=True, env=env, **{**pipes, **options}
         )
+        started.append(process)
+        return process
 
     def run(
         self,
@@ -341,6 +346,19 @@ def find_table(printed: str) -> list[str]:
 
 
 # --- fixtures ---
+
+
+@pytest.fixture(autouse=True)
+def end_processes() -> Iterator[None]:
+    """Kill what a test has started and, where it failed, not waited for: a sweep on a Slurm that is
+    gone would wait for its jobs for ever.
+    """
+    before = len(started)
+    yield
+    for process in started[before:]:
+        process.kill()
+        process.wait()
+    del started[before:]
 
 
 @pytest.fixture
