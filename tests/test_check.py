@@ -35,7 +35,7 @@ TOP = (
 ADAM = "no such key… optimizer=adam has lr, betas, eps, weight_decay, fused, groups"
 MLP = "no such key… model=mlp has hidden_sizes, activation, dropout"
 MODELS = " | ".join(sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
-PRESETS = "accurate | baseline | cifar10 | fashion | speedrun"
+PRESETS = "accurate | baseline | cifar10 | digits | fashion | speedrun"
 POSITIVE = "…integer >= 1"
 BETAS = "…two numbers from 0 …not including 1"
 NAME = "…name…/ and \\…"
