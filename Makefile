@@ -18,7 +18,7 @@ lint: venv-dev
 bench: venv-dev  ## ARGS="--only answers" measures a part
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-results: venv-dev  ## ARGS="--only accurate --set data.root=FOLDER" measures a part again
+results: venv-dev  ## ARGS="--only accurate --seeds 3" measures a part
 	$(BIN)/python benchmarks/results.py $(ARGS)
 
 venv:  # what training needs

@@ -1,66 +1,47 @@
-"""Render RESULTS.md from measured rows: no number in it is typed by hand."""
+"""Render docs/results.md from measured rows: no number in it is typed by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, median, stdev
+from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean, median
 
 from measure import format_spread, format_table, judge
-from scipy.stats import t
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training and its result."""
-
-    round: int  # from 0
-    seed: int
-    accuracy: float  # 0..1, on the test set
-    seconds: float  # of all epochs, or of the loop of the recipe
-
-
-@dataclass
-class Row:
-    """The measurements of a preset, when, where, and with which code."""
-
-    began: str
-    commit: str
-    machine: str
-    versions: str
-    note: str = ""
-    picture: str = ""  # path in the repository
-    placed: list[str] = field(default_factory=list)  # keys that say where the data are
-    commands: list[str] = field(default_factory=list)
-    wall: float = 0.0  # seconds, of all commands
-    runs: list[Run] = field(default_factory=list)
-    recipe: list[Run] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    parameters: int = 0
-    device: str = ""  # with torch's threads, as the runs print it
-
+from rows import Part, Records, Row, format_mean, interval, make_entry
 
 TITLE = """\
 # Results
 
-`make results` writes this page, and every number in it, from the files that the runs left. Each
-run trains from its seed and evaluates the weights that it kept on the test set. ± is the sample
-standard deviation over the n seeds, and the 95 % interval is that of their mean (Student's t). The
-training time is the sum of the epochs of a run, including validation if there is any: median
-(minimum to maximum). The wall time is that of the commands below, for all seeds; the data had been
-downloaded before.
+What do the presets reach, and how was it measured? `make results` writes this page, and every
+number in it, from `benchmarks/results.json`. [benchmarks](benchmarks.md#accuracy) says how to
+measure more.
+
+Each run trains from its seed and tests the weights of its last epoch, or with validation those of
+its best one, once and without test-time augmentation. ± is the sample standard deviation over the
+n seeds, and the 95 % interval is that of their mean (Student's t). The training time is the sum of
+the epochs of a run, including validation if there is any: median (minimum to maximum). The wall
+time is that of all commands below; the data had been downloaded before.
 """
 
-RECIPE = """\
-`speedrun` and the best public recipe for 99 % in one epoch (`benchmarks/recipe.py`: network,
-optimizer, and schedule of github.com/tuomaso/train_mnist_fast) ran in turn: {rounds} rounds, each
-with one seed of the recipe and then one sweep over {share} seeds of the preset. Each sweep is a new
-process; the seeds of the recipe share one process, so only the first includes the warm-up. The
-recipe uses all cores. In both, the images are in memory, normalized, before the clock starts. The
-seconds of the recipe are those of its loop over the batches; those of the preset are whole epochs.
+TIME = """\
+## Accuracy against training time
+
+![Test accuracy against training time]({})
+
+Bars are 95 % intervals. Results of others that were measured on other machines are lines:
+
+{}
 """
 
-PICTURE = """\
+CURVES = """\
+## Learning curves
+
+![Accuracy over the epochs]({})
+
+Mean over the seeds, from the lowest to the highest of them in the pale band. Training accuracy is
+that of augmented images, during the epoch. The diamond is the test accuracy with its 95 % interval.
+"""
+
+ERRORS = """\
 ## Errors of `{}`
 
 ![Errors by true and predicted class]({})
@@ -68,98 +49,144 @@ PICTURE = """\
 All seeds together, each with the weights that were tested.
 """
 
+HARDEST = """\
+![The test images that most seeds get wrong]({})
 
-def render_page(rows: Mapping[str, Row]) -> str:
-    """The page as Markdown. rows: preset → its measurements."""
+The class that most seeds predict is above the true one; beside each is the part of the seeds.
+"""
+
+RECIPE = """\
+## In a second
+
+`{name}` and the best public recipe for 99 % in one epoch (`benchmarks/recipe.py`: network,
+optimizer, and schedule of github.com/tuomaso/train_mnist_fast) ran in turn: {rounds} rounds, each
+with one seed of the recipe and then {share} seeds of the preset. The recipe uses all cores. In
+both, the images are in memory, normalized, before the clock starts. The seconds of the recipe are
+those of its loop over the batches; those of the preset are whole epochs.
+"""
+
+HISTORY = """\
+## History
+
+Each row that was measured, by its last day; a row gives way when newer code is measured with as
+many seeds.
+"""
+
+COMMANDS = """\
+## Commands
+
+N is each of the seeds below, FOLDER the place of the data.
+
+```text
+{}
+```
+"""
+
+
+def render_page(
+    records: Records,
+    presets: Collection[str],
+    references: Sequence[str],
+    pictures: Mapping[str, str],
+) -> str:
+    """The page as Markdown.
+
+    presets: in their order; references: remarks on results of others; pictures: file name by
+    "time", "curves", the preset whose errors it counts, or "<preset> images".
+    """
+    rows = [row for name in presets for row in records.rows(name)]
     header = ["preset", "test accuracy, %", "n", "95 % interval", "training, s", "wall, s"]
-    parts = [
-        TITLE,
-        format_table([[*header, "parameters"], *(list_cells(*item) for item in rows.items())]),
-    ]
-    remarks = [f"- `{name}`: {text}." for name, row in rows.items() for text in list_remarks(row)]
-    if remarks:
-        parts.append("\n".join(remarks))
-    parts += [
-        compare_with_recipe(name, row) for name, row in rows.items() if row.recipe and row.runs
-    ]
-    parts += [PICTURE.format(name, row.picture) for name, row in rows.items() if row.picture]
-    commands = "\n".join(command for row in rows.values() for command in row.commands)
-    parts.append(f"## Commands\n\n```console\n{commands}\n```")
-    header = ["preset", "began", "commit", "machine", "device and threads", "versions"]
-    places = [
-        [name, row.began, row.commit, row.machine, row.device, row.versions]
-        for name, row in rows.items()
-    ]
-    parts.append(f"## When and where\n\n{format_table([header, *places])}")
+    header += ["parameters", "machine", "commit"]
+    parts = [TITLE, format_table([header, *map(list_cells, rows)])]
+    remarks = [f"- `{row.preset}`: {text}." for row in rows for text in list_remarks(row)]
+    parts += ["\n".join(dict.fromkeys(remarks))] * bool(remarks)
+    if "time" in pictures:
+        listed = "\n".join(f"- {reference}" for reference in references)
+        parts.append(TIME.format(pictures["time"], listed))
+    if "curves" in pictures:
+        parts.append(CURVES.format(pictures["curves"]))
+    for name in presets:
+        if name in pictures:
+            parts.append(ERRORS.format(name, pictures[name]))
+        if f"{name} images" in pictures:
+            parts.append(HARDEST.format(pictures[f"{name} images"]))
+    parts += [compare_with_recipe(row) for row in rows if row.recipe and row.runs]
+    entries = [entry for entry in records.history if entry.preset in presets]
+    entries += [make_entry(row) for row in rows if row.runs]
+    entries.sort(key=lambda entry: ([*presets].index(entry.preset), entry.date))
+    history = [[entry.preset, entry.date, entry.commit, entry.figure] for entry in entries]
+    parts += [HISTORY, format_table([["preset", "date", "commit", "test accuracy"], *history])]
+    measured = [part for row in rows for part in row.parts]
+    commands = "\n".join(dict.fromkeys(part.command for part in measured))
+    parts.append(COMMANDS.format(commands))
+    header = ["preset", "seeds", "began", "commit", "machine", "load before", "device and threads"]
+    places = format_table([[*header, "versions"], *map(list_places, measured)])
+    parts.append(f"## When and where\n\n{places}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def headline(row: Row) -> str:
-    """The result of a preset in one line, as its file and the README have it."""
-    accuracies, seconds = zip(*((100 * run.accuracy, run.seconds) for run in row.runs), strict=True)
-    training = median(seconds)
-    digits = 0 if training >= 10 else 1
-    machine = row.machine.partition(", load")[0]
-    accuracy = f"{mean_and_spread(accuracies)} % (n = {len(row.runs)})"
-    return f"{accuracy}, {training:.{digits}f} s of training on {machine}"
-
-
-def list_cells(name: str, row: Row) -> list[str]:
+def list_cells(row: Row) -> list[str]:
+    where = [row.machine, row.commits]
     if not row.runs:
-        return [name, "failed", "0", "", "", "", ""]
-    accuracies = [100 * run.accuracy for run in row.runs]
-    low, high = interval(accuracies)
+        return [row.preset, "failed", "0", "", "", "", "", *where]
+    low, high = interval(row.accuracies)
     return [
-        name,
-        mean_and_spread(accuracies),
-        str(len(accuracies)),
+        row.preset,
+        format_mean(row.accuracies),
+        str(len(row.runs)),
         f"{low:.2f} to {high:.2f}" if low < high else "",
         format_spread([run.seconds for run in row.runs], ".2f"),
-        f"{row.wall:.0f}",
-        f"{row.parameters:,}",
+        f"{sum(part.wall for part in row.parts):.0f}",
+        f"{row.parts[-1].parameters:,}",
+        *where,
     ]
+
+
+def list_places(part: Part) -> list[str]:
+    where = [part.machine, f"{part.load:.1f}", part.device, part.versions]
+    return [part.preset, format_seeds(part), part.began, part.commit, *where]
+
+
+def format_seeds(part: Part) -> str:
+    """Such as 1-5, 7."""
+    spans: list[list[int]] = []
+    for seed in sorted({run.seed for run in part.runs} | {int(seed) for seed in part.failures}):
+        if spans and spans[-1][-1] == seed - 1:
+            spans[-1][1:] = [seed]
+        else:
+            spans.append([seed])
+    return ", ".join("-".join(map(str, span)) for span in spans)
 
 
 def list_remarks(row: Row) -> list[str]:
-    placed = " ".join(f"{key}=<folder>" for key in row.placed)
-    failed = [f"**failed**: {failure}" for failure in row.failures]
-    return [text for text in (row.note, placed and f"measured with `{placed}`", *failed) if text]
+    failed = [f"**failed**: seed {seed}: {reason}" for seed, reason in row.failures.items()]
+    return [row.parts[-1].note, *failed] if row.parts[-1].note else failed
 
 
-def compare_with_recipe(name: str, row: Row) -> str:
+def compare_with_recipe(row: Row) -> str:
     """The preset and the recipe: ratios within a round and of the means, and the bars."""
-    numbers = sorted({run.round for run in row.runs} & {run.round for run in row.recipe})
+    name, share = row.preset, len(row.runs) // len(row.recipe)
 
-    def seconds(runs: Sequence[Run], number: int) -> float:
-        return fmean(run.seconds for run in runs if run.round == number)
+    def seconds(number: int) -> float:
+        """Of the runs in the round of this seed of the recipe, the mean."""
+        found = [run.seconds for run in row.runs if (run.seed - 1) // share + 1 == number]
+        return fmean(found) if found else 0.0
 
     both = {"recipe": row.recipe, name: row.runs}
-    accuracies = {who: [100 * run.accuracy for run in runs] for who, runs in both.items()}
     compared = [["", "loop, s", "test accuracy, %", "n"]]
     for who, runs in both.items():
         loops = format_spread([run.seconds for run in runs], ".2f")
-        compared.append([who, loops, mean_and_spread(accuracies[who]), str(len(runs))])
-    ratios = [seconds(row.runs, number) / seconds(row.recipe, number) for number in numbers]
+        accuracy = format_mean([100 * run.accuracy for run in runs])
+        compared.append([who, loops, accuracy, str(len(runs))])
+    ratios = [seconds(run.seed) / run.seconds for run in row.recipe if seconds(run.seed)]
     means = [fmean(run.seconds for run in runs) for runs in (row.runs, row.recipe)]
-    accuracy, whole = fmean(accuracies[name]), means[0] / means[1]
+    mean, whole = fmean(row.accuracies), means[0] / means[1]
     bars = [
         ("loop, within a round", format_spread(ratios, ".3f"), median(ratios), "≤ 0.25"),
         ("loop, means of all seeds", f"{whole:.3f}", whole, "≤ 0.25"),
-        ("mean test accuracy, %", f"{accuracy:.3f}", accuracy, "≥ 99.00"),
+        ("mean test accuracy, %", f"{mean:.3f}", mean, "≥ 99.00"),
     ]
     judged = [[text, shown, limit, judge(value, limit)] for text, shown, value, limit in bars]
-    text = RECIPE.format(rounds=len(numbers), share=len(row.runs) // len(numbers))
     judged.insert(0, [f"{name} / recipe", "measured", "bar", ""])
-    return f"## In a second\n\n{text}\n{format_table(compared)}\n\n{format_table(judged)}"
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    mean = f"{fmean(values):.2f}"
-    return f"{mean} ± {stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean by Student's t; for a single value, the value itself."""
-    mean, n = fmean(values), len(values)
-    half = float(t.ppf(0.975, n - 1)) * stdev(values) / n**0.5 if n > 1 else 0.0
-    return mean - half, mean + half
+    text = RECIPE.format(name=name, rounds=len(row.recipe), share=share)
+    return f"{text}\n{format_table(compared)}\n\n{format_table(judged)}"

@@ -1,16 +1,23 @@
-"""Measure what the presets reach, and write RESULTS.md.
+"""Measure what the presets reach, a part at a time, and write docs/results.md.
 
-    python benchmarks/results.py [--only PRESET ...] [--set [PRESET:]KEY=VALUE ...]
+    python benchmarks/results.py [--only PRESET ...] [--seeds N] [--set [PRESET:]KEY=VALUE ...]
 
-Each preset trains over its seeds by the command that a person types, and its row is read from the
-files that the runs leave. The rows are kept in benchmarks/results.json, and the page is written
-from all of them: `--only` measures these presets again, and without a name it measures none. The
-runs stay in outputs/. They are not tracked, so that no other process runs next to them.
+Each preset trains once per seed, by the command that a person types, until it has the seeds that
+are planned; `--seeds N` measures N more of each, also beyond the plan, and `--seeds 0` only writes
+the page. Each run is added to benchmarks/results.json as it ends. Runs with the same digest of
+code and config, on the same machine, are one row. When the code has changed a new row begins, and
+the old one stays until the new one has as many seeds; then it goes into the history.
+
+The figures in the README and in conf/experiment/ are written, too. The runs stay in outputs/. They
+are not tracked, so that no other process runs next to them.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
+import itertools
 import json
 import os
 import platform
@@ -19,129 +26,216 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import pictures
 import recipe
+import torch
 from hydra import compose
 from hydra.errors import HydraException
 from measure import name_processor
 from omegaconf import DictConfig, OmegaConf
-from page import Row, Run, render_page
-from sklearn.metrics import confusion_matrix
+from page import render_page
+from pictures import Reference
+from rows import Part, Records, Row, Run, read_records, write_records
 
-from mnist_exp.errors import Failure, first_line
+from mnist_exp.errors import BadInput, Failure, first_line
 from mnist_exp.experiment.build import load_dataset
 from mnist_exp.experiment.load import load_model
 from mnist_exp.experiment.presets import initialize_hydra
-from mnist_exp.figures import draw
 from mnist_exp.files import replace_file
-from mnist_exp.paths import LAST, REPOSITORY
-from mnist_exp.sweeps.records import Outcome, read_outcomes
+from mnist_exp.paths import LAST, METRICS, REPOSITORY
 from mnist_exp.training.loop import predict
 
-PAGE = REPOSITORY / "RESULTS.md"
-ROWS = REPOSITORY / "benchmarks" / "results.json"
-WRITTEN = ("RESULTS.md", "benchmarks/results.json", "docs/*.png")  # by this program
-PLACES = (
-    "data.root=",
-    "data.cache=",
-    "data.mirrors=",
-)  # depend on the machine and change no result
+RECORDS = Path("benchmarks", "results.json")
+PAGE = Path("docs", "results.md")
+WRITTEN = (str(RECORDS), "docs/results.md", "docs/*.png", "README.md", "conf/experiment")
+PLACES = ("root", "cache", "mirrors")  # keys of data: depend on the machine and change no result
+PLACED = rf"^(data\.({'|'.join(PLACES)}))=.*"
+DECIDES = ("data/*.py", "models/*.py", "training/*.py", "experiment/build.py", "experiment/run.py")
 
 
 class Preset(NamedTuple):
-    seeds: int  # from 1 to this one
-    recipe_seeds: int = 0  # of the recipe, each before an equal part of the preset's
-    picture: str = ""  # of its errors
-    note: str = ""
+    seeds: int  # planned: from 1 to this one
+    dataset: str
+    recipe_share: int = 0  # so many seeds after each one of the recipe
+    errors: bool = False  # keep those of each run, and draw them
+    folder_note: str = ""  # where its data are a folder of images
 
 
 PRESETS = {
-    "baseline": Preset(seeds=5),
-    "speedrun": Preset(seeds=20, recipe_seeds=5),
-    "accurate": Preset(seeds=3, picture="docs/accurate-confusion.png"),
-    "fashion": Preset(seeds=3),
+    "baseline": Preset(5, "MNIST"),
+    "speedrun": Preset(20, "MNIST", recipe_share=4),
+    "accurate": Preset(20, "MNIST", errors=True),
+    "fashion": Preset(5, "Fashion-MNIST", errors=True),
     "cifar10": Preset(
-        seeds=1,
-        note="CIFAR-10 from a folder of images after JPEG re-encoding: not the published pixels",
+        3,
+        "CIFAR-10",
+        errors=True,
+        folder_note="CIFAR-10 after JPEG re-encoding, not the published pixels",
     ),
+    "digits": Preset(20, "digits", errors=True),
 }
+REFERENCES = (
+    Reference("MNIST", 99.699, "MnistSimpleCNN M3", "mean of 30 networks, no ensemble"),
+    Reference("MNIST", 99.04, "train_mnist_fast", "0.76 s on a GPU; `recipe` is the same, here"),
+    Reference("Fashion-MNIST", 95.98, "ResNet-20 + erasing", "random erasing, 300 epochs"),
+    Reference("CIFAR-10", 93.2, "airbench94", "about, without test-time augmentation"),
+)
 
 
-def measure_preset(name: str, overrides: Sequence[str]) -> Row:
-    """Train a preset over all its seeds. The row lists failures."""
-    preset = PRESETS[name]
-    row = start_row(preset.note)
-    placed = [word for word in overrides if word.startswith(PLACES)]
-    row.placed = [word.partition("=")[0] for word in placed]
+# --- digests ---
+
+
+def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Raises BadInput."""
     try:
-        config = download_data([f"experiment={name}", *overrides])
-    except (Failure, HydraException) as error:
-        row.failures.append(first_line(error))
-        return row
-    jobs: list[Outcome] = []
-    for number, seeds in enumerate(split_seeds(preset)):
-        if preset.recipe_seeds:
-            row.recipe.append(run_recipe(number, Path(config.data.cache, "mnist")))
-        words = ["train.py", "-m", f"experiment={name}", f"seed={','.join(map(str, seeds))}"]
-        words += ["sweep.test=all", "tracking=none", "hydra/launcher=basic"]  # one has all cores
-        words += [word for word in overrides if word not in placed]
-        row.commands.append(shlex.join(["python", *words]))
-        jobs += run_sweep(row, number, [*words, *placed])
-    try:
-        load_weights(row, jobs, preset.picture)
-    except Exception as error:  # keep the row, which may have taken hours
-        row.failures.append(f"the weights: {type(error).__name__}: {first_line(error)}")
-    return row
+        with initialize_hydra():
+            return compose("config", [f"experiment={name}", *overrides])
+    except HydraException as error:
+        raise BadInput(first_line(error)) from error
 
 
-def split_seeds(preset: Preset) -> list[range]:
-    """The seeds of each sweep of the preset."""
-    share = preset.seeds // (preset.recipe_seeds or 1)
-    return [range(first, first + share) for first in range(1, preset.seeds + 1, share)]
+def find_digest(config: DictConfig) -> str:
+    """12 hex digits: of the values in conf/ and of the code in src/ that decide a result.
 
-
-def download_data(words: Sequence[str]) -> DictConfig:
-    """Compose the config, then download and decode its data, which must not be timed.
-
-    Raises Failure and HydraException.
+    Comments, docstrings, other presets, and code around the training do not count: they would
+    start each row anew. Neither do the seed, and the places of the data.
     """
-    with initialize_hydra():
-        config = compose("config", list(words))
-    load_dataset(OmegaConf.to_yaml(config.data, resolve=True))
-    return config
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    for key in ("seed", "tracking", "sweep"):
+        values.pop(key)
+    for key in PLACES:
+        values["data"].pop(key, None)
+    digest = sha256(json.dumps(values, sort_keys=True).encode())
+    source = REPOSITORY / "src" / "mnist_exp"
+    for path in sorted(path for pattern in DECIDES for path in source.glob(pattern)):
+        code = strip_text(path.read_text("utf-8"))
+        digest.update(f"{path.relative_to(source)}\n{code}\n".encode())
+    return digest.hexdigest()[:12]
 
 
-def run_recipe(number: int, folder: Path) -> Run:
-    seconds, accuracy = recipe.run(number + 1, str(folder))
-    print(f"recipe, seed {number + 1}: {seconds:.2f} s, {accuracy:.4f}", flush=True)
-    return Run(number, number + 1, accuracy, seconds)
+@functools.cache
+def strip_text(code: str) -> str:
+    """The code without comments and docstrings."""
+    tree = ast.parse(code)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.unparse(tree)
 
 
-def run_sweep(row: Row, number: int, words: Sequence[str]) -> list[Outcome]:
-    """Run one sweep and add its results to the row; return the jobs that finished."""
+# --- measuring ---
+
+
+def measure_preset(
+    name: str, count: int | None, overrides: Sequence[str], records: Records
+) -> Iterator[None]:
+    """Train a preset once per seed; yield after each one, when the records have it.
+
+    count: of seeds, or None for those that are planned. Raises Failure.
+    """
+    config = compose_config(name, overrides)
+    part = start_part(name, overrides, find_digest(config))
+    seeds = list_seeds(name, count, find_row(records, part))
+    if not seeds:
+        return
+    # Downloads and decodes, which is not timed.
+    test = load_dataset(OmegaConf.to_yaml(config.data, resolve=True)).test
+    part = records.add(part)
+    for seed in seeds:
+        if share := PRESETS[name].recipe_share:
+            number = (seed - 1) // share + 1
+            if number not in (run.seed for run in find_row(records, part).recipe):
+                part.recipe.append(run_recipe(number, Path(config.data.cache, "mnist")))
+                yield
+        train(part, seed, overrides)
+        if any(run.errors for run in part.runs):
+            runs = find_row(records, part).runs
+            images = test[torch.tensor(pictures.list_hardest(runs))].images
+            path = REPOSITORY / "docs" / f"{name}-errors.png"
+            pictures.hardest(path, runs, [*part.classes], images.permute(0, 2, 3, 1).numpy())
+        yield
+        if find_digest(compose_config(name, overrides)) != part.digest:
+            raise BadInput(f"{name}: its code or config has changed meanwhile")
+
+
+def list_seeds(name: str, count: int | None, row: Row) -> list[int]:
+    """The next seeds to measure."""
+    if count is None:
+        return [seed for seed in range(1, PRESETS[name].seeds + 1) if seed not in row.seeds]
+    missing = (seed for seed in itertools.count(1) if seed not in row.seeds)
+    return list(itertools.islice(missing, count))
+
+
+def find_row(records: Records, part: Part) -> Row:
+    """The row that the part belongs to, or would."""
+    for row in records.rows(part.preset):
+        if (row.digest, row.machine) == (part.digest, part.machine):
+            return row
+    return Row([part])
+
+
+def start_part(name: str, overrides: Sequence[str], digest: str) -> Part:
+    """An empty part, with the time, the machine, and the versions of its measurement."""
+    words = [re.sub(PLACED, r"\1=FOLDER", word) for word in overrides]
+    command = ["python", "train.py", f"experiment={name}", "seed=N", "tracking=none", *words]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = f"{name_processor()}, {cores} cores"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    packages = [f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy")]
+    return Part(
+        preset=name,
+        digest=digest,
+        machine=machine,
+        began=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        commit=describe_commit(),
+        load=round(os.getloadavg()[0], 1),
+        versions=", ".join([f"Python {platform.python_version()}", *packages]),
+        command=shlex.join(command),
+        note=PRESETS[name].folder_note if "data=image_folder" in overrides else "",
+    )
+
+
+def run_recipe(seed: int, folder: Path) -> Run:
+    seconds, accuracy = recipe.run(seed, str(folder))
+    print(f"recipe, seed {seed}: {seconds:.2f} s, {accuracy:.4f}", flush=True)
+    return Run(seed, accuracy, round(seconds, 4))
+
+
+def train(part: Part, seed: int, overrides: Sequence[str]) -> None:
+    """Run one training and add it to the part. Raises BadInput if the command refuses to."""
+    words = ["train.py", f"experiment={part.preset}", f"seed={seed}", "tracking=none", *overrides]
     started = time.perf_counter()
     code, printed = run_command([sys.executable, *words])
-    row.wall += time.perf_counter() - started
+    last = (printed.strip().splitlines() or ["no output"])[-1]
+    if code == 2:
+        raise BadInput(last)
+    part.wall = round(part.wall + time.perf_counter() - started, 1)
+    if found := re.findall(r"^.+ on (.+): ([\d,]+) parameters", printed, re.MULTILINE):
+        part.device, part.parameters = found[0][0], int(found[0][1].replace(",", ""))
     folders = re.findall(r"^outputs +(.+)$", printed, re.MULTILINE)
-    if not folders:
-        last = (printed.strip().splitlines() or ["no output"])[-1]
-        row.failures.append(f"exit code {code}: {last}")
-        return []
-    jobs = read_outcomes(REPOSITORY / folders[-1])
-    for job in jobs:
-        if job.finished:
-            row.runs.append(read_run(job, number))
-        else:
-            row.failures.append(f"seed {read_seed(job)}: {job.status} {job.reason}".strip())
-    if means := re.findall(r"^(?:seed=|job )\d+ on (.+): [\d,]+ parameters", printed, re.MULTILINE):
-        row.device = means[0]
-    return [job for job in jobs if job.finished]
+    if code or not folders:
+        part.failures[str(seed)] = f"exit code {code}: {last}"
+        return
+    folder = REPOSITORY / folders[-1]
+    run = read_run(folder, seed)
+    if PRESETS[part.preset].errors:
+        try:
+            run = replace(run, errors=list_errors(part, folder, run.accuracy))
+        except Exception as error:  # keep the run, which may have taken long
+            reason = f"its weights: {type(error).__name__}: {first_line(error)}"
+            part.failures[str(seed)] = reason
+    part.runs.append(run)
 
 
 def run_command(command: Sequence[str]) -> tuple[int, str]:
@@ -160,57 +254,33 @@ def run_command(command: Sequence[str]) -> tuple[int, str]:
     return process.returncode, "".join(lines)
 
 
-def read_run(job: Outcome, number: int) -> Run:
-    metrics = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+def read_run(folder: Path, seed: int) -> Run:
+    """What a run left in its output folder."""
+    metrics = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
     (accuracy,) = (line["test/accuracy"] for line in metrics if "test/accuracy" in line)
-    return Run(number, read_seed(job), accuracy, job.seconds)
+    seconds = sum(line.get("speed/epoch_seconds", 0.0) for line in metrics)
+    curves = {}
+    for split in ("train", "val"):
+        key = f"{split}/accuracy"
+        if curve := [round(line[key], 4) for line in metrics if key in line]:
+            curves[split] = curve
+    return Run(seed, round(accuracy, 6), round(seconds, 4), curves)
 
 
-def read_seed(job: Outcome) -> int:
-    """The seed from the overrides, because a failed job may have no config."""
-    values = dict(override.split("=", 1) for override in job.overrides)
-    return int(values["seed"])
+def list_errors(part: Part, folder: Path, accuracy: float) -> list[tuple[int, int, int]]:
+    """Test images that the kept weights get wrong: number, true and predicted class.
 
-
-def load_weights(row: Row, jobs: Sequence[Outcome], picture: str) -> None:
-    """Count the parameters; if a picture is wanted, draw the errors of all seeds.
-
-    The picture opens the test set again, and checks that the accuracy is that of the run.
+    Raises ValueError if the weights give another accuracy than the run did.
     """
-    labels: list[int] = []
-    predictions: list[int] = []
-    for job, run in zip(jobs, row.runs, strict=True):
-        trained = load_model(job.folder / LAST)
-        row.parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-        if not picture:
-            return
-        test = trained.test_split()
-        predicted = predict(trained.model, test, trained.precision)
-        correct = (predicted == test.labels).sum().item()
-        if abs(correct - run.accuracy * len(test)) > 2:  # near a tie the last bits decide
-            row.failures.append(f"seed {run.seed}: its weights now give {correct / len(test):.4f}")
-        labels += test.labels.tolist()
-        predictions += predicted.tolist()
-    if labels:
-        names = trained.kind.class_names
-        counts = confusion_matrix(labels, predictions, labels=range(len(names)))
-        draw.confusion(REPOSITORY / picture, names, counts)
-        row.picture = picture
-
-
-def start_row(note: str) -> Row:
-    """An empty row, with the time, the machine, and the versions of its measurement."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    packages = ("torch", "torchvision", "numpy", "hydra-core")
-    return Row(
-        began=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        commit=describe_commit(),
-        machine=f"{name_processor()}, {cores} cores, load before {os.getloadavg()[0]:.1f}",
-        versions=", ".join(
-            [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]
-        ),
-        note=note,
-    )
+    trained = load_model(folder / LAST)
+    test = trained.test_split()
+    predicted, labels = predict(trained.model, test, trained.precision).cpu(), test.labels.cpu()
+    counts = torch.bincount(labels, minlength=len(trained.kind.class_names)).tolist()
+    part.classes = dict(zip(trained.kind.class_names, counts, strict=True))
+    wrong = (predicted != labels).nonzero().flatten().tolist()
+    if abs(len(wrong) - (1 - accuracy) * len(test)) > 2.5:  # near a tie the last bits decide
+        raise ValueError(f"they now get {len(wrong)} of {len(test)} test images wrong")
+    return [(number, int(labels[number]), int(predicted[number])) for number in wrong]
 
 
 def describe_commit() -> str:
@@ -224,24 +294,72 @@ def describe_commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "unknown") + "-dirty" * bool(changed)
 
 
-def read_rows() -> dict[str, Row]:
-    if not ROWS.exists():
-        return {}
-    rows = {}
-    for name, values in json.loads(ROWS.read_text()).items():
-        for several in ("runs", "recipe"):
-            values[several] = [Run(**run) for run in values[several]]
-        rows[name] = Row(**values)
-    return rows
+# --- writing ---
 
 
-def write(rows: dict[str, Row]) -> None:
-    """Write the rows, in the order of PRESETS, and the page."""
-    rows = {name: rows[name] for name in PRESETS if name in rows}
-    text = json.dumps({name: asdict(row) for name, row in rows.items()}, indent=1)
-    for path, written in ((ROWS, text + "\n"), (PAGE, render_page(rows))):
-        with replace_file(path) as temporary:
-            temporary.write_text(written, "utf-8")
+def write_text(path: Path, text: str) -> None:
+    with replace_file(REPOSITORY / path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_pages(records: Records) -> None:
+    """Draw the pictures; write the page, and the figures in the README and in the presets."""
+    best = {name: row for name in PRESETS if (row := records.best(name))}
+    write_text(
+        PAGE, render_page(records, list(PRESETS), describe_references(), draw(best, records))
+    )
+    for name, row in best.items():
+        replace_lines(Path("README.md"), rf"(\| `{name}` \| )[^|]*( \|)", row.headline)
+        header = Path("conf", "experiment", f"{name}.yaml")
+        replace_lines(header, r"(# Test accuracy ).*(\.)", row.headline)
+
+
+def draw(best: dict[str, Row], records: Records) -> dict[str, str]:
+    """Draw what there are data for; return the names of the files, also of those drawn before."""
+    docs = REPOSITORY / PAGE.parent
+    rows = [(row, PRESETS[name].dataset) for name in best for row in records.rows(name) if row.runs]
+    if rows:
+        pictures.accuracy_by_time(docs / "results-time.png", rows, REFERENCES)
+    if curved := [row for row in best.values() if len(row.runs[0].curves.get("train", ())) > 1]:
+        pictures.learning_curves(docs / "results-curves.png", curved)
+    for name, row in best.items():
+        if classes := row.parts[-1].classes:
+            pictures.errors(docs / f"{name}-confusion.png", row.runs, classes)
+    files = {"time": "results-time.png", "curves": "results-curves.png"}
+    for name, preset in PRESETS.items():
+        if preset.errors:
+            files |= {name: f"{name}-confusion.png", f"{name} images": f"{name}-errors.png"}
+    return {key: file for key, file in files.items() if (docs / file).exists()}
+
+
+def describe_references() -> list[str]:
+    return [f"{r.name}, {r.dataset}: {r.accuracy:g} % ({r.remark})" for r in REFERENCES]
+
+
+def replace_lines(path: Path, pattern: str, figure: str) -> None:
+    """Put the figure between the two groups of the pattern, where a line begins with it."""
+    text = (REPOSITORY / path).read_text("utf-8")
+    changed = re.sub(f"^{pattern}", rf"\g<1>{figure}\g<2>", text, count=1, flags=re.MULTILINE)
+    if changed != text:
+        write_text(path, changed)
+
+
+def describe_rest(records: Records, overrides: dict[str, list[str]]) -> list[str]:
+    """What is left to measure with today's code, one line for each preset."""
+    lines = []
+    for name, preset in PRESETS.items():
+        part = start_part(name, overrides[name], find_digest(compose_config(name, overrides[name])))
+        if not (seeds := list_seeds(name, None, find_row(records, part))):
+            continue
+        line = f"{name}: {len(seeds)} of {preset.seeds} seeds"
+        if known := records.best(name):
+            wall = sum(part.wall for part in known.parts) / len(known.runs)
+            line += f", about {wall * len(seeds) / 60:.0f} minutes"
+        lines.append(line)
+    return lines or ["nothing"]
+
+
+# --- the command ---
 
 
 def parse_override(word: str) -> tuple[str, str]:
@@ -254,10 +372,22 @@ def parse_override(word: str) -> tuple[str, str]:
     return preset, word
 
 
+def parse_count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word}: must be an integer >= 0")
+    return int(word)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     choice = f"from {', '.join(PRESETS)}"
-    parser.add_argument("--only", nargs="*", choices=PRESETS, metavar="PRESET", help=choice)
+    parser.add_argument("--only", nargs="+", choices=PRESETS, metavar="PRESET", help=choice)
+    parser.add_argument(
+        "--seeds",
+        type=parse_count,
+        metavar="N",
+        help="measure N more of each preset; 0 only writes the page; by default, those planned",
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -267,20 +397,30 @@ def main() -> None:
         help="more overrides for train.py, such as data.root=FOLDER",
     )
     options = parser.parse_args()
-    names = list(PRESETS) if options.only is None else options.only
-    rows = read_rows()
-    for name in names:
-        overrides = [word for preset, word in options.set if preset in ("", name)]
-        rows[name] = measure_preset(name, overrides)
-        write(rows)  # after each: a later one may be interrupted
-    write(rows)
-    print(render_page(rows))
-    if any(rows[name].failures for name in names):
-        sys.exit("something failed; see RESULTS.md")
+    overrides = {
+        name: [word for preset, word in options.set if preset in ("", name)] for name in PRESETS
+    }
+    records, errors = read_records(REPOSITORY / RECORDS), []
+    names = options.only or list(PRESETS)
+    try:
+        for name in names:
+            try:
+                for _ in measure_preset(name, options.seeds, overrides[name], records):
+                    records.replace_rows({name: preset.seeds for name, preset in PRESETS.items()})
+                    write_records(REPOSITORY / RECORDS, records)
+            except Failure as error:
+                errors.append(f"{name}: {error}")
+    finally:
+        write_pages(records)
+    print("\nleft to measure:", *describe_rest(records, overrides), sep="\n  ")
+    if any(row.failures for name in names for row in records.rows(name)):
+        errors.append(f"something failed; see {PAGE}")
+    if errors:
+        sys.exit("\n".join(errors))
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; RESULTS.md has the finished presets")
+        sys.exit("\ninterrupted; the runs that had ended are kept")
