@@ -8,12 +8,12 @@ from torch import Tensor
 
 from mnist_exp.training.augmentation import DRAWS, Affine, none
 
-MIDDLE = [0.5] * 5 + [0.9] + [0.5] * 2  # no shift, angle, scale or shear; no flip; the centre
+MIDDLE = [0.5] * 5 + [0.9] + [0.5] * 2 + [0.9]  # no shift, angle, scale, shear, or flip; the center
 
 
 def uniform(**changes: float) -> Tensor:
     """The random numbers of one image: no change but those given."""
-    names = ("right", "down", "angle", "size", "slant", "flip", "row", "column")
+    names = ("right", "down", "angle", "size", "slant", "flip", "row", "column", "own")
     return torch.tensor([[changes.get(n, m) for n, m in zip(names, MIDDLE, strict=True)]])
 
 
@@ -34,6 +34,8 @@ CORNER = image([[1, 2, 0], [3, 0, 0], [0, 0, 0]])
         (Affine(shift=1, padding="zeros"), uniform(down=0.99), [[0, 0, 0], [1, 2, 0], [3, 0, 0]]),
         (Affine(flip=True), uniform(flip=0.49), [[0, 2, 1], [0, 0, 3], [0, 0, 0]]),
         (Affine(flip=True), uniform(flip=0.5), [[1, 2, 0], [3, 0, 0], [0, 0, 0]]),
+        (Affine(flip="alternate"), uniform(own=0.49), [[0, 2, 1], [0, 0, 3], [0, 0, 0]]),
+        (Affine(flip="alternate"), uniform(flip=0), [[1, 2, 0], [3, 0, 0], [0, 0, 0]]),
         (Affine(rotate=90), uniform(angle=1), [[0, 0, 0], [2, 0, 0], [1, 3, 0]]),
         (Affine(rotate=90), uniform(angle=0), [[0, 3, 1], [0, 0, 2], [0, 0, 0]]),
         (Affine(erase=1), uniform(row=0.1, column=0.2), [[0, 2, 0], [3, 0, 0], [0, 0, 0]]),

@@ -29,7 +29,7 @@ from mnist_exp.inference.export import (
     export,
     read_torchscript,
 )
-from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
+from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, WhitenedCNN, torchvision_model
 from mnist_exp.models.summary import memory_format
 from mnist_exp.training.precision import Precision
 
@@ -42,6 +42,7 @@ MODELS: dict[str, Any] = {
     "cnn": CNN,
     "strided_cnn": StridedCNN,
     "resnet": ResNet,
+    "whitened_cnn": WhitenedCNN,
     "torchvision": lambda shape, classes: torchvision_model(shape, classes, "mobilenet_v3_small"),
 }
 QUICK = [("mlp", "onnx"), ("strided_cnn", "pt2"), ("resnet", "torchscript")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, torchvision_model
+from mnist_exp.models import CNN, MLP, Linear, ResNet, StridedCNN, WhitenedCNN, torchvision_model
 from mnist_exp.models.networks import ACTIVATIONS, Block
 from mnist_exp.models.summary import Row, Summary, memory_format, summarize
+from mnist_exp.models.whitened_cnn import make_convolution
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
@@ -133,6 +135,36 @@ def test_a_resnet_takes_an_image_of_one_pixel_and_any_number_of_blocks() -> None
     assert model.eval()(torch.rand(1, 2, 1, 1)).shape == (1, 5)
     with pytest.raises(ValueError, match=r"^channels=\[\]: "):
         ResNet((1, 8, 8), 10, channels=[])
+
+
+def test_whitened_patches_are_uncorrelated_and_have_equal_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 3, 10, 10, generator=generator)
+    images = F.avg_pool2d(noise, 3, 1)  # neighbors are alike
+    model = WhitenedCNN((3, 8, 8), 10, channels=[8], patch=2)
+    model.initialize_from(images)
+    model.whiten.bias.data.zero_()
+    white = model.whiten(images)
+    half = white.shape[1] // 2
+    assert torch.equal(white[:, :half], -white[:, half:])
+    values = white[:, :half].transpose(0, 1).flatten(1).double()
+    torch.testing.assert_close(
+        values @ values.T / values.shape[1], torch.eye(half).double(), atol=0.05, rtol=0
+    )
+
+
+def test_a_whitened_cnn_passes_its_input_on_and_trains_neither_whitening_nor_scales() -> None:
+    images = torch.rand(2, 4, 6, 6)
+    assert torch.equal(make_convolution(4, 9)(images)[:, :4], images)
+    model = WhitenedCNN((3, 9, 8), 10, channels=[4, 8])
+    assert model(torch.rand(2, 3, 9, 8)).shape == (2, 10)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    norms = {f"stages.{n}.norm{m}.weight" for n in (0, 1) for m in (1, 2)}
+    assert frozen == {"whiten.weight", *norms}
+    with pytest.raises(ValueError, match="9×9 is needed"):
+        WhitenedCNN((1, 8, 28), 10)
+    with pytest.raises(ValueError, match=r"^channels=\[\]: "):
+        WhitenedCNN((1, 8, 8), 10, channels=[])
 
 
 @pytest.mark.parametrize(

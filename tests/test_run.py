@@ -166,6 +166,7 @@ MODELS = {
     "cnn": ["model=cnn", "model.dropout=0.2"],
     "resnet": ["model=resnet", "model.channels=[4,8]", "model.blocks=1"],
     "strided_cnn": ["model=strided_cnn", "model.kernel_size=3", "model.crop=1", "model.channels=4"],
+    "whitened_cnn": ["model=whitened_cnn", "model.channels=[4,8]"],
     "torchvision": ["model=torchvision", "model.name=shufflenet_v2_x0_5"],
 }
 DATA_SETS: dict[str, list[str] | Dataset] = {
@@ -250,7 +251,7 @@ def test_every_model_resumes_on_every_data_set_bit_for_bit(
         settings += found
     experiment = check_resumes(compose_config(*settings), tmp_path)
     assert torch.are_deterministic_algorithms_enabled()
-    convolutions = model in ("cnn", "resnet", "strided_cnn", "torchvision")
+    convolutions = model in ("cnn", "resnet", "strided_cnn", "torchvision", "whitened_cnn")
     expected = convolutions or "trainer.channels_last=true" in settings
     assert (torch.channels_last in experiment.parts.tensor_options) == expected
     assert experiment.finish().test is not None

@@ -28,10 +28,12 @@ from mnist_exp.training.metrics import Metric, Monitor, find_monitor
 from mnist_exp.training.options import DataOptions, TrainerOptions
 from mnist_exp.training.parameters import freeze, set_groups, set_train_mode
 from mnist_exp.training.precision import Precision
+from mnist_exp.training.sampling import shuffle
 from mnist_exp.training.state import TrainState, random_states, set_random_states
 
 # What a model that does not fit its images can raise.
 MODEL_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+MOST_IMAGES = 5_000  # from which a model computes its first weights
 TensorOptions = tuple[torch.device, torch.dtype, torch.memory_format]  # of weights and images
 
 
@@ -84,6 +86,19 @@ def build_model(
     with raise_bad_input(f"trainer.freeze={config.trainer.freeze}"):
         freeze(model, config.trainer.freeze)
     return Parts(kind, precision, model, (device, precision.dtype, layout))
+
+
+def initialize_from_images(parts: Parts, dataset: Dataset) -> None:
+    """Show training images to a model that computes some of its weights from them.
+
+    Such a model has a method `initialize_from`, which takes normalized images.
+    """
+    initialize_from = getattr(parts.model, "initialize_from", None)
+    if initialize_from is not None:
+        chosen = shuffle(len(dataset.train), 0, 0)[:MOST_IMAGES].sort().values
+        some = dataset.prepare(dataset.train[chosen], parts.tensor_options[0])
+        (batch,) = some.batches([slice(None)])
+        initialize_from(batch.images)
 
 
 def build_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:

@@ -24,6 +24,7 @@ from mnist_exp.training.rules import (
     Rule,
     finite,
     flag,
+    flag_or,
     fraction,
     integer,
     is_count,
@@ -113,6 +114,7 @@ OPTION_RULES = {
     "model.channels": list_of(integer(1)),
     "model.hidden_size": integer(1),
     "model.blocks": integer(1),
+    "model.patch": integer(1),
     "model.dropout": fraction,
     "loss.class_weights": Rule(
         "null, balanced, or a list with a number > 0 for each class",
@@ -128,6 +130,7 @@ OPTION_RULES = {
     "augment.rotate": not_negative,
     "augment.scale": fraction,
     "augment.shear": number("a number from 0 up to 45", lambda value: 0 <= value <= 45),
+    "augment.flip": flag_or("alternate"),
     "augment.padding": one_of("border", "reflection", "zeros"),
     "augment.erase": integer(0),
     "optimizer.lr": positive,

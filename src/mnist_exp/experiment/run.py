@@ -27,6 +27,7 @@ from mnist_exp.experiment.build import (
     build_model,
     build_state,
     dry_run,
+    initialize_from_images,
     load_checked_dataset,
     prepare_splits,
     trainer_options,
@@ -164,6 +165,7 @@ class Run:
         self.dataset = load_checked_dataset(config, self.device)
         self.parts = build_model(config, self.dataset.kind, self.device, pretrained=new)
         if new:  # else the weights of a checkpoint follow
+            initialize_from_images(self.parts, self.dataset)
             self.tags = {**tags, **initialize(self.parts.model, config)}
         loss = build_loss(config, self.parts, self.dataset.train.labels)
         self.summary = dry_run(config, self.parts, loss, min(self.smallest_micro_batch, 2))

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DRAWS = 8  # random numbers for the augmentation of an image
+DRAWS = 9  # random numbers for the augmentation of an image; the last is its own, see sampling.py
+
+ALTERNATE = "alternate"  # each image flipped in every other epoch (Jordan, 2024)
 
 # From images [n, channels, height, width] and uniform numbers 0..1 [n, DRAWS] to new images.
 Augmentation = Callable[[Tensor, Tensor], Tensor]
@@ -42,7 +44,7 @@ class Affine:
     rotate: float = 0.0  # degrees, the most to each side
     scale: float = 0.0  # 0..1, the most that it grows or shrinks
     shear: float = 0.0  # degrees, the most to each side
-    flip: bool = False  # left and right, half of the images
+    flip: bool | str = False  # left and right, half of the images; "alternate": every other epoch
     padding: str = "border"  # beyond the border, one of the modes of grid_sample
     erase: int = 0  # pixels, the side of a square of mean grey (DeVries and Taylor, 2017)
 
@@ -54,7 +56,8 @@ class Affine:
         angle = math.radians(self.rotate) * signed[:, 2]
         size = 1 + self.scale * signed[:, 3]
         slant = (math.radians(self.shear) * signed[:, 4]).tan()
-        mirror = (uniform[:, 5] < 0.5).to(images.dtype) * -2 + 1 if self.flip else 1.0
+        draw = 8 if self.flip == ALTERNATE else 5
+        mirror = (uniform[:, draw] < 0.5).to(images.dtype) * -2 + 1 if self.flip else 1.0
         if self.shift or self.rotate or self.scale or self.shear or self.flip:
             # Maps a pixel of the result to its source in the image.
             cos, sin = angle.cos() / size, angle.sin() / size
@@ -65,7 +68,7 @@ class Affine:
             grid = F.affine_grid(maps, list(images.shape), align_corners=False)
             images = F.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
         if self.erase:
-            images = images.masked_fill(self.make_square(uniform[:, 6:], height, width), 0)
+            images = images.masked_fill(self.make_square(uniform[:, 6:8], height, width), 0)
         return images
 
     def make_square(self, center: Tensor, height: int, width: int) -> Tensor:

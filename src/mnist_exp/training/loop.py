@@ -145,9 +145,9 @@ def batches(
     Order and augmentation are functions of the seed and the epoch alone.
     """
     done, epoch = len(progress.losses), progress.number
-    order = draw_order(train.labels, sampling, seed, epoch).to(train.labels.device)
-    uniform = draw_uniform(len(train), seed, epoch).to(train.labels.device)
-    indices = order.split(batch_size)[done:]
+    order = draw_order(train.labels, sampling, seed, epoch)
+    uniform = draw_uniform(order, len(train), seed, epoch).to(train.labels.device)
+    indices = order.to(train.labels.device).split(batch_size)[done:]
     uniforms = uniform.split(batch_size)[done:]
     shards = train.batches([group.shard(index) for index in indices])
     for index, uniform, shard in zip(indices, uniforms, shards, strict=True):

@@ -36,10 +36,16 @@ def shuffle(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=make_generator(f"{seed}/{epoch}"))
 
 
-def draw_uniform(count: int, seed: int, epoch: int) -> Tensor:
-    """Uniform random numbers for the augmentation of an epoch, float32 [count, DRAWS]."""
+def draw_uniform(order: Tensor, images: int, seed: int, epoch: int) -> Tensor:
+    """Uniform random numbers for the augmentation of an epoch, float32 [n, DRAWS].
+
+    order: the images of the epoch, int64 [n]. images: how many the training set has. The last
+    number is an image's own: x in one epoch, 1 - x in the next, and so on.
+    """
     generator = make_generator(f"{seed}/{epoch}/augmentation")
-    return torch.rand(count, DRAWS, generator=generator)
+    drawn = torch.rand(len(order), DRAWS - 1, generator=generator)
+    own = torch.rand(images, generator=make_generator(f"{seed}/images"))[order]
+    return torch.cat((drawn, (own if epoch % 2 else 1 - own)[:, None]), 1)
 
 
 def make_generator(seed: str) -> torch.Generator:
