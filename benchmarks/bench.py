@@ -117,9 +117,11 @@ SECTIONS = {
     ),
     "model": Section(
         "An epoch by model",
-        "`train.py tracking=none trainer.epochs=3`: the median of the epochs after the first.",
-        append_each(SHORT, (f"model={model}" for model in MODELS)),
+        "`train.py tracking=none trainer.epochs=3 trainer.max_batches=100`: the median of the "
+        "epochs after the first.",
+        append_each(f"{SHORT} trainer.max_batches=100", (f"model={model}" for model in MODELS)),
         [EPOCH, SPEED, VAL],
+        max_rounds=3,
     ),
     "epochs": Section(
         "The cost of more epochs",
