@@ -154,7 +154,7 @@ def cut_piece(piece: Mask, strokes: Floats) -> list[Mask]:
     side = max(1, round(SIDE * height))
     if width <= max(NARROW * height, 2 * side):
         return [piece]
-    ink = np.where(piece, strokes, 0)[top:bottom, left + side : right - side] / strokes.max()
+    ink = np.where(piece, strokes / strokes.max(), 0)[top:bottom, left + side : right - side]
     path, crossed = find_path(ink)
     border = np.pad(path + left + side, (top, len(piece) - bottom), "edge")
     beyond = np.arange(piece.shape[1]) >= border[:, None]
