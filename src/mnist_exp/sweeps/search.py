@@ -26,6 +26,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import NullPool
 
 from mnist_exp.errors import first_line, one_line
 from mnist_exp.sweeps.records import DAMAGED, Damaged, Outcome
@@ -84,8 +85,9 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage: BaseStorage
     if database:
-        wait = {"connect_args": {"timeout": 60}} if database.startswith("sqlite") else {}
-        storage = RDBStorage(database, engine_kwargs=wait)
+        is_file = database.startswith("sqlite")  # opened fast, so not held open between uses
+        options = {"connect_args": {"timeout": 60}, "poolclass": NullPool} if is_file else {}
+        storage = RDBStorage(database, engine_kwargs=options)
     else:
         storage = JournalStorage(JournalFileBackend(str(folder / STUDY)))
     return optuna.create_study(
