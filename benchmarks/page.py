@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, median
 
 from measure import format_spread, format_table, judge
-from rows import Part, Records, Row, format_mean, interval, make_entry
+from rows import SHARE, Part, Records, Row, format_mean, interval, make_entry
 
 TITLE = """\
 # Results
@@ -56,7 +56,7 @@ The class that most seeds predict is above the true one; beside each is the part
 """
 
 RECIPE = """\
-## In a second
+## In a second: {where}
 
 `{name}` and the best public recipe for 99 % in one epoch (`benchmarks/recipe.py`: network,
 optimizer, and schedule of github.com/tuomaso/train_mnist_fast) ran in turn: {rounds} rounds, each
@@ -110,7 +110,7 @@ def render_page(
             parts.append(ERRORS.format(name, pictures[name]))
         if f"{name} images" in pictures:
             parts.append(HARDEST.format(pictures[f"{name} images"]))
-    parts += [compare_with_recipe(row) for row in rows if row.recipe and row.runs]
+    parts += filter(None, (compare_with_recipe(row) for row in rows if row.recipe and row.runs))
     entries = [entry for entry in records.history if entry.preset in presets]
     entries += [make_entry(row) for row in rows if row.runs]
     entries.sort(key=lambda entry: ([*presets].index(entry.preset), entry.date))
@@ -137,7 +137,7 @@ def list_cells(row: Row) -> list[str]:
         f"{low:.2f} to {high:.2f}" if low < high else "",
         format_spread([run.seconds for run in row.runs], ".2f"),
         f"{sum(part.wall for part in row.parts):.0f}",
-        f"{row.parts[-1].parameters:,}",
+        f"{row.parameters:,}",
         *where,
     ]
 
@@ -164,21 +164,24 @@ def list_remarks(row: Row) -> list[str]:
 
 
 def compare_with_recipe(row: Row) -> str:
-    """The preset and the recipe: ratios within a round and of the means, and the bars."""
-    name, share = row.preset, len(row.runs) // len(row.recipe)
+    """The preset and the recipe: ratios within a round and of the means, and the bars.
 
-    def seconds(number: int) -> float:
-        """Of the runs in the round of this seed of the recipe, the mean."""
-        found = [run.seconds for run in row.runs if (run.seed - 1) // share + 1 == number]
-        return fmean(found) if found else 0.0
-
+    Empty if they did not run in turn.
+    """
+    name = row.preset
+    rounds: dict[int, list[float]] = {}  # seed of the recipe → seconds of the runs after it
+    for run in row.runs:
+        rounds.setdefault((run.seed - 1) // SHARE + 1, []).append(run.seconds)
     both = {"recipe": row.recipe, name: row.runs}
     compared = [["", "loop, s", "test accuracy, %", "n"]]
     for who, runs in both.items():
         loops = format_spread([run.seconds for run in runs], ".2f")
         accuracy = format_mean([100 * run.accuracy for run in runs])
         compared.append([who, loops, accuracy, str(len(runs))])
-    ratios = [seconds(run.seed) / run.seconds for run in row.recipe if seconds(run.seed)]
+    recipe = {run.seed: run.seconds for run in row.recipe if run.seed in rounds}
+    ratios = [fmean(rounds[seed]) / seconds for seed, seconds in recipe.items()]
+    if not ratios:
+        return ""
     means = [fmean(run.seconds for run in runs) for runs in (row.runs, row.recipe)]
     mean, whole = fmean(row.accuracies), means[0] / means[1]
     bars = [
@@ -188,5 +191,7 @@ def compare_with_recipe(row: Row) -> str:
     ]
     judged = [[text, shown, limit, judge(value, limit)] for text, shown, value, limit in bars]
     judged.insert(0, [f"{name} / recipe", "measured", "bar", ""])
-    text = RECIPE.format(name=name, rounds=len(row.recipe), share=share)
+    text = RECIPE.format(
+        name=name, where=f"{row.machine}, {row.commits}", rounds=len(ratios), share=SHARE
+    )
     return f"{text}\n{format_table(compared)}\n\n{format_table(judged)}"

@@ -43,7 +43,7 @@ from measure import name_processor
 from omegaconf import DictConfig, OmegaConf
 from page import render_page
 from pictures import Reference
-from rows import Part, Records, Row, Run, read_records, write_records
+from rows import SHARE, Part, Records, Row, Run, read_records, write_records
 
 from mnist_exp.errors import BadInput, Failure, first_line
 from mnist_exp.experiment.build import load_dataset
@@ -55,7 +55,8 @@ from mnist_exp.training.loop import predict
 
 RECORDS = Path("benchmarks", "results.json")
 PAGE = Path("docs", "results.md")
-WRITTEN = (str(RECORDS), "docs/results.md", "docs/*.png", "README.md", "conf/experiment")
+HEADERS = "conf/experiment"  # files whose line with the figure is written, too
+WRITTEN = (str(RECORDS), "docs/results.md", "docs/*.png", "README.md")
 PLACES = ("root", "cache", "mirrors")  # keys of data: depend on the machine and change no result
 PLACED = rf"^(data\.({'|'.join(PLACES)}))=.*"
 DECIDES = ("data/*.py", "models/*.py", "training/*.py", "experiment/build.py", "experiment/run.py")
@@ -64,14 +65,15 @@ DECIDES = ("data/*.py", "models/*.py", "training/*.py", "experiment/build.py", "
 class Preset(NamedTuple):
     seeds: int  # planned: from 1 to this one
     dataset: str
-    recipe_share: int = 0  # so many seeds after each one of the recipe
+    beside_recipe: bool = False  # in turn with it
     errors: bool = False  # keep those of each run, and draw them
     folder_note: str = ""  # where its data are a folder of images
+    has_files: bool = True  # which data.root names
 
 
 PRESETS = {
     "baseline": Preset(5, "MNIST"),
-    "speedrun": Preset(20, "MNIST", recipe_share=4),
+    "speedrun": Preset(20, "MNIST", beside_recipe=True),
     "accurate": Preset(20, "MNIST", errors=True),
     "fashion": Preset(5, "Fashion-MNIST", errors=True),
     "cifar10": Preset(
@@ -80,7 +82,7 @@ PRESETS = {
         errors=True,
         folder_note="CIFAR-10 after JPEG re-encoding, not the published pixels",
     ),
-    "digits": Preset(20, "digits", errors=True),
+    "digits": Preset(20, "digits", errors=True, has_files=False),
 }
 REFERENCES = (
     Reference("MNIST", 99.699, "MnistSimpleCNN M3", "mean of 30 networks, no ensemble"),
@@ -152,8 +154,8 @@ def measure_preset(
     test = load_dataset(OmegaConf.to_yaml(config.data, resolve=True)).test
     part = records.add(part)
     for seed in seeds:
-        if share := PRESETS[name].recipe_share:
-            number = (seed - 1) // share + 1
+        if PRESETS[name].beside_recipe:
+            number = (seed - 1) // SHARE + 1
             if number not in (run.seed for run in find_row(records, part).recipe):
                 part.recipe.append(run_recipe(number, Path(config.data.cache, "mnist")))
                 yield
@@ -219,10 +221,13 @@ def train(part: Part, seed: int, overrides: Sequence[str]) -> None:
     code, printed = run_command([sys.executable, *words])
     last = (printed.strip().splitlines() or ["no output"])[-1]
     if code == 2:
-        raise BadInput(last)
+        raise BadInput(last.removeprefix("error: "))
     part.wall = round(part.wall + time.perf_counter() - started, 1)
     if found := re.findall(r"^.+ on (.+): ([\d,]+) parameters", printed, re.MULTILINE):
-        part.device, part.parameters = found[0][0], int(found[0][1].replace(",", ""))
+        device, parameters = found[0]
+        part.parameters = int(parameters.replace(",", ""))
+        if device not in part.device.split("; "):  # other threads, where other processes ran
+            part.device = "; ".join(filter(None, [part.device, device]))
     folders = re.findall(r"^outputs +(.+)$", printed, re.MULTILINE)
     if code or not folders:
         part.failures[str(seed)] = f"exit code {code}: {last}"
@@ -290,7 +295,12 @@ def describe_commit() -> str:
         done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ".", *(f":!{path}" for path in WRITTEN))
+    others = [f":!{path}" for path in (*WRITTEN, HEADERS)]
+    changed = (
+        git("status", "--porcelain", "--", ".", *others)
+        + git("diff", "HEAD", "-I^# Test accuracy ", "--", HEADERS)
+        + git("ls-files", "--others", "--exclude-standard", "--", HEADERS)
+    )
     return (git("rev-parse", "--short", "HEAD") or "unknown") + "-dirty" * bool(changed)
 
 
@@ -310,7 +320,7 @@ def write_pages(records: Records) -> None:
     )
     for name, row in best.items():
         replace_lines(Path("README.md"), rf"(\| `{name}` \| )[^|]*( \|)", row.headline)
-        header = Path("conf", "experiment", f"{name}.yaml")
+        header = Path(HEADERS, f"{name}.yaml")
         replace_lines(header, r"(# Test accuracy ).*(\.)", row.headline)
 
 
@@ -323,8 +333,9 @@ def draw(best: dict[str, Row], records: Records) -> dict[str, str]:
     if curved := [row for row in best.values() if len(row.runs[0].curves.get("train", ())) > 1]:
         pictures.learning_curves(docs / "results-curves.png", curved)
     for name, row in best.items():
-        if classes := row.parts[-1].classes:
-            pictures.errors(docs / f"{name}-confusion.png", row.runs, classes)
+        known = [run for run in row.runs if run.errors or run.accuracy == 1]
+        if known and row.classes:
+            pictures.errors(docs / f"{name}-confusion.png", known, row.classes)
     files = {"time": "results-time.png", "curves": "results-curves.png"}
     for name, preset in PRESETS.items():
         if preset.errors:
@@ -348,8 +359,13 @@ def describe_rest(records: Records, overrides: dict[str, list[str]]) -> list[str
     """What is left to measure with today's code, one line for each preset."""
     lines = []
     for name, preset in PRESETS.items():
-        part = start_part(name, overrides[name], find_digest(compose_config(name, overrides[name])))
-        if not (seeds := list_seeds(name, None, find_row(records, part))):
+        try:
+            digest = find_digest(compose_config(name, overrides[name]))
+        except BadInput as error:
+            lines.append(f"{name}: {error}")
+            continue
+        seeds = list_seeds(name, None, find_row(records, start_part(name, overrides[name], digest)))
+        if not seeds:
             continue
         line = f"{name}: {len(seeds)} of {preset.seeds} seeds"
         if known := records.best(name):
@@ -370,6 +386,16 @@ def parse_override(word: str) -> tuple[str, str]:
         known = ", ".join(PRESETS)
         raise argparse.ArgumentTypeError(f"{preset} is not a preset; there are {known}")
     return preset, word
+
+
+def list_overrides(name: str, words: Sequence[tuple[str, str]]) -> list[str]:
+    """Those for this preset, and of those for all presets what it has."""
+    has_files = PRESETS[name].has_files
+    return [
+        word
+        for preset, word in words
+        if preset == name or (not preset and (has_files or not word.startswith("data.root=")))
+    ]
 
 
 def parse_count(word: str) -> int:
@@ -397,9 +423,7 @@ def main() -> None:
         help="more overrides for train.py, such as data.root=FOLDER",
     )
     options = parser.parse_args()
-    overrides = {
-        name: [word for preset, word in options.set if preset in ("", name)] for name in PRESETS
-    }
+    overrides = {name: list_overrides(name, options.set) for name in PRESETS}
     records, errors = read_records(REPOSITORY / RECORDS), []
     names = options.only or list(PRESETS)
     try:

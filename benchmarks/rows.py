@@ -13,6 +13,8 @@ from scipy.stats import t
 
 from mnist_exp.files import replace_file
 
+SHARE = 4  # seeds of a preset after each one of the recipe
+
 
 @dataclass(frozen=True)
 class Run:
@@ -76,6 +78,14 @@ class Row:
     @property
     def failures(self) -> dict[str, str]:
         return {seed: reason for part in self.parts for seed, reason in part.failures.items()}
+
+    @property
+    def parameters(self) -> int:
+        return max(part.parameters for part in self.parts)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        return next((part.classes for part in self.parts if part.classes), {})
 
     @property
     def seeds(self) -> set[int]:

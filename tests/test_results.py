@@ -122,15 +122,16 @@ def test_the_page_has_the_commands_failures_and_history() -> None:
 
 
 def test_ratios_to_the_recipe_are_taken_per_round_and_of_means() -> None:
-    part = make_part([0.9896, 0.99, 0.9904, 0.992], [1.0, 2.0, 3.0, 5.0], "fast")
+    seconds = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 5.0, 5.0]
+    part = make_part([0.9896, 0.99, 0.9904, 0.992] * 2, seconds, "fast")
     part.recipe = [Run(1, 0.989, 10.0), Run(2, 0.99, 10.0)]
     told = page.compare_with_recipe(Row([part]))
-    assert "2 rounds, each\nwith one seed of the recipe and then 2 seeds" in told
+    assert "2 rounds, each\nwith one seed of the recipe and then 4 seeds" in told
     assert told.partition("\n\n")[2].partition("\n\n")[2] == (
         "|        | loop, s             | test accuracy, % | n |\n"
         "| ------ | ------------------- | ---------------- | - |\n"
         "| recipe | 10.00               | 98.95 ± 0.07     | 2 |\n"
-        "| fast   | 2.50 (1.00 to 5.00) | 99.05 ± 0.11     | 4 |\n"
+        "| fast   | 2.50 (1.00 to 5.00) | 99.05 ± 0.10     | 8 |\n"
         "\n"
         "| fast / recipe            | measured               | bar     |            |\n"
         "| ------------------------ | ---------------------- | ------- | ---------- |\n"
@@ -287,6 +288,16 @@ def test_a_word_for_no_preset_is_refused(
     assert "acurate" in capsys.readouterr().err
 
 
+def test_an_override_is_for_one_preset_or_for_all_that_have_its_key() -> None:
+    words = [("", "data.root=x"), ("", "a=1"), ("fashion", "b=c:d"), ("digits", "e=2")]
+    assert [results.parse_override(word) for word in ("data.root=x", "fashion:b=c:d")] == [
+        words[0],
+        words[2],
+    ]
+    assert results.list_overrides("fashion", words) == ["data.root=x", "a=1", "b=c:d"]
+    assert results.list_overrides("digits", words) == ["a=1", "e=2"]
+
+
 def test_a_run_is_read_from_what_it_left_with_validation_or_without(tmp_path: Path) -> None:
     epochs = [{"train/accuracy": 0.25, "val/accuracy": 0.125, "speed/epoch_seconds": 1.5}] * 2
     for name, left_out in (("with", ""), ("without", "val/accuracy")):
@@ -312,12 +323,18 @@ def test_the_commit_is_dirty_where_more_has_changed_than_the_results(
 
     git("init")
     git("commit", "--allow-empty", "--message=first")
+    preset = tmp_path / "conf" / "experiment" / "digits.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text("# Test accuracy unknown.\nseed: 1\n")
+    git("add", ".")
+    git("commit", "--message=second")
+    preset.write_text("# Test accuracy 99 %.\nseed: 1\n")
     (tmp_path / "README.md").write_text("new")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "results.md").write_text("new")
     (tmp_path / "docs" / "errors.png").write_text("new")
     assert results.describe_commit() == git("rev-parse", "--short", "HEAD") != ""
-    (tmp_path / "code.py").write_text("new")
+    preset.write_text("# Test accuracy 99 %.\nseed: 2\n")
     assert results.describe_commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
 
 
