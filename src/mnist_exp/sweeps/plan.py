@@ -216,15 +216,16 @@ def show_jobs(plan: SweepPlan, loader: ConfigLoader) -> None:
     jobs = [complete_job(job, plan.words) for job in plan.record.jobs]
     if plan.record.search:
         jobs = [list(outcome.overrides) for outcome in read_outcomes(plan.folder)]
-    config = plan.config
-    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    sweep: Any = OmegaConf.to_container(plan.config.hydra.sweep, resolve=False)
     for number, overrides in enumerate(jobs):
-        if sweep["subdir"] != "${hydra.job.num}":  # else the other values make no difference
+        name = str(number)
+        if sweep["subdir"] != "${hydra.job.num}":
             config = loader.load_sweep_config(plan.config, overrides)  # as a launcher does
-        with read_write(config.hydra.job), open_dict(config.hydra.job):
-            config.hydra.job.num = number
-        HydraConfig.instance().set_config(config)
-        folder = plan.folder / str(config.hydra.sweep.subdir)
+            with read_write(config.hydra.job), open_dict(config.hydra.job):
+                config.hydra.job.num = number
+            HydraConfig.instance().set_config(config)
+            name = str(config.hydra.sweep.subdir)
+        folder = plan.folder / name
         print_line(f"{number}  {sanitize(show_path(folder))}  {' '.join(overrides)}")
     if plan.record.search:
         where = show_path(plan.folder)
