@@ -178,6 +178,13 @@ def test_older_code_gives_way_when_newer_has_as_many_seeds() -> None:
     assert records.parts == [new]
 
 
+def test_the_next_seeds_are_those_that_did_not_run() -> None:
+    row = Row([make_part([0.5, 0.75], [1.0, 2.0], failures={"4": "exit code 1: no memory"})])
+    assert results.list_seeds("digits", 0, row) == []
+    assert results.list_seeds("digits", 3, row) == [3, 5, 6]
+    assert results.list_seeds("digits", None, row) == [3, *range(5, 21)]
+
+
 def test_records_are_read_as_they_were_written_one_run_in_a_line(tmp_path: Path) -> None:
     part = make_part([0.5, 0.75], [1.0, 2.0], failures={"3": "exit code 1: [nan]"})
     part.runs[0] = Run(1, 0.5, 1.0, {"train": [0.25, 0.5]}, [[7, 0, 1]])
@@ -253,7 +260,6 @@ def test_more_seeds_are_added_to_a_row(
     assert measure(["--seeds", "2"], {1: 0.5, 2: 0.75}) == [1, 2]
     assert "digits: 18 of 20 seeds" in capsys.readouterr().out
     assert measure(["--seeds", "1"], {3: 0.25}) == [1, 2, 3]
-    assert measure(["--seeds", "0"], {}) == [1, 2, 3]
     figure = "50.00 ± 25.00 % (n = 3), 2.0 s of training on "
     assert f"| `digits` | {figure}" in (own_files / "README.md").read_text()
     preset = (own_files / "conf" / "experiment" / "digits.yaml").read_text()
