@@ -6,7 +6,7 @@ import pytest
 from conftest import Clone, Like, only_run
 
 MODEL = """
-import torch
+import threading, time, torch
 
 class Mine(torch.nn.Linear):
     def __init__(self, input_shape, classes, bug):
@@ -21,13 +21,20 @@ class Mine(torch.nn.Linear):
             images = images[:, :, 1:]
         if self.bug == 'later' and len(images) > 2:
             return {}[self.bug]
+        if self.bug == 'debugger':
+            breakpoint()
+        if self.bug == 'interrupt':
+            raise KeyboardInterrupt
+        if self.bug == 'thread':
+            self.bug = 'none'
+            threading.Thread(target=time.sleep, args=[1000]).start()
         return super().forward(images.flatten(1))
 """
 LINES = {
     "in init": "error: model=mine: …(mine.py:6)",
     "in assert": "error: AssertionError (mine.py:8)",
     "at first": "error: AttributeError: 'Tensor' object has no attribute 'flaten' (mine.py:12)",
-    "of shape": "error: model=mine: …, mine.py:17)…",
+    "of shape": "error: model=mine: …, mine.py:24)…",
     "later": "error: KeyError: 'later' (mine.py:16)",
 }
 QUICK = ("data=digits", "model=mine", "trainer.epochs=1")
@@ -71,9 +78,12 @@ def test_a_module_that_does_not_import_is_one_line(mine: Clone) -> None:
 
 @pytest.mark.slow
 def test_a_bug_in_a_job_is_one_line_and_the_others_run(mine: Clone) -> None:
-    done = mine.run("train.py", "-m", *QUICK, "model.bug=none,later")
-    assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if "rror" in line and "failed" in line] == [
-        "job 1  bug=later: failed: KeyError: 'later' (mine.py:16)"
+    typed = ("model.bug=thread,later,debugger,interrupt", "hydra.launcher.n_jobs=1")
+    done = mine.run("train.py", "-m", *QUICK, *typed)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [line for line in done.stdout.splitlines() if "failed" in line] == [
+        "job 1  bug=later: failed: KeyError: 'later' (mine.py:16)",
+        Like("job 2  bug=debugger: failed: BdbQuit (mine.py:…); …hydra/launcher=basic…"),
+        Like("job 3  bug=interrupt: failed: KeyboardInterrupt (mine.py:…)"),
     ]
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 JOB_MEMORY = 1e9  # bytes that a job on a CPU may need for itself
 LOOK_SECONDS = 0.2  # between two looks for a signal
+THREAD_SECONDS = 1  # that a thread of a person's own may outlive its job; the others wait meanwhile
 GPUS = "CUDA_VISIBLE_DEVICES"
 Slot = Mapping[str, str]  # the environment of a job, besides that of the sweep
 
@@ -101,8 +102,11 @@ class Jobs:
                 for ready in wait(list(self.running), LOOK_SECONDS):
                     connection = cast(Connection, ready)
                     try:
-                        self.receive(connection, *connection.recv())
+                        kind, values = connection.recv()
+                        self.receive(connection, kind, values)
                     except (EOFError, OSError):  # the process has ended
+                        kind = "returned"
+                    if kind == "returned":
                         slots.append(self.running[connection].slot)
                         self.finish(connection)
                 try:
@@ -181,7 +185,8 @@ class Jobs:
     def finish(self, connection: Connection) -> None:
         """Note the end of a job's process, and the reason if the job could not."""
         job = self.running.pop(connection)
-        connection.close()
+        job.process.join(THREAD_SECONDS)
+        connection.close()  # which ends it
         job.process.join()
         if job.number not in self.returned:
             code = job.process.exitcode or 0

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from bdb import BdbQuit
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -318,9 +320,12 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     except Occupied as error:  # the other process writes the outcome
         log.error("job %d: %s", number, error)
         return outcome
-    except Exception as error:
-        log.exception("job %d failed: %s", number, describe_error(error))
-        outcome = replace(outcome, status="FAILED", reason=describe_error(error))
+    except (Exception, KeyboardInterrupt) as error:  # the latter from a person's own code
+        reason = describe_error(error)
+        if isinstance(error, BdbQuit) and parent_process():
+            reason += "; only hydra/launcher=basic leaves the terminal to a debugger"
+        log.exception("job %d failed: %s", number, reason)
+        outcome = replace(outcome, status="FAILED", reason=reason)
     outcome.write()
     return outcome
 
