@@ -341,6 +341,28 @@ def test_a_finished_run_is_left_unchanged_by_a_resume(trained: Clone, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_next_command_tells_killed_of_a_run_that_a_power_cut_has_ended(clone: Clone) -> None:
+    assert clone.run("train.py", "data=digits", "trainer=debug").returncode == 0
+    client, (folder,) = clone.client, clone.folders()
+    cut = only_run(client)
+    client.update_run(cut.info.run_id, status="RUNNING")
+    at_work = shutil.copytree(folder, folder.with_name("at_work"))
+    place = "mnist_exp.output_folder"
+    others = {
+        "another machine's": {"mnist_exp.host": "other"},
+        "another person's": {"mlflow.user": "other"},
+        "gone": {place: "outputs/gone"},
+        "at work": {place: str(at_work.relative_to(clone.root))},
+    }
+    for name, tags in others.items():
+        tags = {**cut.data.tags, **tags, "mlflow.runName": name}
+        client.create_run(cut.info.experiment_id, tags=tags)
+    with lock_folder(at_work):
+        assert clone.run("train.py", f"resume={'0' * 32}").returncode == 2
+    found = {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
+    assert found == {cut.info.run_name: "KILLED", **dict.fromkeys(others, "RUNNING")}
+
+
 def test_the_config_of_a_run_to_resume_can_be_shown(trained: Clone) -> None:
     (folder,) = trained.folders()
     before = hashes(folder)

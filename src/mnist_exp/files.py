@@ -19,6 +19,8 @@ from mnist_exp.errors import Failure
 log = logging.getLogger(__name__)
 
 TEMPORARY = ".new."
+LOCK = ".lock"  # of a folder
+LOOK_SECONDS = 1  # another process may only look for a moment whether somebody is at work
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some file systems of clusters
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -131,9 +133,9 @@ def pid_file(lock: Path) -> Path:
 def is_occupied(folder: Path) -> bool:
     """Whether another process is at work in the folder."""
     try:
-        with lock_folder(folder):
+        with lock_file(folder / LOCK, timeout=0):
             return False
-    except Occupied:
+    except Timeout:
         return True
 
 
@@ -152,11 +154,11 @@ def lock_folder(folder: Path, half_written: str = f"**/.*{TEMPORARY}*") -> Itera
     """Keep other processes out of the folder, and remove what a killed one left half written.
 
     The folder itself then survives a power cut. half_written: the pattern of those files. Raises
-    Occupied at once if another process is in the folder.
+    Occupied in LOOK_SECONDS if another process is in the folder.
     """
-    lock = folder / ".lock"
+    lock = folder / LOCK
     try:
-        with lock_file(lock, timeout=0):
+        with lock_file(lock, LOOK_SECONDS):
             sync(*folder.parents)
             for temporary in folder.glob(half_written):
                 temporary.unlink()

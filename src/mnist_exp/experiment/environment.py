@@ -153,6 +153,7 @@ def tags(device: torch.device | None = None) -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL",
         "mlflow.user": get_user(),
+        "host": platform.node(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **of_device,

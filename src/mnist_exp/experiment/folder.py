@@ -28,7 +28,7 @@ class RunFolder:
         self.path = path
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes out. Raises Occupied at once if another one is in the folder."""
+        """Keep other processes out. Raises Occupied if another one is in the folder."""
         return lock_folder(self.path)
 
     def save_checkpoint(self, content: dict[str, Any], is_best: bool = False) -> None:

@@ -6,6 +6,7 @@ import atexit
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
@@ -23,7 +24,7 @@ from urllib.parse import unquote
 from urllib.request import url2pathname
 
 from mnist_exp.errors import BadInput, Failure, Formatter, print_line
-from mnist_exp.files import lock_file, replace_file
+from mnist_exp.files import LOCK, lock_file, replace_file
 from mnist_exp.paths import HOME, is_name, shorten_path
 from mnist_exp.tracking import (
     DIGEST_LETTERS,
@@ -43,6 +44,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
+from filelock import Timeout
 from mlflow import MlflowClient, environment_variables
 from mlflow.entities import Experiment, Metric, Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -120,6 +122,7 @@ def open_store(uri: str) -> MlflowClient:
         set_patience(LATER_ANSWER, RETRIES)
         if uri == LOCAL_URI:
             follow_move(HOME / "mlflow.db")
+            end_killed_runs(client)
     return client
 
 
@@ -193,6 +196,23 @@ def follow_move(database: Path) -> None:
                     )
     folders = ", ".join(sorted(map(str, moved)))
     print_line(f"{database}: was in {folders}; {copy.name} is a copy from before", sys.stderr)
+
+
+def end_killed_runs(client: MlflowClient) -> None:
+    """Tell KILLED of runs that are RUNNING, but have no process any more, as after a power cut.
+
+    A lock in the output folder shows that. Runs of other people are left alone, and those of other
+    machines, whose locks may not be seen here.
+    """
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    running = "attributes.status = 'RUNNING'"
+    for run in client.search_runs(experiments, running, max_results=MAX_RUNS):
+        tags = read_tags(run)
+        is_own = (tags.get("host"), tags.get("mlflow.user")) == (platform.node(), get_user())
+        lock = HOME / tags.get("output_folder", "(unknown)") / LOCK
+        if is_own and lock.exists():
+            with suppress(Timeout, OSError, MlflowException), lock_file(lock, timeout=0):
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def copy_database(connection: sqlite3.Connection, database: Path, suffix: str) -> Path:
