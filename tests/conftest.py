@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import csv
+import errno
 import functools
 import json
 import os
@@ -343,6 +344,23 @@ def find_table(printed: str) -> list[str]:
     """The lines of the leaderboard."""
     lines = printed.splitlines()
     return lines[lines.index("Leaderboard") : lines.index("Leaderboard") + 6]
+
+
+NO_FLOCK = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int fd, int operation) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
+"""
+
+
+def without_flock(folder: Path, reason: int = errno.ENOSYS) -> dict[str, str]:
+    """The environment of a process for which no file system has flock; `folder` gets a library."""
+    if shutil.which("gcc") is None:
+        pytest.skip("a C library stands for the file system")
+    source, library = folder / "no_flock.c", folder / "no_flock.so"
+    source.write_text(NO_FLOCK)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return {"LD_PRELOAD": str(library), "FLOCK_ERRNO": str(reason)}
 
 
 # --- fixtures ---

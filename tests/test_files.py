@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import without_flock
 
 from mnist_exp.files import Occupied, lock_folder, replace_file
 
@@ -145,24 +145,16 @@ def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-NO_FLOCK = """
-#include <errno.h>
-#include <stdlib.h>
-int flock(int fd, int operation) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
-"""
 HOLDER = "import sys, pathlib, time; from mnist_exp.files import lock_folder\n" + (
     "with lock_folder(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(100)"
 )
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="a C library stands for the file system")
 @pytest.mark.parametrize("reason", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
 def test_a_folder_is_one_processs_at_a_time_without_flock(tmp_path: Path, reason: int) -> None:
-    source, library, folder = tmp_path / "no.c", tmp_path / "no.so", tmp_path / "run"
-    source.write_text(NO_FLOCK)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    folder = tmp_path / "run"
     folder.mkdir()
-    env = {**os.environ, "LD_PRELOAD": str(library), "FLOCK_ERRNO": str(reason)}
+    env = {**os.environ, **without_flock(tmp_path, reason)}
 
     def start() -> subprocess.Popen[str]:
         command = [sys.executable, "-W", "error", "-c", HOLDER, str(folder)]

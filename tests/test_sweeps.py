@@ -26,6 +26,7 @@ from conftest import (
     read_sweep_metrics,
     signal_after,
     wait_for_end,
+    without_flock,
 )
 from omegaconf import OmegaConf
 
@@ -402,14 +403,18 @@ def test_a_job_that_fails_fails_alone(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_resumes_where_it_was(clone: Clone, new_clone: Callable[[], Clone]) -> None:
-    whole = new_clone()
+@pytest.mark.parametrize("flock", [True, False])
+def test_a_killed_sweep_resumes_where_it_was(
+    clone: Clone, new_clone: Callable[[], Clone], tmp_path: Path, flock: bool
+) -> None:
+    whole, env = new_clone(), {} if flock else without_flock(tmp_path)
     assert whole.run("train.py", *LONG, *IN_TURN).returncode == 0
-    process = clone.start("train.py", *LONG, *IN_TURN)
+    process = clone.start("train.py", *LONG, *IN_TURN, env=env)
     second = "*/*/1/checkpoints/last.pt"
     signal_after(process, lambda: any((clone.root / "outputs").glob(second)), signal.SIGKILL)
     assert {*wait_for_end(clone)} == {"FINISHED", "KILLED"}
-    done = clone.run("train.py", *LONG, "sweep.resume=latest")
+    assert flock != any(find_sweep(clone).glob("**/.lock.pid"))
+    done = clone.run("train.py", *LONG, "sweep.resume=latest", env=env, fork=flock)
     assert (done.returncode, done.stderr) == (0, "")
     assert read_sweep_metrics(clone) == read_sweep_metrics(whole)
     assert len(list(clone.root.glob("outputs/*/*/sweep.json"))) == 1
