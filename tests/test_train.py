@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Clone, Like, only_run, read_metrics
+from conftest import Clone, Like, is_refused, only_run, read_metrics
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from omegaconf import OmegaConf
@@ -279,8 +279,7 @@ def test_an_unwritable_output_folder_is_one_line(clone: Clone) -> None:
     (clone.root / "outputs").rmdir()
     (clone.root / "outputs").write_text("a file, where a folder should be")
     done = clone.run("train.py", "data=digits")
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: \[Errno \d+\] .*outputs.*\n", done.stderr)
+    assert is_refused(done, 2, "outputs: not a folder", "MNIST_EXP_HOME=")
     assert not (clone.root / "mlflow.db").exists()
 
 
