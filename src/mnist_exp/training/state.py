@@ -183,6 +183,7 @@ class Progress:
         self.epochs.append(epoch)
         self.losses, self.sums = [], []
         if keep == "last" or self.find_best() is epoch:
+            self.kept = {}  # before the copy, which takes as much memory
             self.best, self.kept = epoch, snapshot(model)
         return epoch
 
