@@ -12,6 +12,7 @@ from conftest import Clone
 from PIL import Image
 
 from mnist_exp.errors import BadInput, Formatter, format_message, one_line, sanitize, sanitize_lines
+from mnist_exp.experiment.versions import HYDRA_1_3
 
 HARMFUL = "\x1b[31m\x9b5m\u202e\r\n\x07\udce9"
 ESCAPED = r"\x1b[31m\x9b5m\u202e\r\n\x07\udce9"
@@ -60,7 +61,7 @@ def check_harmless(*texts: str) -> None:
 @pytest.fixture
 def photos(clone: Clone) -> str:
     """Three classes with a damaged file each; the override that names their folder."""
-    random, root = np.random.default_rng(0), b"photos\x1b[5m\xe9"
+    random, root = np.random.default_rng(0), b"photos\x1b[5m" + b"\xe9" * HYDRA_1_3
     for level, name in enumerate((b"\x1b[31mred\nforged: line", b"caf\xe9", b"[/b] \xe2\x80\xae")):
         folder = Path(os.fsdecode(os.path.join(os.fsencode(clone.root), root, name)))  # noqa: PTH118
         folder.mkdir(parents=True)

@@ -23,7 +23,14 @@ from mnist_exp.errors import did_you_mean, one_line, sanitize
 from mnist_exp.experiment.find import find_init
 from mnist_exp.experiment.presets import PRESETS, Loader, initialize_hydra, set_overrides
 from mnist_exp.experiment.renamed import KEYS
-from mnist_exp.experiment.rules import RULES, check_secret, check_with_others, leaves, rule_for
+from mnist_exp.experiment.rules import (
+    RULES,
+    check_characters,
+    check_secret,
+    check_with_others,
+    leaves,
+    rule_for,
+)
 from mnist_exp.experiment.shell import quote
 from mnist_exp.experiment.targets import SEVERAL, TARGET, read_options, target_problems
 from mnist_exp.paths import expand
@@ -438,7 +445,8 @@ def check_setting(setting: Setting, job: Job) -> str | None:
         return f"has no default; write {key}=<value>"
     except OmegaConfBaseException as error:
         return explain(error)
-    problem = check_secret(key, found) or rule_for(key, job.defaults[key]).wrong(found)
+    problem = check_secret(key, found) or check_characters(found)
+    problem = problem or rule_for(key, job.defaults[key]).wrong(found)
     if problem is None and key == "trainer.device" and found not in ("auto", "cpu"):
         from mnist_exp.experiment.environment import list_devices  # imports torch: a second
 

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mnist_exp.errors import did_you_mean, redact
-from mnist_exp.experiment.versions import register_resolver
+from mnist_exp.experiment.versions import HYDRA_1_3, register_resolver
 from mnist_exp.paths import HOME, is_name
 from mnist_exp.tracking.addresses import REMEDY, tracking_uri
 from mnist_exp.training.options import DataOptions, TrainerOptions
@@ -250,6 +250,14 @@ def check_secret(key: str, value: Any) -> str | None:
     if all(redact(text) == text for text in map(str, values)):
         return None
     return f"has a password in it, which would be saved; {REMEDIES.get(key, 'leave it out')}"
+
+
+def check_characters(value: Any) -> str | None:
+    """What is wrong with the name of a file that OmegaConf 2.4 cannot write into a YAML file."""
+    values = value if isinstance(value, list) else [value]
+    if HYDRA_1_3 or not any("\ud800" <= letter <= "\udfff" for letter in "".join(map(str, values))):
+        return None
+    return "not UTF-8, which Hydra cannot save on Python 3.14; rename the file or folder"
 
 
 def leaves(config: DictConfig, resolve: bool = True) -> Iterator[tuple[str, Any]]:
