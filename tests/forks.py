@@ -86,6 +86,7 @@ def run_script(
 
 def fork_instead(path: bytes, args: list[str], passfds: list[int]) -> int:
     """Start multiprocessing's forkserver as a fork of this process, which has imported torch."""
+    sys.stdout.flush()  # or each process that it forks would write it again
     pid = os.fork()
     if pid == 0:
         for number in set(range(3, 256)) - {*passfds}:

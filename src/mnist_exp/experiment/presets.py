@@ -88,7 +88,9 @@ def set_overrides(config: DictConfig, overrides: Iterable[Override]) -> None:
     config.hydra.overrides.task = [override.input_line for override in ours]
     config.hydra.overrides.hydra = [override.input_line for override in hydras]
     if HYDRA_1_3:  # later ones join them where the name is used
-        from hydra._internal.config_loader_impl import get_overrides_dirname
+        from hydra._internal.config_loader_impl import (  # type: ignore[attr-defined,unused-ignore]
+            get_overrides_dirname,
+        )
 
         form = config.hydra.job.config.override_dirname
         name = get_overrides_dirname(ours, form.exclude_keys, form.item_sep, form.kv_sep)
