@@ -62,8 +62,10 @@ def print_traceback(*error: Any) -> None:
 def hurry() -> None:
     """Let the interpreter end without a search for garbage, and by any signal.
 
-    With torch loaded that search takes a second, and the memory is freed anyway.
+    With torch loaded that search takes a second, and the memory is freed anyway. Libraries made
+    with nanobind, as Triton is from 3.9 on, print what was not freed, so with them it takes 0.6 s.
     """
     reset_signals()
     gc.disable()
-    gc.freeze()
+    if not any(kind.__module__ == "nanobind" for kind in object.__subclasses__()):
+        gc.freeze()
