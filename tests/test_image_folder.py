@@ -380,7 +380,7 @@ def test_training_on_a_folder_of_images(clone: Any, tmp_path: Path) -> None:
     )
     done = clone.run(*command, f"data.root={tmp_path / 'pets'}", "data.size=6")
     assert done.returncode == 0, done.stderr
-    assert Like(f"data.root={tmp_path / 'pets'}: …16…4 for the test…") in done.stdout.splitlines()
+    assert Like(f"data.root={tmp_path / 'pets'}: training 16, test 4 …") in done.stdout.splitlines()
     config = (clone.folders()[0] / "config.yaml").read_text()
     assert "  size: 6\n" in config
     weights = torch.load(clone.folders()[0] / "mnist_model.pth", weights_only=True)
