@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -115,8 +116,16 @@ static FILE *open_stream(__typeof__(&fopen) real, const char *path, const char *
 FILE *fopen(const char *path, const char *mode) { return open_stream(REAL(fopen), path, mode); }
 FILE *fopen64(const char *path, const char *mode) { return open_stream(REAL(fopen64), path, mode); }
 
+/* A child of vfork, which Python 3.10 makes and which closes all its files, has the parent's memory. */
+static pid_t owner_of_memory;
+static void own_memory(void) { owner_of_memory = getpid(); }
+__attribute__((constructor)) static void start(void) {
+    own_memory();
+    pthread_atfork(NULL, NULL, own_memory); /* not called by vfork */
+}
+
 int close(int fd) {
-    if (fd >= 0 && fd < MAX_FDS) watched[fd] = 0;
+    if (fd >= 0 && fd < MAX_FDS && getpid() == owner_of_memory) watched[fd] = 0;
     return REAL(close)(fd);
 }
 
