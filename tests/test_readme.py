@@ -236,6 +236,7 @@ def test_a_trainer_option_is_two_lines_and_an_older_checkpoint_resumes(clone: Cl
     assert without.split("loss")[1] != clipped.split("loss")[1]
 
 
+@pytest.mark.slow  # mypy, without a cache
 def test_a_loss_a_metric_a_callback_a_schedule_and_an_augmentation_are_two_files_each(
     clone: Clone,
 ) -> None:
