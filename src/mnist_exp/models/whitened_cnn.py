@@ -50,7 +50,7 @@ class WhitenedCNN(nn.Module):
         """Compute the whitening from training images [n, channels, height, width]."""
         weight = self.whiten.weight
         side = weight.shape[-1]
-        patches = images.double().unfold(2, side, 1).unfold(3, side, 1)
+        patches = images.cpu().double().unfold(2, side, 1).unfold(3, side, 1)
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, weight[0].numel())
         variances, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (variances + LEAST_VARIANCE).sqrt()).T.reshape(-1, *weight.shape[1:])
@@ -59,7 +59,7 @@ class WhitenedCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: float [n, channels, height, width]; returns logits [n, classes]."""
         features = self.stages(F.gelu(self.whiten(images)))
-        return self.head(features.amax((2, 3))) / 9
+        return self.head(features.amax((2, 3))) / 9  # keeps the first logits small, as in Jordan
 
 
 class Stage(nn.Module):
