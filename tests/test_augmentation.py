@@ -8,12 +8,16 @@ from torch import Tensor
 
 from mnist_exp.training.augmentation import DRAWS, Affine, none
 
-MIDDLE = [0.5] * 5 + [0.9] + [0.5] * 2 + [0.9]  # no shift, angle, scale, shear, or flip; the center
+# No shift, angle, scale, shear, flip, or rectangle; the center.
+MIDDLE = [0.5] * 5 + [0.9] + [0.5] * 2 + [0.9] * 2 + [0.5] * 2
 
 
 def uniform(**changes: float) -> Tensor:
     """The random numbers of one image: no change but those given."""
-    names = ("right", "down", "angle", "size", "slant", "flip", "row", "column", "own")
+    names = (
+        *("right", "down", "angle", "size", "slant", "flip", "row", "column", "own"),
+        *("whether", "area", "aspect"),
+    )
     return torch.tensor([[changes.get(n, m) for n, m in zip(names, MIDDLE, strict=True)]])
 
 
@@ -70,6 +74,33 @@ def test_a_rotation_keeps_the_shape_of_an_image_that_is_not_square() -> None:
     expected = torch.zeros(1, 1, 5, 9)
     expected[..., 1:4, 4] = 1
     torch.testing.assert_close(upright, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "rows", "columns"),
+    [
+        # a share of 0.02 + 0.38 * 0.25 = 0.115: 46 pixels, a square of 6.8
+        (uniform(whether=0.49, area=0.25, row=0, column=0.99), (0, 7), (13, 20)),
+        # at most 0.4, 160 pixels, 3.33 times as high as wide: 23 by 7, which is too high
+        (uniform(whether=0, area=1, aspect=0), (0, 20), (7, 13)),
+        (uniform(whether=0.5, area=1), (0, 0), (0, 0)),
+    ],
+)
+def test_a_random_rectangle_is_erased_within_the_image(
+    numbers: Tensor, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    expected = torch.ones(1, 3, 20, 20)
+    expected[..., slice(*rows), slice(*columns)] = 0
+    assert torch.equal(Affine(erase="random")(torch.ones(1, 3, 20, 20), numbers), expected)
+
+
+def test_half_of_the_images_lose_a_random_rectangle_of_2_to_40_percent() -> None:
+    numbers = torch.rand(4000, DRAWS, generator=torch.Generator().manual_seed(0))
+    erased = 1 - Affine(erase="random")(torch.ones(4000, 1, 40, 40), numbers).mean((1, 2, 3))
+    share = erased[erased > 0]
+    assert 1900 < len(share) < 2100
+    assert 0.01 < share.min() < 0.03
+    assert 0.38 < share.max() < 0.42
 
 
 def test_each_image_of_a_batch_is_augmented_on_its_own() -> None:

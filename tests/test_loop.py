@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from mnist_exp.data import Split
 from mnist_exp.experiment.build import build_ema
 from mnist_exp.models import CNN, MLP
-from mnist_exp.training.augmentation import Affine
+from mnist_exp.training.augmentation import DRAWS, OWN, Affine
 from mnist_exp.training.callbacks import read_added
 from mnist_exp.training.loop import (
     compute_metrics,
@@ -423,8 +423,9 @@ def test_only_training_images_are_augmented_differently_in_each_epoch() -> None:
     order = shuffle(100, seed=7, epoch=1)
     assert torch.equal(one, draw_uniform(order, 100, seed=7, epoch=1))
     assert not torch.equal(one, draw_uniform(order, 100, seed=8, epoch=1))
-    assert not torch.isin(one[:, :-1], two[:, :-1]).any()
-    own = [one[order.argsort(), -1], two[shuffle(100, seed=7, epoch=2).argsort(), -1]]
+    others = [place for place in range(DRAWS) if place != OWN]
+    assert not torch.isin(one[:, others], two[:, others]).any()
+    own = [one[order.argsort(), OWN], two[shuffle(100, seed=7, epoch=2).argsort(), OWN]]
     torch.testing.assert_close(own[0], 1 - own[1])  # of each image
 
 

@@ -77,7 +77,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "augment.scale": ([0, 0.1], [1, -0.1]),
     "augment.shear": ([0, 45], [46, -1]),
     "augment.padding": (["border", "reflection", "zeros"], ["reflect", "", None]),
-    "augment.erase": ([0, 8], [-1, 0.5]),
+    "augment.erase": ([0, 8, "random"], [-1, 0.5, True, "rand"]),
     "optimizer.lr": ([1e-300, 0.1, 1, 10], [0, -1, math.nan, math.inf, HUGE, "1e-3x", True]),
     "optimizer.adamw_lr": ([1e-3], [0, True]),
     "optimizer.betas": ([[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], [0.9, 0.9, 0.9], 0.9, None]),

@@ -33,6 +33,7 @@ from mnist_exp.training.rules import (
     number,
     one_of,
     optional,
+    or_word,
     per_channel,
     positive,
     rules_of,
@@ -132,7 +133,7 @@ OPTION_RULES = {
     "augment.shear": number("a number from 0 up to 45", lambda value: 0 <= value <= 45),
     "augment.flip": flag_or("alternate"),
     "augment.padding": one_of("border", "reflection", "zeros"),
-    "augment.erase": integer(0),
+    "augment.erase": or_word(integer(0), "random"),
     "optimizer.lr": positive,
     "optimizer.adamw_lr": positive,
     "optimizer.betas": Rule(

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DRAWS = 9  # random numbers for the augmentation of an image; the last is its own, see sampling.py
+DRAWS = 12  # random numbers for the augmentation of an image, see sampling.py
+OWN = 8  # the place of the number that is an image's own
 
 ALTERNATE = "alternate"  # each image flipped in every other epoch (Jordan, 2024)
+RANDOM = "random"  # a rectangle of another size and shape each time (Zhong et al., 2020)
 
 # From images [n, channels, height, width] and uniform numbers 0..1 [n, DRAWS] to new images.
 Augmentation = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +36,7 @@ def none() -> Augmentation:
 
 @dataclass(frozen=True)
 class Affine:
-    """Shift, rotate, scale, shear and flip in one interpolation, then erase a square.
+    """Shift, rotate, scale, shear and flip in one interpolation, then erase a part.
 
     Bilinear; shifts are by whole pixels, so that an image that is only shifted stays sharp. An
     image of 28×28 takes about 2 µs on a CPU.
@@ -46,7 +48,8 @@ class Affine:
     shear: float = 0.0  # degrees, the most to each side
     flip: bool | str = False  # left and right, half of the images; "alternate": every other epoch
     padding: str = "border"  # beyond the border, one of the modes of grid_sample
-    erase: int = 0  # pixels, the side of a square of mean grey (DeVries and Taylor, 2017)
+    erase: int | str = 0  # pixels, the side of a square of mean grey (DeVries and Taylor, 2017);
+    # "random": in half of the images, a rectangle
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         *_, height, width = images.shape
@@ -56,7 +59,7 @@ class Affine:
         angle = math.radians(self.rotate) * signed[:, 2]
         size = 1 + self.scale * signed[:, 3]
         slant = (math.radians(self.shear) * signed[:, 4]).tan()
-        draw = 8 if self.flip == ALTERNATE else 5
+        draw = OWN if self.flip == ALTERNATE else 5
         mirror = (uniform[:, draw] < 0.5).to(images.dtype) * -2 + 1 if self.flip else 1.0
         if self.shift or self.rotate or self.scale or self.shear or self.flip:
             # Maps a pixel of the result to its source in the image.
@@ -68,13 +71,27 @@ class Affine:
             grid = F.affine_grid(maps, list(images.shape), align_corners=False)
             images = F.grid_sample(images, grid, padding_mode=self.padding, align_corners=False)
         if self.erase:
-            images = images.masked_fill(self.make_square(uniform[:, 6:8], height, width), 0)
+            images = images.masked_fill(self.choose_erased(uniform, height, width), 0)
         return images
 
-    def make_square(self, center: Tensor, height: int, width: int) -> Tensor:
-        """True where an image is erased, [n, 1, height, width]; center: 0..1 [n, 2]."""
-        rows = torch.arange(height, device=center.device) + 0.5
-        columns = torch.arange(width, device=center.device) + 0.5
-        in_row = (rows - height * center[:, :1]).abs() < self.erase / 2
-        in_column = (columns - width * center[:, 1:]).abs() < self.erase / 2
+    def choose_erased(self, uniform: Tensor, height: int, width: int) -> Tensor:
+        """True where an image is erased, [n, 1, height, width]; uniform: 0..1 [n, DRAWS].
+
+        A square may stick out of the image. A rectangle lies within it, covers 2 to 40 % of it,
+        and is up to 3.3 times as long as it is wide.
+        """
+        image = torch.tensor([height, width], device=uniform.device)
+        place = uniform[:, 6:8]
+        if self.erase == RANDOM:
+            area = height * width * (0.02 + 0.38 * uniform[:, 10])
+            aspect = 0.3 ** (2 * uniform[:, 11] - 1)
+            sides = torch.stack([area * aspect, area / aspect], 1).sqrt().minimum(image)
+            center = sides / 2 + place * (image - sides)
+            sides = sides * (uniform[:, 9:10] < 0.5)
+        else:
+            center, sides = place * image, torch.full_like(place, float(self.erase))
+        rows = torch.arange(height, device=uniform.device) + 0.5
+        columns = torch.arange(width, device=uniform.device) + 0.5
+        in_row = (rows - center[:, :1]).abs() < sides[:, :1] / 2
+        in_column = (columns - center[:, 1:]).abs() < sides[:, 1:] / 2
         return (in_row.unsqueeze(2) & in_column.unsqueeze(1)).unsqueeze(1)

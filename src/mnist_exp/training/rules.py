@@ -60,6 +60,15 @@ def flag_or(*words: str) -> Rule:
     return Rule(" | ".join(["true", "false", *words]), (bool, str), either.__contains__, words)
 
 
+def or_word(rule: Rule, word: str) -> Rule:
+    return Rule(
+        f"{rule.allowed} or {word}",
+        (*rule.types, str),
+        lambda value: value == word or rule.admits(value),
+        (word,),
+    )
+
+
 def optional(rule: Rule) -> Rule:
     allowed, types = f"null or {rule.allowed}", (NoneType, *rule.types)
     return Rule(allowed, types, lambda value: value is None or rule.test(value), rule.words)

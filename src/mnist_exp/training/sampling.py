@@ -10,7 +10,7 @@ import random
 import torch
 from torch import Tensor
 
-from mnist_exp.training.augmentation import DRAWS
+from mnist_exp.training.augmentation import DRAWS, OWN
 
 
 def draw_order(labels: Tensor, sampling: str, seed: int, epoch: int) -> Tensor:
@@ -39,13 +39,15 @@ def shuffle(count: int, seed: int, epoch: int) -> Tensor:
 def draw_uniform(order: Tensor, images: int, seed: int, epoch: int) -> Tensor:
     """Uniform random numbers for the augmentation of an epoch, float32 [n, DRAWS].
 
-    order: the images of the epoch, int64 [n]. images: how many the training set has. The last
-    number is an image's own: x in one epoch, 1 - x in the next, and so on.
+    order: the images of the epoch, int64 [n]. images: how many the training set has. The number
+    in place OWN is an image's own: x in one epoch, 1 - x in the next, and so on. What came after
+    it has a generator of its own, so that older runs resume with the numbers they had.
     """
-    generator = make_generator(f"{seed}/{epoch}/augmentation")
-    drawn = torch.rand(len(order), DRAWS - 1, generator=generator)
+    drawn = torch.rand(len(order), OWN, generator=make_generator(f"{seed}/{epoch}/augmentation"))
     own = torch.rand(images, generator=make_generator(f"{seed}/images"))[order]
-    return torch.cat((drawn, (own if epoch % 2 else 1 - own)[:, None]), 1)
+    own = (own if epoch % 2 else 1 - own)[:, None]
+    later = make_generator(f"{seed}/{epoch}/erasing")
+    return torch.cat((drawn, own, torch.rand(len(order), DRAWS - OWN - 1, generator=later)), 1)
 
 
 def make_generator(seed: str) -> torch.Generator:
