@@ -166,7 +166,12 @@ class Clone:
 
     def folders(self) -> list[Path]:
         """The output folders of runs, oldest first."""
-        return sorted(path.parent for path in self.root.glob("outputs/*/*/config.yaml"))
+
+        def started(config: Path) -> tuple[str, str, float]:  # names tell no more than the second
+            return config.parts[-3], config.parts[-2][:8], config.stat().st_mtime
+
+        configs = sorted(self.root.glob("outputs/*/*/config.yaml"), key=started)
+        return [config.parent for config in configs]
 
 
 # --- servers ---

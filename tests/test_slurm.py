@@ -46,8 +46,18 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("slurm")
 def test_a_grid_on_slurm_survives_a_preemption(
-    clone: Clone, new_clone: Callable[[], Clone]
+    clone: Clone,
+    new_clone: Callable[[], Clone],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Refuses to requeue the second job, as Slurm does once it has requeued it itself.
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    real = shutil.which("scontrol")
+    scontrol.write_text(f'#!/bin/sh\n{real} "$@" && case $2 in *_1) exit 1 ;; esac\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     work = ("-m", "data=digits", "trainer.epochs=50", "trainer.checkpoint_every_steps=5", *GRID)
     launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
     process = clone.start("train.py", *work, *launcher)

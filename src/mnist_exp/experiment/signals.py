@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing import parent_process
 from types import FrameType
 
@@ -112,7 +113,8 @@ def defer_signals() -> Iterator[Callable[..., None]]:
 def call_launcher() -> Iterator[None]:
     """After Interrupted, call the handler that a launcher had set for the signal.
 
-    submitit's puts the job into Slurm's queue again, and exits.
+    submitit's puts the job into Slurm's queue again, and exits. If Slurm refuses, because it has
+    requeued the job itself or never does, the job ends without a result, and Slurm knows which.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -120,5 +122,6 @@ def call_launcher() -> Iterator[None]:
     except Interrupted as interrupt:
         handler = before.get(interrupt.number)
         if callable(handler) and handler.__module__ not in (__name__, "_signal"):
-            handler(interrupt.number, None)
+            with suppress(subprocess.SubprocessError):
+                handler(interrupt.number, None)
         raise

@@ -40,7 +40,11 @@ class Queue(slurm.SlurmInfoWatcher):
 
 
 class Job(slurm.SlurmJob[JobReturn]):
-    """A job that is FAILED in the sweep's leaderboard if it dies."""
+    """A job that is FAILED in the sweep's leaderboard if it dies.
+
+    One that raises is not if Slurm has it in the queue again: submitit's handler of a signal raises
+    where Slurm was the first to requeue the job.
+    """
 
     watcher = Queue(LOOK_SECONDS)
 
@@ -48,6 +52,9 @@ class Job(slurm.SlurmJob[JobReturn]):
         try:
             return super().results()
         except UncompletedJobError:
+            self.paths.result_pickle.unlink(missing_ok=True)
+            if not self.watcher.is_done(self.job_id, "force"):
+                return self.results()
             submitted = self.submission()
             launcher: Any = submitted.function
             overrides, _, number, *_ = submitted.args
