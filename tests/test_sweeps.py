@@ -556,12 +556,18 @@ def test_a_killed_job_fails_alone(clone: Clone) -> None:
     assert sorted(re.findall(r"^job (\d)  seed=\d  ", out, re.MULTILINE)) == ["0", "1", "2"]
     parent, children = list_sweep_runs(clone)
     assert parent.info.status == "FAILED"
+    assert parent.data.metrics["val/loss"] == float(row["val_loss"])
     assert [run.info.status for run in children] == ["FINISHED", "KILLED", "FINISHED"]
     done = clone.run("train.py", "-m", f"sweep.resume={folder}")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.findall(r"^job (\d)  seed=\d  ", done.stdout, re.MULTILINE) == ["1"]
     parent, children = list_sweep_runs(clone)
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    (row,) = read_leaderboard(folder)  # of three seeds, no longer of two
+    for name in ("accuracy", "loss"):
+        assert parent.data.metrics[f"val/{name}"] == float(row[f"val_{name}"])
+        history = clone.client.get_metric_history(parent.info.run_id, f"val/{name}")
+        assert [point.step for point in history] == [2, 3]
 
 
 @pytest.mark.slow

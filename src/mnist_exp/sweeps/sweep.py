@@ -214,7 +214,8 @@ def report(
             advice = "if it has died, sweep.resume=FOLDER, with its folder, does it there"
             log.info("test     by the process that trained the winner; %s", advice)
         elif with_test:
-            test_winner(folder, sweep, winner, tracker)
+            ended = sum(job.status in ENDED for job in outcomes)
+            test_winner(folder, sweep, winner, tracker, ended)
     elif rows and rows[0].finished:
         log.warning("data.val_fraction=0: without validation there is no winner")
 
@@ -231,8 +232,14 @@ def warn_of_mixed_code(outcomes: Iterable[Outcome]) -> None:
         log.warning(text, groups)
 
 
-def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Trackers) -> None:
-    """Open the test set for the winner, chosen on validation: once for each of its seeds."""
+def test_winner(
+    folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Trackers, ended: int
+) -> None:
+    """Open the test set for the winner, chosen on validation: once for each of its seeds.
+
+    Logs the metrics with the number of jobs that have ended as the step, so that MLflow shows the
+    newest after more jobs. Of the values of one step it shows the largest.
+    """
     tested = dict(sweep.tested)
     for job in winner.finished:
         if str(job.job) not in tested:
@@ -253,7 +260,7 @@ def test_winner(folder: Path, sweep: Sweep, winner: leaderboard.Row, tracker: Tr
         if name.startswith("val/"):
             metrics[name] = winner.mean(name)
     known = {name: value for name, value in metrics.items() if value is not None}
-    tracker.log(known, step=0, at=sweep.begun)  # the same time when it is logged again
+    tracker.log(known, step=ended, at=sweep.begun)  # the same time when it is logged again
 
 
 def finite(number: float) -> float | None:

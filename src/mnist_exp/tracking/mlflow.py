@@ -77,11 +77,11 @@ class MLflowTracker:
     def _find_metrics(self, run_id: str) -> set[tuple[str, int]]:
         """The metrics that the run has of each epoch, also of those after its last checkpoint.
 
-        They would be logged again with other times. What a sweep logs at step 0 may change.
+        They would be logged again with other times.
         """
         names = self.client.get_run(run_id).data.metrics
         points = (point for name in names for point in self.client.get_metric_history(run_id, name))
-        return {(point.key, point.step) for point in points if point.step}
+        return {(point.key, point.step) for point in points}
 
     def _number(self, experiment_id: str, name: str) -> str:
         """The name, or name #2, #3, ... if other runs of the experiment have it."""
