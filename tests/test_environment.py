@@ -59,6 +59,10 @@ def test_the_tags_have_the_commit_and_whether_it_is_dirty(
     assert state() == (head.stdout.strip(), "true")
 
 
+def test_the_tags_are_plain_text_which_a_tracker_reads_without_torch() -> None:
+    assert {type(value) for value in environment.tags(torch.device("cpu")).values()} == {str}
+
+
 def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     tags = environment.tags(torch.device("cpu"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +66,18 @@ def test_loss_and_accuracy_are_those_of_the_training_to_the_last_bit(
         right = int(found.predictions.correct.sum())
         assert right / len(found.split) == found.metrics["accuracy"]
     assert len(found.split) == (80 if "trainer=debug" in typed else 216)
+
+
+def test_a_model_is_loaded_without_torchs_compiler_and_computes_deterministically(
+    checkpoint: Path,
+) -> None:
+    code = (
+        "import sys; from mnist_exp import load; load(sys.argv[1]); import torch; "
+        "print('torch._dynamo' in sys.modules, torch.are_deterministic_algorithms_enabled())"
+    )
+    command = [sys.executable, "-c", code, str(checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"
 
 
 def test_of_a_set_that_stays_on_disk_it_is_the_same_with_pictures(

@@ -56,7 +56,7 @@ def choose_device(name: str, group: ProcessGroup = SINGLE) -> torch.device:
     return torch.device(name)
 
 
-def set_arithmetic(deterministic: bool) -> None:
+def set_arithmetic(deterministic: bool, compiles: bool = True) -> None:
     """Let torch compute float32 in full, and, if wanted, only by algorithms that give equal bits.
 
     Deterministic algorithms are free on a CPU. On CUDA some operations get slower with them, and
@@ -65,10 +65,15 @@ def set_arithmetic(deterministic: bool) -> None:
     TF32 would round the factors of float32 products to 10 bits. It is off by default for matrix
     products, but not for convolutions. That costs speed on a GPU's tensor cores, which
     trainer.precision=bfloat16 brings back.
+
+    compiles: whether a model may be compiled. For that, torch imports its compiler: a second.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(deterministic)
+    if compiles:
+        torch.use_deterministic_algorithms(deterministic)
+    else:
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -155,7 +160,7 @@ def tags(device: torch.device | None = None) -> dict[str, str]:
         "mlflow.user": get_user(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own class would make a tracker import torch
         **of_device,
     }
 

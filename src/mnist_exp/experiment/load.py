@@ -89,7 +89,7 @@ def load_model(path: Path, device: str | None = None) -> TrainedModel:
         state, kind = saved["state"], Kind(**saved["data"])
         refuse_initial_weights(path, state)
         config = check_saved_config(saved["config"], path)
-        environment.set_arithmetic(config.trainer.deterministic)
+        environment.set_arithmetic(config.trainer.deterministic, compiles=False)
         chosen = environment.choose_device(device or config.trainer.device)
         parts = build_model(config, kind, chosen)
         check_finite(state["progress"]["kept"], kind)

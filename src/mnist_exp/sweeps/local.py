@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any, cast
 
 import torch
@@ -109,6 +110,8 @@ class Jobs:
                     if kind == "returned":
                         slots.append(self.running[connection].slot)
                         self.finish(connection)
+                        if not waiting:  # a core is idle: the leaderboard's picture needs this
+                            Thread(target=import_module, args=["mnist_exp.figures.draw"]).start()
                 try:
                     check_signals()
                 except Interrupted as interrupt:
@@ -171,7 +174,7 @@ class Jobs:
             job.call.add_done_callback(answer)
         elif kind == "wait":
             waits = (job.call, values["patience"])
-            threading.Thread(target=job.worker.wait, args=waits, daemon=True).start()
+            Thread(target=job.worker.wait, args=waits, daemon=True).start()
         elif kind == "progress":
             description = f"{job.name}  {values['description']}"
             self.bars.update(job.bar, refresh=True, **{**values, "description": description})
@@ -272,10 +275,10 @@ class Relay:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.lock, self.order = threading.Lock(), threading.Lock()  # for threads that send
+        self.lock, self.order = Lock(), Lock()  # for threads that send
         self.answers: deque[Future[Any]] = deque()  # to come
         self.made: dict[str, object] = {}  # the other process has the calls that are repeated
-        threading.Thread(target=self._receive, daemon=True).start()
+        Thread(target=self._receive, daemon=True).start()
 
     def submit(self, *call: object, run: str | None = None) -> Future[Any]:
         answer: Future[Any] = Future()

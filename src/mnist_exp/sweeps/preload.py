@@ -7,8 +7,12 @@ thread, and nothing touches a GPU.
 
 from __future__ import annotations
 
-import atexit
+# ruff: noqa: E402
 import gc
+
+gc.disable()  # the imports make a million objects, and no garbage; to look for it takes 0.7 s
+
+import atexit
 import os
 from contextlib import suppress
 from typing import Any
@@ -19,7 +23,6 @@ import torch.utils.flop_counter
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
-import mnist_exp.figures.draw
 import mnist_exp.sweeps.local  # noqa: F401
 from mnist_exp.experiment.build import build_model, load_dataset, prepare_splits
 from mnist_exp.experiment.environment import choose_device, code_digest, installed_versions
@@ -31,6 +34,8 @@ def prepare(config: DictConfig) -> None:
     """Read what all jobs read; normalize the images if they train on the CPU."""
     code_digest(), installed_versions()  # read many files
     make_adapter(dict[str, Any]), make_adapter(Sweep)  # imports pydantic
+    if config.tracking.figures:
+        import mnist_exp.figures.draw  # noqa: F401
     device = choose_device(config.trainer.device)
     dataset = load_dataset(OmegaConf.to_yaml(config.data))
     if device.type == "cpu":
@@ -46,4 +51,5 @@ with suppress(Exception):  # the jobs say what is wrong
     assert isinstance(config, DictConfig)
     prepare(config)
 gc.freeze()  # a search for garbage would write to the shared memory
+gc.enable()
 atexit.register(os._exit, 0)  # Python would clean up for a second

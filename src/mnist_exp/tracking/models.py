@@ -13,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import save_model
+from mlflow.utils import requirements_utils
 
 from mnist_exp.tracking import ModelRecord, Score
 from mnist_exp.tracking.store import lock_store
@@ -20,6 +21,10 @@ from mnist_exp.tracking.store import lock_store
 NAME = "model"  # in its run
 CHAMPION = "champion"
 EPOCH, DIGEST = "epoch", "data_digest"  # tags
+
+# MLflow checks that what a model requires is installed. To know the modules of each package, which
+# it would not need, it would look through the files of all packages: half a second.
+requirements_utils._MODULES_TO_PACKAGES = {}  # type: ignore[assignment]
 
 
 def log_model(client: MlflowClient, run_id: str, record: ModelRecord) -> LoggedModel:
