@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Clone
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -72,3 +73,10 @@ def test_an_axis_over_orders_of_magnitude_is_logarithmic(
     values: list[float], expected: str
 ) -> None:
     assert draw.choose_scale(values) == expected
+
+
+def test_the_first_picture_on_a_machine_says_nothing_of_fonts(clone: Clone, tmp_path: Path) -> None:
+    script = "import logging; logging.basicConfig(level='INFO'); import mnist_exp.figures.draw"
+    done = clone.run("-c", script, env={"MPLCONFIGDIR": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert any(tmp_path.glob("fontlist*"))

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from mnist_exp.files import replace_file
 
 log = logging.getLogger(__name__)
-logging.getLogger("matplotlib.font_manager").setLevel("ERROR")  # warns of a font without bold type
 
 Images = NDArray[np.uint8] | NDArray[np.float32]  # [n, height, width, 1 or 3]; floats: 0..1
 # A box (left, top, right, bottom) or None, the model's image, [height, width, 1 or 3], and the
