@@ -83,7 +83,7 @@ def test_a_bug_in_a_job_is_one_line_and_the_others_run(mine: Clone) -> None:
     assert (done.returncode, done.stderr) == (1, "")
     assert [line for line in done.stdout.splitlines() if "failed" in line] == [
         "job 1  bug=later: failed: KeyError: 'later' (mine.py:16)",
-        Like("job 2  bug=debugger: failed: BdbQuit (mine.py:…); …hydra/launcher=basic…"),
+        Like("…job 2  bug=debugger: failed: BdbQuit (mine.py:…); …hydra/launcher=basic…"),
         Like("job 3  bug=interrupt: failed: KeyboardInterrupt (mine.py:…)"),
     ]
     assert "Traceback" not in done.stdout

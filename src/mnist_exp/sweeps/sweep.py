@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import replace
 from multiprocessing import parent_process
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -327,7 +328,11 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     except Occupied as error:  # the other process writes the outcome
         log.error("job %d: %s", number, error)
         return outcome
-    except (Exception, KeyboardInterrupt) as error:  # the latter from a person's own code
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # a person's own code can raise all
+        if isinstance(error, SystemExit):
+            if not quits_debugger(error):
+                raise
+            error = BdbQuit().with_traceback(error.__traceback__)
         reason = describe_error(error)
         if isinstance(error, BdbQuit) and parent_process():
             reason += "; only hydra/launcher=basic leaves the terminal to a debugger"
@@ -335,6 +340,12 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
         outcome = replace(outcome, status="FAILED", reason=reason)
     outcome.write()
     return outcome
+
+
+def quits_debugger(error: SystemExit) -> bool:
+    """Whether pdb has raised it, as it does from Python 3.14 on in place of BdbQuit."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__") == "pdb"
 
 
 def begin_outcome(sweep: Sweep, folder: Path, number: int, overrides: Sequence[str]) -> Outcome:
