@@ -160,8 +160,8 @@ def measure_preset(
                 part.recipe.append(run_recipe(number, Path(config.data.cache, "mnist")))
                 yield
         train(part, seed, overrides)
-        if any(run.errors for run in part.runs):
-            runs = find_row(records, part).runs
+        runs = find_row(records, part).runs
+        if sum(bool(run.errors) for run in runs) > 1:
             images = test[torch.tensor(pictures.list_hardest(runs))].images
             path = REPOSITORY / "docs" / f"{name}-errors.png"
             pictures.hardest(path, runs, [*part.classes], images.permute(0, 2, 3, 1).numpy())
