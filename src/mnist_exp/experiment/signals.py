@@ -113,8 +113,8 @@ def defer_signals() -> Iterator[Callable[..., None]]:
 def call_launcher() -> Iterator[None]:
     """After Interrupted, call the handler that a launcher had set for the signal.
 
-    submitit's puts the job into Slurm's queue again, and exits. If Slurm refuses, because it has
-    requeued the job itself or never does, the job ends without a result, and Slurm knows which.
+    submitit's requeues the job in Slurm and exits. If Slurm refuses, because it has requeued the
+    job itself or requeues none, the job ends without a result, and its state in the queue decides.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

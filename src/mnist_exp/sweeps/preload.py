@@ -10,7 +10,7 @@ from __future__ import annotations
 # ruff: noqa: E402
 import gc
 
-gc.disable()  # the imports make a million objects, and no garbage; to look for it takes 0.7 s
+gc.disable()  # saves 0.7 s: the imports create a million objects, none of them garbage
 
 import atexit
 import os

@@ -42,8 +42,8 @@ class Queue(slurm.SlurmInfoWatcher):
 class Job(slurm.SlurmJob[JobReturn]):
     """A job that is FAILED in the sweep's leaderboard if it dies.
 
-    One that raises is not if Slurm has it in the queue again: submitit's handler of a signal raises
-    where Slurm was the first to requeue the job.
+    A job that raised runs again if Slurm has requeued it: submitit's signal handler raises if Slurm
+    was the first to requeue the job.
     """
 
     watcher = Queue(LOOK_SECONDS)
