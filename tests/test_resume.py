@@ -51,6 +51,7 @@ from mnist_exp.experiment.signals import Interrupted, call_launcher, defer_signa
 from mnist_exp.files import lock_folder
 from mnist_exp.paths import BEST, LAST
 from mnist_exp.tracking import TrackerError
+from mnist_exp.tracking.store import end_killed_runs
 from mnist_exp.tracking.worker import Trackers
 
 # 77 steps an epoch, with dropout, a checkpoint after every third step.
@@ -361,6 +362,25 @@ def test_the_next_command_tells_killed_of_a_run_that_a_power_cut_has_ended(clone
         assert clone.run("train.py", f"resume={'0' * 32}").returncode == 2
     found = {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
     assert found == {cut.info.run_name: "KILLED", **dict.fromkeys(others, "RUNNING")}
+
+
+def test_a_run_that_ends_while_the_next_command_looks_at_it_stays_finished(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert clone.run("train.py", "data=digits", "trainer=debug").returncode == 0
+    client = clone.client
+    run_id = only_run(client).info.run_id
+    client.update_run(run_id, status="RUNNING")
+
+    class SlowClient(MlflowClient):
+        def search_runs(self, *args: Any, **options: Any) -> Any:
+            found = super().search_runs(*args, **options)
+            client.set_terminated(run_id)
+            return found
+
+    monkeypatch.setattr("mnist_exp.tracking.store.HOME", clone.root)
+    end_killed_runs(SlowClient(f"sqlite:///{clone.root}/mlflow.db"))
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_the_config_of_a_run_to_resume_can_be_shown(trained: Clone) -> None:

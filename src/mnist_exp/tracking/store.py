@@ -201,8 +201,9 @@ def follow_move(database: Path) -> None:
 def end_killed_runs(client: MlflowClient) -> None:
     """Tell KILLED of runs that are RUNNING, but have no process any more, as after a power cut.
 
-    A lock in the output folder shows that. Runs of other people are left alone, and those of other
-    machines, whose locks may not be seen here.
+    A lock in the output folder shows that: it is held until MLflow knows how the run has ended.
+    Runs of other people are left alone, and those of other machines, whose locks may not be seen
+    here.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     running = "attributes.status = 'RUNNING'"
@@ -212,7 +213,8 @@ def end_killed_runs(client: MlflowClient) -> None:
         lock = HOME / tags.get("output_folder", "(unknown)") / LOCK
         if is_own and lock.exists():
             with suppress(Timeout, OSError, MlflowException), lock_file(lock, timeout=0):
-                client.set_terminated(run.info.run_id, "KILLED")
+                if client.get_run(run.info.run_id).info.status == "RUNNING":  # not ended just now
+                    client.set_terminated(run.info.run_id, "KILLED")
 
 
 def copy_database(connection: sqlite3.Connection, database: Path, suffix: str) -> Path:
