@@ -397,8 +397,9 @@ def compose_job(options: Sequence[str], loader: Loader) -> Job:
     note = None
     if keys := [key for keys in loader.dropped.values() for key in keys]:
         instead = [option for option in options if option.partition("=")[0] in loader.dropped]
+        apply = "does not apply" if len(keys) == 1 else "do not apply"
         preset = f"{PRESETS}={ours[PRESETS]}"
-        note = f"{preset}: its {', '.join(keys)} do not apply to {' '.join(instead)}"
+        note = f"{preset}: its {', '.join(keys)} {apply} to {' '.join(instead)}"
     return Job(options, config, ours, defaults, in_files, note=note)
 
 
