@@ -144,9 +144,15 @@ def errors(path: Path, runs: Sequence[Run], classes: Mapping[str, int]) -> None:
 
 
 def list_hardest(runs: Sequence[Run]) -> list[int]:
-    """Numbers of the test images that most runs get wrong."""
+    """Numbers of the test images that most runs get wrong; spread out over those that tie."""
     wrong = Counter(number for run in runs for number, *_ in run.errors)
-    return sorted(wrong, key=lambda number: (-wrong[number], number))[:HARDEST]
+    ranked = sorted(wrong, key=lambda number: (-wrong[number], number))
+    if len(ranked) <= HARDEST:
+        return ranked
+    harder = [number for number in ranked if wrong[number] > wrong[ranked[HARDEST]]]
+    tied = [number for number in ranked if wrong[number] == wrong[ranked[HARDEST]]]
+    room = HARDEST - len(harder)
+    return harder + [tied[i * len(tied) // room] for i in range(room)]
 
 
 def hardest(

@@ -145,6 +145,8 @@ def test_the_hardest_images_are_those_that_most_runs_get_wrong() -> None:
     wrong = [[(7, 0, 1), (3, 2, 1)], [(3, 2, 0)], [(9, 1, 2), (3, 2, 0)], [(9, 1, 2)]]
     runs = [Run(seed, 0.9, 1.0, errors=errors) for seed, errors in enumerate(wrong)]
     assert pictures.list_hardest(runs) == [3, 9, 7]
+    alike = Run(1, 0.9, 1.0, errors=[(number, 0, 1) for number in range(36)])
+    assert pictures.list_hardest([alike]) == list(range(0, 36, 2))
 
 
 # --- from parts to rows ---
