@@ -191,7 +191,7 @@ def provide_mnist() -> Iterator[str]:
 
 
 def describe_environment() -> str:
-    """When, what, and where was measured."""
+    """What was measured, when, and where."""
     describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(describe, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
     cpu, memory = name_processor(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -108,7 +108,7 @@ def find_digest(config: DictConfig) -> str:
     """12 hex digits: of the values in conf/ and of the code in src/ that decide a result.
 
     Comments, docstrings, other presets, and code around the training do not count: they would
-    start each row anew. Neither do the seed, and the places of the data.
+    start each row anew. Nor do the seed and the places of the data.
     """
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
@@ -237,7 +237,7 @@ def train(part: Part, seed: int, overrides: Sequence[str]) -> None:
     if PRESETS[part.preset].errors:
         try:
             run = replace(run, errors=list_errors(part, folder, run.accuracy))
-        except Exception as error:  # keep the run, which may have taken long
+        except Exception as error:  # keep the run, which may have taken a long time
             reason = f"its weights: {type(error).__name__}: {first_line(error)}"
             part.failures[str(seed)] = reason
     part.runs.append(run)
@@ -325,7 +325,7 @@ def write_pages(records: Records) -> None:
 
 
 def draw(best: dict[str, Row], records: Records) -> dict[str, str]:
-    """Draw what there are data for; return the names of the files, also of those drawn before."""
+    """Draw what there is data for; return the names of the files, also of those drawn before."""
     docs = REPOSITORY / PAGE.parent
     rows = [(row, PRESETS[name].dataset) for name in best for row in records.rows(name) if row.runs]
     if rows:
@@ -389,7 +389,7 @@ def parse_override(word: str) -> tuple[str, str]:
 
 
 def list_overrides(name: str, words: Sequence[tuple[str, str]]) -> list[str]:
-    """Those for this preset, and of those for all presets what it has."""
+    """Those for this preset, and those for all presets whose key it has."""
     has_files = PRESETS[name].has_files
     return [
         word

@@ -128,7 +128,7 @@ class Records:
     history: list[Entry] = field(default_factory=list)
 
     def rows(self, preset: str) -> list[Row]:
-        """The rows of a preset, that with the newest part last."""
+        """The rows of a preset, the one with the newest part last."""
         merged: dict[tuple[str, str], list[Part]] = {}
         for part in self.parts:
             if part.preset == preset:
@@ -142,7 +142,7 @@ class Records:
         return max(rows, key=lambda row: len(row.runs), default=None)
 
     def add(self, part: Part) -> Part:
-        """The part that this one continues, or this one; it is the latest then."""
+        """The part that this one continues, or this one; it becomes the latest."""
         same = ("preset", "digest", "machine", "commit", "versions", "command")
         for known in self.parts:
             if all(getattr(known, name) == getattr(part, name) for name in same):
@@ -151,7 +151,7 @@ class Records:
         return part
 
     def replace_rows(self, planned: Mapping[str, int]) -> None:
-        """Move the rows of older code into the history that newer code has measured again.
+        """Move the rows of older code that newer code has measured again into the history.
 
         planned: preset → seeds. A row is measured again when the newest code has all seeds of the
         plan, or as many as the older row.
@@ -197,7 +197,7 @@ def read_records(path: Path) -> Records:
 
 
 def write_records(path: Path, records: Records) -> None:
-    """One run in a line, so that a commit shows which were added."""
+    """One run per line, so that a commit shows which were added."""
     kept = [asdict(part) for part in records.parts if part.runs or part.failures or part.recipe]
     for part in kept:
         for several in ("runs", "recipe"):

@@ -374,7 +374,7 @@ def without_flock(folder: Path, reason: int = errno.ENOSYS) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def end_processes() -> Iterator[None]:
     """Kill what a test has started and, where it failed, not waited for: a sweep on a Slurm that is
-    gone would wait for its jobs for ever.
+    gone would wait for its jobs forever.
     """
     before = len(started)
     yield
@@ -413,7 +413,7 @@ def quick(digits_cache: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs, to be copied: to make one takes more than a second."""
+    """An MLflow database without runs, to be copied: making one takes more than a second."""
     from mnist_exp.tracking.store import open_store
 
     database = tmp_path_factory.mktemp("store") / "mlflow.db"

@@ -1,4 +1,4 @@
-"""A bug in code of one's own is one line on the screen and a traceback in the log file."""
+"""A bug in a user's own code is one line on the screen and a traceback in the log file."""
 
 from __future__ import annotations
 

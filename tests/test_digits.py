@@ -103,7 +103,7 @@ def test_digits_are_found_in_reading_order() -> None:
 def test_digits_that_touch_are_cut_and_pieces_of_one_are_joined() -> None:
     image = page()
     draw = ImageDraw.Draw(image)
-    for x in (60, 146, 232):  # three noughts, each touching the next
+    for x in (60, 146, 232):  # three zeros, each touching the next
         draw.ellipse((x, 90, x + 90, 210), outline=(30, 35, 90), width=9)
     widths = [found.box.right - found.box.left for found in read(image)]
     assert widths == [pytest.approx(90, abs=25)] * 3

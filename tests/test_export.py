@@ -232,7 +232,7 @@ def options(tmp_path: Path, **more: object) -> Namespace:
 
 
 class AwayFromItsData:
-    """A trained model of which the images are not on this machine."""
+    """A trained model whose images are not on this machine."""
 
     kind, precision = colour(), Precision("bfloat16", CPU)
     model = Linear(kind.image_shape, 4)

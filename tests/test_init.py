@@ -101,7 +101,7 @@ def test_a_run_starts_from_the_kept_weights_of_another_and_needs_them_no_more(
 
 
 class Harmful:
-    """Unpickled, it creates the folder `harm`."""
+    """Creates the folder `harm` when unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("harm",)

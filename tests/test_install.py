@@ -1,4 +1,4 @@
-"""What `make` does about Python and .venv, with shell scripts in the place of Python; the wheel."""
+"""What `make` does about Python and .venv, with shell scripts in place of Python; the wheel."""
 
 from __future__ import annotations
 

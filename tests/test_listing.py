@@ -1,4 +1,4 @@
-"""Which files make a set of a person's own, in every usual layout, and what is odd about it."""
+"""Which files make up a user's own set, in every usual layout, and what is odd about it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_usual_layout_is_found(layout: str, tmp_path: Path) -> None:
     assert found.left_out == beside.get(layout, {})
 
 
-# files of a folder: why it is no set
+# files of a folder: why it is not a set
 REFUSED = {
     "no train": ([*VAL, *TEST], "…test/ and val/ without train/"),
     "two of a kind": ([*TRAIN, *VAL, "valid/cat/*.png"], "…both val/ and valid/…"),

@@ -34,7 +34,7 @@ def succeed(clone: Clone, *command: str, **options: object) -> str:
 
 
 def read_locations(database: Path) -> set[str]:
-    """Every whole path that MLflow has of its own."""
+    """Every absolute path that MLflow has of its own."""
     with closing(sqlite3.connect(database)) as connection:
         columns = (place.split(".") for place in LOCATIONS)
         rows = [connection.execute(f"SELECT {column} FROM {table}") for table, column in columns]

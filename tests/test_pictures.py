@@ -109,7 +109,7 @@ def test_curves_have_a_line_for_each_split_that_there_is(
         (nn.Sequential(nn.Conv2d(1, 4, 1)), 1, None),  # one number each: no image
         (nn.Sequential(nn.Linear(5, 2)), 1, None),  # not of the pixels
         (nn.Sequential(nn.Flatten()), 1, None),
-        (CNN((2, 6, 4), 3), 2, None),  # two channels are no colours
+        (CNN((2, 6, 4), 3), 2, None),  # two channels are no colors
     ],
 )
 def test_the_filters_are_the_weights_that_see_the_image(

@@ -24,8 +24,8 @@ UNKNOWN = "0123456789abcdef0123456789abcdef"
 def photograph(
     digit: NDArray[np.uint8], random: np.random.Generator, sizes: tuple[int, int]
 ) -> Image.Image:
-    """A light digit on dark blown up to 400 pixels, in two colours, dark on light or light on dark,
-    off-centre, in light that falls from one side, on paper with grain and fibres.
+    """A light digit on dark blown up to 400 pixels, in two colors, dark on light or light on dark,
+    off-center, in light that falls from one side, on paper with grain and fibers.
 
     sizes: of its field in pixels, the least and the most.
     """
@@ -161,7 +161,7 @@ def test_no_command_loads_a_run_without_a_finished_epoch(
 
 
 class Harmful:
-    """Unpickled, it creates a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path

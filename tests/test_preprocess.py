@@ -99,7 +99,7 @@ def dirty(image: Image.Image) -> Image.Image:
 
 @pytest.mark.parametrize("picture", PICTURES)
 def test_the_same_digit_is_seen_alike_however_it_was_drawn(picture: str) -> None:
-    """A centre of mass between two pixels may be rounded to either."""
+    """A center of mass between two pixels may be rounded to either."""
     found, clean = PICTURES[picture](), prepare_drawing(draw("white", "black"))
     aside = [found.roll(places, (0, 1)) for places in product((-1, 0, 1), repeat=2)]
     assert min((image - clean).abs().mean() for image in aside) < 1.5  # of 255; one aside: 12

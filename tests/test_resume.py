@@ -851,7 +851,7 @@ def test_unchanged_values_and_machine_settings_are_accepted() -> None:
 
 
 class Bomb:
-    """Unpickled, it creates the folder `harm`."""
+    """Creates the folder `harm` when unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("harm",)

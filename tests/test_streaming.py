@@ -37,7 +37,7 @@ TINY = 1e-6  # GB
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred colour images of 8×6 in two classes."""
+    """A hundred color images of 8×6 in two classes."""
     from PIL import Image
 
     random, root = np.random.default_rng(0), tmp_path_factory.mktemp("images")
@@ -278,7 +278,7 @@ def measure(clone: Any, *typed: str) -> Measured:
 def test_a_set_four_times_the_limit_takes_little_more_memory_and_little_more_time(
     clone: Any,
 ) -> None:
-    limit, (train, test) = 1.0, (255_000, 6_000)  # GB; colour images of 32×32
+    limit, (train, test) = 1.0, (255_000, 6_000)  # GB; color images of 32×32
     folder = clone.root / "data" / "cache" / "cifar10"
     folder.mkdir(parents=True)
     random, sums = np.random.default_rng(0), {}

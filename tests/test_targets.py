@@ -206,7 +206,7 @@ def test_of_500_configs_with_a_target_put_somewhere_none_is_followed(
 
 
 class Harmful:
-    """Unpickled, it creates a folder."""
+    """Creates a folder when unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         import os

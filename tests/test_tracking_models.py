@@ -48,7 +48,7 @@ SCORE = Score("val/accuracy", 0.5, True)
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
-    """The record of an untrained model of colour images, in its second epoch."""
+    """The record of an untrained model of color images, in its second epoch."""
     kind, file = colour(), tmp_path_factory.mktemp("exported") / "model.pt"
     model = MLP(kind.image_shape, 4, hidden_sizes=[8])
     export(model, kind, "torchscript", file, preprocessing=True, test=None)

@@ -1,4 +1,4 @@
-"""Handwritten digit classification: a small PyTorch experiment repository, whole.
+"""Handwritten digit classification: a small but complete PyTorch experiment repository.
 
     from mnist_exp import compose, train, load    for a notebook; see api.py
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "compose", "load", "train"]
 
 # How long torch's threads spin while they wait for each other, which keeps other processes from a
-# core: at most a millisecond. Read when torch is imported. A person's own values stay.
+# core: at most a millisecond. Read when torch is imported. A user's own values stay.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # GNU's OpenMP, of torch on Linux
     os.environ.setdefault("KMP_BLOCKTIME", "1")  # LLVM's and Intel's; milliseconds

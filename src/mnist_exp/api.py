@@ -1,4 +1,4 @@
-"""From Python what the scripts do from a shell: `from mnist_exp import compose, train, load`."""
+"""What the scripts do from a shell, from Python: `from mnist_exp import compose, train, load`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def compose(*overrides: str) -> DictConfig:
 def train(config: DictConfig) -> Result:
     """Train as `python train.py` does: a new output folder, MLflow, log lines, a progress bar.
 
-    config: of `compose`; values that were changed since are not checked. Raises Failure, and
+    config: from `compose`; values changed since then are not checked. Raises Failure, and
     KeyboardInterrupt after a checkpoint has been saved.
     """
     start_worker(config.tracking)

@@ -1,4 +1,4 @@
-"""What goes wrong that a person can mend, and text that is safe to show.
+"""Errors that a person can fix, and text that is safe to show.
 
 File names, class names and option values may have any character: an escape sequence, a newline, a
 byte that is not UTF-8; addresses may have a password. On a screen or in a log file a name is one
@@ -17,7 +17,7 @@ from typing import TextIO
 
 HIDDEN = "***"
 
-# What stays, in parentheses, and a secret. A user may contain an @, a password a slash, too.
+# What stays, in parentheses, and a secret. A user may contain an @, a password also a slash.
 PASSWORD = r"[^\n@]*(?:@[^\s/?#@]*)*(?=@)"
 OF_DATABASE = rf"((?<!http)(?<!https)://)[^\s/?#:\[]*:{PASSWORD}"
 OF_SERVER = rf"(https?://)[^\s/?#:\[]*:(?!\d*(?:[/?#\s]|$)){PASSWORD}"  # no port before a path
@@ -56,7 +56,7 @@ class Failure(Exception):
 
 
 class BadInput(Failure):
-    """The command line asks for something that cannot be."""
+    """The command line asks for something impossible."""
 
     exit_code = 2
 

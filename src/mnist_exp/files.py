@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 TEMPORARY = ".new."
 LOCK = ".lock"  # of a folder
-LOOK_SECONDS = 1  # another process may only look for a moment whether somebody is at work
+LOOK_SECONDS = 1  # another process may only be checking for a moment whether somebody is at work
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some file systems of clusters
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 class Occupied(Failure):
-    """Another process works in the folder."""
+    """Another process is working in the folder."""
 
 
 class NotAFile(OSError):
@@ -44,8 +44,8 @@ def check_file(path: Path) -> None:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, then flush it to disk and rename it to `path`.
 
-    A reader sees the old file or the new one, never a part; after a power cut, too, and once the
-    block has ended, the new one. If the block raises, the old file stays and the temporary one is
+    A reader sees the old file or the new one, never a part, even after a power cut; once the block
+    has ended, it is the new one. If the block raises, the old file stays and the temporary one is
     removed.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
@@ -68,7 +68,7 @@ def link_file(path: Path, name: Path) -> None:
 
 
 def sync(*paths: Path) -> None:
-    """Flush files to disk, and of folders the names in them; some milliseconds each."""
+    """Flush files to disk, and the names in folders; takes some milliseconds each."""
     for path in paths:
         if not path.is_dir():
             with path.open("r+b") as file:
@@ -103,7 +103,7 @@ def lock_file(path: Path, timeout: float = -1) -> Iterator[None]:
     Where the file system has no flock, the file `path`.pid names the process that holds the lock. A
     lock of a process that was killed is void, but only on its own machine: no other one can tell.
 
-    timeout: seconds to wait; by default for ever. Raises Timeout.
+    timeout: seconds to wait; by default forever. Raises Timeout.
     """
     lock: BaseFileLock = FileLock(path, timeout, fallback_to_soft=False)
     try:
@@ -141,7 +141,7 @@ def is_occupied(folder: Path) -> bool:
 
 @contextmanager
 def replace_csv(path: Path) -> Iterator[TextIO]:
-    """The same for a CSV file, in UTF-8: bytes of a name that are not become escapes."""
+    """The same for a CSV file, in UTF-8: other bytes in a name become escapes."""
     with (
         replace_file(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,

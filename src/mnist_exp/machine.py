@@ -42,7 +42,7 @@ def find_memory() -> int:
 def count_idle_cores() -> int:
     """Cores of the machine on which no other process runs; all of them where that is unknown.
 
-    Whatever runs or waits for a core at each of several looks counts, but for this process and
+    Whatever runs or waits for a core at each of several looks counts, except this process and
     those that it has started.
     """
     busy = []

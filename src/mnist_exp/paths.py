@@ -22,7 +22,7 @@ HOME_WORD = "${home:}"  # HOME in a record, which may move with it
 def expand(path: str | Path) -> Path:
     """An absolute path, as a shell would have it: ~ is the home folder, quoted or not.
 
-    Every path from outside goes through here. Raises BadInput for the ~name of nobody: else it
+    Every path from outside goes through here. Raises BadInput for the ~name of no user: else it
     would become a folder of that name.
     """
     expanded = os.path.expanduser(path)  # noqa: PTH111 (Path raises RuntimeError)
@@ -58,7 +58,7 @@ if os.path.expanduser("~") == "~":  # noqa: PTH111  a number without a name, as 
 def replace_home(node: Any) -> Any:
     """Plain containers for a record: in each text, HOME as HOME_WORD where a path begins with it.
 
-    So they stay true when HOME is moved or copied; `restore_home` is the way back.
+    So they stay valid when HOME is moved or copied; `restore_home` is the way back.
     """
     path = rf"(^|[\s=,:'\"\[({{]){re.escape(str(HOME))}(?=$|[/\s,'\"\])}}])"
     return map_texts(node, lambda text: re.sub(path, lambda m: m[1] + HOME_WORD, text))
@@ -79,7 +79,7 @@ def map_texts(node: Any, change: Callable[[str], str]) -> Any:
 
 
 def shorten_path(path: Path) -> str:
-    """The path from HOME, which may move with it; whole for one that lies elsewhere."""
+    """The path relative to HOME, with which it may move; absolute for one that is elsewhere."""
     return str(path.relative_to(HOME) if path.is_relative_to(HOME) else path)
 
 

@@ -144,7 +144,7 @@ def check(words: Sequence[str], multirun: bool, loader: Loader) -> Checked:
 
 
 def read_preset(config: DictConfig, loader: Loader) -> dict[str, str]:
-    """What a preset in conf/sweep/ says of the jobs, as it would be typed: key → value or values.
+    """What a preset in conf/sweep/ says about jobs, as it would be typed: key → value or values.
 
     That is, what to sweep over, and every key that it sets.
     """
@@ -166,7 +166,7 @@ def parse_jobs(
         rows = read_rows(expand(file))
     except FileNotFoundError:
         return [], [], [f"sweep.jobs={file}: no such file"]
-    except Exception as error:  # YAML and CSV have their own kinds
+    except Exception as error:  # YAML and CSV raise errors of their own
         reason = f"{one_line(error)}; a CSV file has keys in its first line, a YAML file a list"
         return [], [], [f"sweep.jobs={file}: {reason} of mappings"]
     arguments, problems = [], []
@@ -205,9 +205,9 @@ def sort_arguments(
 
 
 def combine(choices: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Group overrides of so many jobs that each option is in one.
+    """Group overrides into as few jobs as cover each option.
 
-    Not all combinations, which can be many: which keys there are depends on single options.
+    Not all combinations, which can be many: which keys exist depends on single options.
     """
     several = [texts for texts in choices.values() if texts]
     for number in range(max(map(len, several), default=1)):
@@ -293,7 +293,7 @@ def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str
         if problem := check_secret(key, override.value()):
             return problem
         loader._apply_overrides_to_config([override], config)
-    except Exception as error:  # of more kinds than Hydra's own
+    except Exception as error:  # not only Hydra's own
         known = [f"hydra.{name}" for name, _ in leaves(config.hydra, resolve=False)]
         near = "" if key in known else did_you_mean(key, known)
         return explain(error) + near
@@ -343,9 +343,9 @@ def parse_word(word: str, loader: Loader) -> Argument:
 
 
 def pin_init(arguments: Sequence[Argument], config: DictConfig) -> dict[str, str]:
-    """Each `init=` as it was typed, and with paths: "latest" is another run once this one exists.
+    """Each `init=` as it was typed → with paths: "latest" is another run once this one exists.
 
-    Raises BadInput if there is nothing of that name.
+    Raises BadInput if there is nothing by that name.
     """
     pinned = {}
     for text, override, settings in arguments:

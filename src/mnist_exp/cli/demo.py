@@ -74,7 +74,7 @@ def list_runs(experiment: str, data: str) -> list[tuple[str, str]]:
     """The runs to choose from: a description of each, and its word for `find`.
 
     Those on this data set come first, then the other data sets; the best run of each first. Empty
-    where MLflow does not answer.
+    if MLflow does not answer.
     """
     from mnist_exp.experiment.find import rank_runs
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Flags of Hydra's that the check of the command line does not see, or that unpickle a file.
+# Hydra flags that the check of the command line does not see, or that unpickle a file.
 UNSUPPORTED = {
     "config_path": "--config-dir FOLDER adds options of your own to those of conf/",
     "config_name": "resume= and reproduce= take the config of a run; conf/experiment/ has presets",
@@ -70,7 +70,7 @@ def train() -> None:
         if flags.help:
             print(help_text())
             return 0
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what goes wrong
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise its errors
         try:
             return execute(flags)
         except HydraException as error:  # from its flags and plugins; the keys have been checked
@@ -80,7 +80,7 @@ def train() -> None:
 
 
 def parse_flags() -> Namespace:
-    """Hydra's flags in sys.argv, and as `overrides` the rest; adds the folder of --config-dir.
+    """Hydra's flags in sys.argv, with the rest as `overrides`; adds the folder of --config-dir.
 
     Raises BadInput for a flag that is unknown or not supported.
     """
@@ -98,7 +98,7 @@ def parse_flags() -> Namespace:
 
 
 def expand_home(word: str) -> str:
-    """A key=value whose value is below ~, with its whole path: no shell expands it there."""
+    """The word, with ~ expanded in a key=value whose value is a path: no shell expands it there."""
     found = re.fullmatch(r"""([^=]+)=(["']?)(~(?:/[^,"']*)?)\2""", word)
     return f"{found[1]}={quote(str(expand(found[3])))}" if found else word
 
@@ -177,7 +177,7 @@ def find_folder(
 ) -> tuple[Path, bool]:
     """The output folder of a new run, or of the run to resume; and whether to resume.
 
-    Raises BadInput if `resume` finds no run, and, if needed, for the folder of another run.
+    Raises BadInput if `resume` finds no run, or if a new folder is needed but is in use.
     """
     folder = Path(config.hydra.run.dir)
     if config.resume and config.reproduce:
@@ -196,7 +196,7 @@ def find_folder(
 
 
 def replace_resume(words: Sequence[str], folder: Path | None) -> list[str]:
-    """The words with this run to resume, whose checkpoint has the weights of `init`; or none."""
+    """The words, to resume from this folder (its checkpoint has the weights of `init`) or none."""
     left_out = ("resume=", "init=") if folder else "resume="
     kept = [word for word in words if not word.startswith(left_out)]
     return [*kept, f"resume={quote(str(folder))}"] if folder else kept
@@ -209,7 +209,7 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
         show_jobs(plan, loader)
         return 0
-    if not IS_INSTALLED:  # a job that is a Python of its own has to find this code
+    if not IS_INSTALLED:  # a job in a Python process of its own has to find this code
         others = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{others}".rstrip(os.pathsep)
     from mnist_exp.sweeps.plan import is_local
@@ -229,9 +229,9 @@ def execute_sweep(plan: SweepPlan, only_list: bool, loader: ConfigLoader) -> int
 
 
 def launch_together(words: list[str], folder: Path | None = None, resumes: bool = False) -> None:
-    """Run in all processes that torchrun started, in the folder of rank 0, and as it does.
+    """Run in all processes that torchrun started, in rank 0's folder, resuming if rank 0 does.
 
-    The run is resumed there where torchrun has restarted the processes.
+    If torchrun has restarted the processes, the run is resumed there.
     """
     reset_signals()  # a signal does not reach Python while torch waits for another rank
     from mnist_exp.training.distributed import rendezvous
@@ -269,7 +269,7 @@ def show(flags: Namespace) -> None:
 
 
 def run_with_hydra(config: DictConfig) -> object:
-    """What Hydra calls, with the output folder made: a run, or a job of a sweep.
+    """What Hydra calls once it has made the output folder: a run, or a job of a sweep.
 
     Returns a job's outcome, for the sweeper.
     """
@@ -292,13 +292,13 @@ def run_with_hydra(config: DictConfig) -> object:
 
 
 def run_alone(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """A run that is new, resumed, or reproduced; ends the process where it fails.
+    """Do a run that is new, resumed, or reproduced; end the process if it fails.
 
-    The log file gets the traceback, and the screen with hydra.verbose=true.
+    The log file gets the traceback; with hydra.verbose=true, so does the screen.
     """
     try:
         start_run(config, folder, overrides)
-    except Exception as error:  # a model or data set of a person's own can raise anything
+    except Exception as error:  # a user's own model or data set can raise anything
         is_known = isinstance(error, (Failure, OSError))
         text = error if is_known else describe_error(error)
         log.error("error: %s", text, exc_info=not is_known or error.__cause__ is not None)

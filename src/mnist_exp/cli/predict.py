@@ -37,7 +37,7 @@ MOST_SHOWN = 50  # images in one picture; more would be too small to see
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 CSV_HEADER = ("image", "label", "probability", "left", "top", "right", "bottom")
 
-Answer = list["Prediction"]  # of the digits of an image, or of the whole of it
+Answer = list["Prediction"]  # one for each digit of an image, or one for all of it
 
 
 def predict() -> None:
@@ -135,10 +135,10 @@ def classify_files(options: Namespace) -> int:
 
 
 def return_large_blocks() -> None:
-    """Let the C library give memory of more than 4 MB back at once: what a large image took.
+    """Let the C library give back blocks of more than 4 MB, as large images take, at once.
 
-    It would keep up to 32 MB a block, for each thread; so much more would each large image take.
-    Smaller blocks stay: to give them back and get them again for each image takes 2 ms of CPU.
+    Otherwise it would keep blocks of up to 32 MB for each thread, on top of what images take.
+    Smaller blocks are kept: giving them back and getting them again takes 2 ms of CPU per image.
     """
     with suppress(AttributeError, OSError):  # only glibc has it
         set_option = ctypes.CDLL(None).mallopt
@@ -176,7 +176,7 @@ def describe(path: Path, answer: Answer, top: int) -> dict[str, object]:
 
 
 def tabulate(path: Path, answer: Answer) -> list[tuple[object, ...]]:
-    """The rows of an image, as CSV_HEADER names them; without a box for all of a picture."""
+    """The rows of an image, as CSV_HEADER names them; without a box for a whole picture."""
     boxes = [each.found.box or ("",) * 4 for each in answer]
     pairs = zip(list_best(answer), boxes, strict=True)
     return [(sanitize(str(path)), *best, *box) for best, box in pairs]

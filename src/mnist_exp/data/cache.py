@@ -149,7 +149,7 @@ def ensure_record(folder: Path, key: str, fill: Callable[[], Record]) -> Record:
         if current := read_current():
             return current
         folder.mkdir(parents=True, exist_ok=True)
-        with lock_file(folder / "lock"):  # of several processes one fills it, and the others wait
+        with lock_file(folder / "lock"):  # one process fills it, and the others wait
             if current := read_current():
                 return current
             (folder / RECORD).unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def width_and_height(size: Size) -> tuple[int, int] | None:
 
 
 def take_fold(dataset: Dataset, folds: int, fold: int, seed: int) -> Dataset:
-    """The data set with one of `folds` parts of all but its test images for validation.
+    """The data set, with one of `folds` parts of its non-test images for validation.
 
     Raises BadInput as `split_fold` does.
     """
@@ -147,7 +147,7 @@ def split_dataset(
     """The data set, with a validation split taken from its training images.
 
     mean, std: computed from the training images if None; "imagenet" is ImageNet's. Raises
-    ValueError if one has another number of channels than the images.
+    ValueError if one does not have as many channels as the images.
     """
     if mean is None or std is None:
         found_mean, found_std = compute_mean_and_std(train)

@@ -1,7 +1,7 @@
 """Decode image files: the only decoder, for training, prediction and the page.
 
 Every file becomes what a viewer shows: turned by its EXIF data, the first picture of an animation,
-transparency laid on paper; palettes, the colors of print and more than 8 bits a channel become
+transparency laid on paper; palettes, CMYK and more than 8 bits per channel become
 8-bit gray or RGB.
 """
 
@@ -39,8 +39,8 @@ OTHER_MODE = 9
 FORMAT_FACTORS = {"WEBP": 2, "AVIF": 2, "TIFF": 2, "JPEG2000": 4}  # the library makes copies
 PROGRESSIVE = 6  # of a JPEG, whose coefficients are all kept
 MOST_BYTES = 200_000_000  # 50 megapixels in RGB
-LARGE = 4_000_000  # pixels; threads decode one image of more at a time, for the sake of memory
-LONGEST_SIDE = 100_000  # pixels; to resize one takes memory for each
+LARGE = 4_000_000  # pixels; threads decode larger images one at a time, to save memory
+LONGEST_SIDE = 100_000  # pixels; resizing takes memory for each
 WHITES = (1, 255, 4095, 65535)  # of floats from 0 to 1; of 8, 12 and 16 bits
 SEVERAL_TONES = 0.3  # of 0..1; the visible part of an image with a smaller range has one tone
 
@@ -101,7 +101,7 @@ def to_form(image: Image.Image, form: Form) -> NDArray[np.uint8]:
     orientation = find_orientation(image)
     field = form.size[::-1] if orientation in LYING else form.size
     size, box = fit_into(field, image.size, form.fit)
-    if form.fit != "stretch":  # as sets had it before there were others, with every pixel decoded
+    if form.fit != "stretch":  # stretch decodes every pixel, as it always has
         scale = max(size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1]))
         factor = draft(image, 2 * scale)
         left, top, right, bottom = (edge / factor for edge in box)
@@ -120,7 +120,7 @@ def to_form(image: Image.Image, form: Form) -> NDArray[np.uint8]:
 
 
 def read_colors(source: Path | BinaryIO, side: int) -> tuple[NDArray[np.uint8], float]:
-    """The image in RGB, uint8 [height, width, 3], and how many pixels of the file one of its is.
+    """The image in RGB, uint8 [height, width, 3], and a pixel's width in pixels of the file.
 
     A large one is averaged down until its longer side has from `side` to twice as many pixels.
     Raises what `open_image` and `decode` do.
@@ -285,7 +285,7 @@ def find_form(
     """The form of a set and the number of its pixels, from the headers of its files.
 
     What is white in training images of more than 8 bits is found in their values. Raises BadInput
-    if the images differ in size, and none is given.
+    if the images differ in size and no size is given.
     """
     paths = [path for path, _ in (*train, *others)]
     headers = zip(paths, _read_each(_read_header, paths), strict=True)

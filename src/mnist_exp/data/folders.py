@@ -1,4 +1,4 @@
-"""A person's own images: a folder for each class, or a CSV file of labels."""
+"""A user's own images: a folder for each class, or a CSV file of labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mnist_exp.paths import expand
 
 log = logging.getLogger(__name__)
 
-DECODER = 4  # raised when it reads files in another way: older caches are made again
+DECODER = 4  # increased when it reads files differently: older caches are made again
 LARGE = 2e9  # bytes of a cache for which data.size is asked
 IMBALANCE = 10  # images of the largest class for each of the smallest
 
@@ -66,7 +66,7 @@ def image_folder(
     stratified: split off the validation images by `split_by_class`; false: as before version 0.3,
     which knew no folder for validation.
 
-    The images are decoded once, and again when a file was added, removed, or changed in size or
+    The images are decoded once, and again when a file is added, removed, or changed in size or
     time. 60,000 JPEGs of 32×32 take 15 s to decode, and 1 s to load afterwards. Above
     `memory_limit` GB the images stay on disk, see `cache.load`. Raises BadInput, DataError.
     """

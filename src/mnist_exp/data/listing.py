@@ -27,7 +27,7 @@ JUNK = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+
 # Headers of a CSV file, in any case: of its first column, and of the column of the part.
 PATH_HEADERS = {"path", "file", "filename", "file_name", "image"}
 PART_HEADERS = {"split", "part", "set", "subset"}
-EVERY = 5  # without a part for it, every fifth image of a class is for the test
+EVERY = 5  # without a test part, every fifth image of a class is a test image
 
 File = tuple[Path, int]  # an image file and its label
 
@@ -119,7 +119,7 @@ def find_parts(root: Path) -> tuple[dict[str, Path], Counter[str]]:
     has_classes = "train" in parts and any(
         path.is_dir() and not is_junk(path.name) for path in parts["train"].iterdir()
     )
-    if not (named == folders or has_classes) or not folders:  # train may be a class, as car is
+    if not (named == folders or has_classes) or not folders:  # train may be a class, like car
         return {"train": root}, Counter()
     if "train" not in parts:
         there = " and ".join(f"{path.name}/" for path in named)
@@ -217,7 +217,7 @@ def read_csv(root: Path, labels: Path) -> Listing:
 def make_listing(
     rows: Sequence[tuple[Path, str, str]], names: Mapping[str, str], left_out: Counter[str]
 ) -> Listing:
-    """The listing; without a part for the test, every fifth image of a class is for it.
+    """The listing; without a test part, every fifth image of a class is a test image.
 
     rows: of an image, its class, and its part. names: of the parts, for a person; empty for a set
     without parts.

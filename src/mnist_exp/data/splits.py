@@ -25,7 +25,7 @@ class Split:
     """Images and their labels, in the same order.
 
     images: uint8 or floats [n, channels, height, width]; labels: int64 [n]. places: where each
-    image was in its data set's training or test part, int64 [n]; None where nobody asks.
+    image was in its data set's training or test part, int64 [n]; None if not needed.
     """
 
     images: Tensor

@@ -50,7 +50,7 @@ def torchvision_set(
 
     root: the folder that torchvision reads, or downloads to; it checks the checksums that it knows.
     options: other arguments of the set's class. size: for a set whose images differ in size. If a
-    set has no test part, every fifth image is for the test. A set is decoded in memory.
+    set has no test part, every fifth image is a test image. A set is decoded in memory.
 
     Raises ValueError for an unknown name or option, BadInput for a set of another kind or of
     several sizes, and DataError if torchvision cannot load it.
@@ -86,7 +86,7 @@ def _decode(folder: Path, name: str, root: str, options: Mapping[str, Any], size
 
 
 def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> list[Any]:
-    """torchvision's objects for the training and the test images, or one if it does not divide."""
+    """torchvision's objects for the training and test images, or one if they are not divided."""
     from torchvision import datasets  # over a second to import
 
     if name not in datasets.__all__:
@@ -109,7 +109,7 @@ def _open_parts(name: str, root: str, options: Mapping[str, Any]) -> list[Any]:
         return [_open(make, name, root, can_download)]
 
     def open_first(values: list[Any]) -> Any:
-        """The part that the first of these values gives which the class knows."""
+        """The part for the first of these values that the class accepts."""
         for value in values:
             try:
                 return _open(partial(make, **{argument: value}), name, root, can_download)
@@ -143,7 +143,7 @@ def _read(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images [n, channels, height, width], and the two bytes of their labels [n, 2].
 
-    train_count: of the first images, which are to train on; if they are gray, all become gray.
+    train_count: how many of the first images are to train on; if these are gray, all become gray.
     Raises BadInput.
     """
     from PIL import Image

@@ -250,8 +250,8 @@ def build(
 ) -> Any:
     """Call the group's `_target_` with the group's other values and these arguments.
 
-    group: or the dotted key of an entry of a group that has several. skip: keys whose values are
-    not passed.
+    group: its name, or the dotted key of an entry in a group that has several. skip: keys whose
+    values are not passed.
 
     Values are passed as they are: a `_target_` in one of them is never called. Raises BadInput if
     the target does not exist or refuses its arguments.
@@ -278,7 +278,7 @@ def raise_bad_input(source: str) -> Iterator[None]:
 
 def describe(config: DictConfig, group: str) -> str:
     """What was chosen in this group, as it is typed: an option or, if the group has one, a name."""
-    # A plain dict: a key that a DictConfig lacks keeps the frames of all callers, with a model.
+    # A plain dict: a key that a DictConfig lacks keeps all callers' frames alive, with a model.
     options: Any = OmegaConf.to_container(OmegaConf.select(config, group), resolve=True)
     name, target = options.get("name"), options[TARGET]
     files = [file for file, found in read_options(group, target) if found.get(TARGET) == target]

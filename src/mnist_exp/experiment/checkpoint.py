@@ -24,7 +24,7 @@ from mnist_exp.experiment.renamed import find_old_home
 from mnist_exp.files import check_file, replace_file, sync
 from mnist_exp.paths import BEST, LAST, restore_home
 
-FORMAT = 4  # raised when an older reader would misread a newer file
+FORMAT = 4  # increased when an older reader would misread a newer file
 STATE_OF_FORMAT_1 = ("model", "average", "optimizer", "scheduler", "scaler", "progress", "random")
 
 
@@ -201,7 +201,7 @@ class TensorsIgnored(pickle.Unpickler):
 def raise_misfits(source: object) -> Iterator[None]:
     """Raise CheckpointError, which names the source, for a state or a config that does not fit.
 
-    What that raises is of many kinds; those of a file or a person's input pass.
+    Such errors are of many kinds; those about a file or a person's input pass through.
     """
     try:
         yield

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 AVAILABLE_THREADS = min(torch.get_num_threads(), count_cores())  # the first: OMP_NUM_THREADS
 # Floating-point operations per step. Measured by benchmarks/threads.py on two quiet cores: up to
-# 4e7 a second thread gains nothing, from 1e8 on a step is mostly 1.3 to 1.9 times as fast.
+# 4e7, a second thread gains nothing; from 1e8 on, a step is mostly 1.3 to 1.9 times as fast.
 THREADED_FROM = 1e8
 TRAINING_FLOPS = 3  # times those of the forward pass: the backward pass takes twice as many
 
@@ -127,7 +127,7 @@ def count_threads(forward_flops: float) -> int:
 def set_threads(wanted: str | int, forward_flops: float) -> None:
     """Set the threads of torch on a CPU, on which the last bits of the results depend.
 
-    "auto" is what `count_threads` says: in a checkpoint from before `choose_threads` was recorded.
+    "auto", in a checkpoint from before `choose_threads` was recorded: what `count_threads` says.
     """
     torch.set_num_threads(count_threads(forward_flops) if wanted == "auto" else int(wanted))
 

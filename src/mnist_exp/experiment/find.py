@@ -1,7 +1,7 @@
 """Find runs and checkpoints by what a person types: a path, a run id, latest, or best.
 
-Torch and MLflow are imported only where they are needed. Finished runs are ranked by the validation
-accuracy of their kept weights.
+Torch and MLflow are imported only where they are needed. Finished runs are ranked by the monitored
+metric of their kept weights.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def find_run(
 
 
 def has_ended(path: Path) -> bool:
-    """Whether the run with this checkpoint has; not if it cannot be read."""
+    """Whether the run with this checkpoint has ended; false if it cannot be read."""
     from mnist_exp.experiment import checkpoint  # imports torch
 
     with suppress(checkpoint.CheckpointError):
@@ -115,7 +115,7 @@ def find_run_by_id(run_id: str, uri: str | None) -> tuple[Path, bool]:
 
 
 def find_init(word: str, config: DictConfig) -> tuple[str, Path]:
-    """The file that `init=` stands for, after what stands for it later, too: a path or a run id.
+    """A path or a run id that stays valid later, and the file that `init=` stands for.
 
     Raises what `find_checkpoint` does.
     """
@@ -177,7 +177,7 @@ def check_new(folder: Path) -> None:
 def replace_lost_checkpoint(folder: Path) -> None:
     """If a run's last.pt is lost, let the run go on from best.pt, or else make way for a new one.
 
-    The files that a new run would find then have other names. Raises Occupied, and CheckpointError
+    The files that a new run would find are then renamed. Raises Occupied, and CheckpointError
     for a last.pt that cannot be read for another reason.
     """
     files = [folder / name for name in (LAST, BEST, METRICS)]
@@ -213,7 +213,7 @@ def check_writable(folder: Path) -> None:
 def find_best_run(
     word: str, experiment: str, uri: str | None, option: str = "--run "
 ) -> FinishedRun:
-    """The best run of a data set: "best" means the one in conf/config.yaml, "best:NAME" NAME.
+    """The best run of a data set: that in conf/config.yaml for "best", NAME for "best:NAME".
 
     Only runs on the same images as the last run of that name are compared: the images in a folder
     may change, and two folders may have the same name. Raises BadInput if there is no run, and what
@@ -248,7 +248,7 @@ def is_comparable(run: FinishedRun, other: FinishedRun) -> bool:
 def rank_runs(experiment: str, uri: str | None) -> list[FinishedRun]:
     """All finished runs except those with trainer.max_batches, the best on validation first.
 
-    Of equal ones the earliest is first; runs without validation are last. The runs are those of the
+    Among ties the earliest is first; runs without validation are last. The runs are those of the
     MLflow experiment and those in outputs/ that MLflow does not have. Without a server or a
     database, MLflow is not imported. uri: of MLflow, None for the one in HOME. Raises BadInput for
     an unknown experiment, TrackerError.

@@ -75,7 +75,7 @@ class RunFolder:
         sync(self.path, *self.path.rglob("*"))
 
     def artifacts(self) -> dict[str, list[Path]]:
-        """The files that are there for the tracker, by the folder that they have in it."""
+        """The existing files for the tracker, by their folder among its artifacts."""
         named: dict[str, tuple[str | Path, ...]] = {
             "": (CONFIG, MODEL, VERSIONS, METRICS, WEIGHTS, PATCH),
             "checkpoints": (LAST,),  # it has the best weights, too

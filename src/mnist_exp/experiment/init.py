@@ -64,7 +64,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_tensor(name: object, tensor: object) -> None:
-    """Raises ValueError for what is no weight that a model can have."""
+    """Raises ValueError for anything that cannot be a weight of a model."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
         raise ValueError(f"{name} is no tensor: a run or a plain state_dict is needed")
     size = tensor.numel() * tensor.element_size()
@@ -76,7 +76,7 @@ def check_tensor(name: object, tensor: object) -> None:
 
 
 def compute_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values. A file's own would change when a run ends."""
+    """SHA-256 of names, types, shapes and values. A file's digest would change when a run ends."""
     digest = sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().contiguous()
@@ -86,9 +86,9 @@ def compute_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def normalize_as_imagenet(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Normalize the images as those of `model.pretrained=true` were.
+    """Normalize the images like those that `model.pretrained=true` was trained on.
 
-    Not what was typed, or is in a preset. The config then names "imagenet".
+    Values that were typed or are in a preset stay. The config then names "imagenet".
     """
     if not config.model.get("pretrained"):
         return

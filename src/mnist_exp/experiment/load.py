@@ -50,7 +50,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Of uint8 images [n, channels, height, width] of this kind; float32 [n, classes], CPU."""
+        """For uint8 images [n, channels, height, width] of this kind: float32 [n, classes], CPU."""
         self.model.eval()
         with self.precision.autocast:
             return self.model(self.kind.normalize(images, *self.tensor_options)).float().cpu()
@@ -79,7 +79,7 @@ class TrainedModel:
 
 
 def load_model(path: Path, device: str | None = None) -> TrainedModel:
-    """The model of a checkpoint, on the device of its run or on another one. Runs no code of it.
+    """The model of a checkpoint, on the device of its run or on another one. Runs no code from it.
 
     Sets the threads and the determinism of the run, which the last bits depend on. Raises
     CheckpointError, BadInput.

@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Where everything goes that a run reports. Logging an entry twice changes nothing."""
+    """Where everything that a run reports goes. Logging an entry twice changes nothing."""
 
     def __init__(self, folder: RunFolder, tracker: Trackers) -> None:
         self.folder, self.tracker = folder, tracker
         self.uploaded: Future[None] | None = None
 
     def start(self, record: RunRecord, entries: Sequence[Entry]) -> None:
-        """Open the run in the tracker and log the entries that a resumed run has already."""
+        """Open the run in the tracker and log the entries that a resumed run already has."""
         self.tracker.start(record)
         self.folder.save_metrics([entry.to_json() for entry in entries])
         self._track(entries)

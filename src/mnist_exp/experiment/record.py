@@ -1,4 +1,4 @@
-"""What a run's record shows of it: a name, a description, and changes that no commit has."""
+"""What a run's record shows about it: a name, a description, and changes that no commit has."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def describe_metrics(entries: Sequence[Entry]) -> str:
 
 
 def find_changes() -> dict[str, bytes]:
-    """What the working tree has and its commit has not: names in the run's folder → contents.
+    """What the working tree has but its commit does not: names in the run's folder → contents.
 
     changes.patch has the changes of tracked files; untracked .py and .yaml files below src/ and
     conf/ are copied. Other files may hold secrets. Nothing is kept if it is too large.

@@ -1,4 +1,4 @@
-"""What older versions called by another name: configs that they saved are read by the new one."""
+"""Names that have changed since older versions, so that configs saved by those can be read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from mnist_exp.training.options import DataOptions, TrainerOptions
 
-# Old `_target_`, or name that a module of a person's own imports → new. A module stands for
+# Old `_target_`, or name that a user's own module imports → new. A module stands for
 # everything in it.
 TARGETS = {
     # 0.2.0
@@ -27,7 +27,7 @@ KEYS: dict[str, str | None] = {
     "trainer.label_smoothing": "loss.label_smoothing",
 }
 
-# Groups that are younger than some saved configs, which get the option that changes nothing.
+# Groups that are newer than some saved configs, which get the option that changes nothing.
 GROUPS: dict[str, dict[str, Any]] = {
     # 0.3.0
     "loss": {"_target_": "mnist_exp.training.losses.CrossEntropy", "class_weights": None},
@@ -35,7 +35,7 @@ GROUPS: dict[str, dict[str, Any]] = {
     "callbacks": {},
 }
 
-# `_target_` → keys that are younger than some configs, with the value that changes nothing.
+# `_target_` → keys that are newer than some configs, with the value that changes nothing.
 YOUNGER: dict[str, dict[str, Any]] = {
     "mnist_exp.data.image_folder": {"labels": None, "fit": "stretch", "stratified": False},
     "mnist_exp.models.torchvision_model": {"pretrained": False},
@@ -66,7 +66,7 @@ def find_new_name(target: str, error: Exception) -> str | None:
 def find_old_home(config: Any) -> str | None:
     """The folder that a config from before 0.4.0 wrote to, if it was another checkout or is gone.
 
-    Those have whole paths, among them that of the cache.
+    Such configs have absolute paths, among them that of the cache.
     """
     data = config.get("data") if isinstance(config, dict) else None
     cache = data.get("cache") if isinstance(data, dict) else None
@@ -78,7 +78,7 @@ def find_old_home(config: Any) -> str | None:
 def rename(config: Any) -> Any:
     """A copy of a saved config, in plain containers, with today's targets and keys.
 
-    An option that is younger than the config gets the value that changes nothing.
+    An option that is newer than the config gets the value that changes nothing.
     """
     renamed = rename_targets(config)
     if not isinstance(renamed, dict):

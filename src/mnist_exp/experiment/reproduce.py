@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 History = dict[str, dict[int, float]]  # by name and epoch
 
-TIMES = "speed/"  # how the names begin of metrics that differ between two equal runs
+TIMES = "speed/"  # the prefix of metrics that differ between two equal runs
 
 
 def reproduce(
@@ -37,9 +37,8 @@ def reproduce(
 ) -> Result:
     """Train the run `composed.reproduce` again, in a new run, and compare all of its metrics.
 
-    That is an MLflow run id, an output folder, "latest", or a config file, which may have no
-    metrics to compare with. composed: the defaults with `overrides`, of which only what was typed
-    counts.
+    It is an MLflow run id, an output folder, "latest", or a config file, which may have no
+    metrics to compare with. composed: the defaults with `overrides`; only what was typed counts.
     Raises Failure if a metric differs in any bit, BadInput if the run of an id has no metrics, or
     for a config that is not trusted or would change, and what a run raises.
     """
@@ -153,8 +152,8 @@ def list_differences(first: RecordedRun, run: Run) -> Iterator[str]:
 def compare(first: History, again: History) -> list[str]:
     """Show both side by side, to the last epoch of the first; return the differences in order.
 
-    All metrics that both runs have are compared, but for times, and for all tests but the last: a
-    run that was trained further has several.
+    All metrics that both runs have are compared, except times and all tests but the last: a run
+    that was trained further has several.
     """
     rows, differing = [], []
     common = [key for key in again if key in first and not key.startswith(TIMES)]

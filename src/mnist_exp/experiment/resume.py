@@ -1,4 +1,4 @@
-"""What of the config of a run may change when the run is resumed."""
+"""What may change in a run's config when the run is resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mnist_exp.errors import BadInput, redact
 from mnist_exp.experiment.rules import leaves
 from mnist_exp.tracking.addresses import strip_user, tracking_uri
 
-FILES = ("data.root", "data.labels", "data.mirrors")  # where this machine has those of a data set
+FILES = ("data.root", "data.labels", "data.mirrors")  # where this machine has a data set's files
 # Beginnings of keys that do not change the results of a training.
 FREE = (
     *(*FILES, "data.cache", "data.memory_limit", "tracking", "resume", "reproduce"),
@@ -73,5 +73,5 @@ def get_key(override: str) -> str:
 
 
 def is_elsewhere(uri: str | None) -> bool:
-    """Whether MLflow is somewhere else than this process's environment says."""
+    """Whether MLflow is somewhere other than this process's environment says."""
     return bool(uri) and strip_user(str(uri)) != strip_user(tracking_uri() or "")

@@ -199,7 +199,7 @@ def rule_for(key: str, default: Any) -> Rule:
 
 
 def check_with_others(key: str, value: Any, config: DictConfig, typed: bool) -> str | None:
-    """What is wrong with a value that is right by itself, beside the others in the config.
+    """What is wrong with a value that is valid by itself, given the others in the config.
 
     typed: rather than in a YAML file, whose monitor may have no validation to look at.
     """

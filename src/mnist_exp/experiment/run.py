@@ -102,7 +102,7 @@ def train(
     overrides: what was typed, for the run's name.
 
     Raises Failure for what a person can fix, and Interrupted. However the run ends, the tracker
-    learns it.
+    is told.
     """
     with get_process_group().fail_together():
         tags = {"command": train_command(*overrides)}
@@ -130,8 +130,8 @@ def load_run(
 ) -> Run:
     """The run in `folder` as its last checkpoint has it.
 
-    composed: the defaults with `overrides`, of which only what was typed counts. Raises BadInput
-    for overrides that would change the training, and CheckpointError.
+    composed: the defaults with `overrides`; only what was typed counts. Raises BadInput for
+    overrides that would change the training, and CheckpointError.
     """
     saved = checkpoint.load(folder / LAST)
     with checkpoint.raise_misfits(folder / LAST):
@@ -171,7 +171,7 @@ class Run:
         self.summary = dry_run(config, self.parts, loss, min(self.smallest_micro_batch, 2))
         flops = self.summary.total.flops * config.batch_size / self.group.world_size
         if new and config.trainer.threads == "auto" and self.group.world_size == 1:
-            config.trainer.threads = environment.choose_threads(flops)  # recorded, for its bits
+            config.trainer.threads = environment.choose_threads(flops)  # recorded: affects the bits
         environment.set_threads(config.trainer.threads, flops)
         compile_in_place(self.parts.model, self.options.compile)
         self.state = build_state(config, self.parts, loss, self.epoch_steps)
@@ -217,7 +217,7 @@ class Run:
         return result
 
     def keep_changes(self) -> None:
-        """Save what no commit has: without it nobody can train this run again."""
+        """Save the changes that are in no commit: without them nobody can train this run again."""
         if changes := find_changes():
             self.folder.save_changes(changes)
             self.tags = {**self.tags, "changes": name_changes(changes)}
@@ -266,7 +266,7 @@ class Run:
                 raise
 
     def follow(self) -> Result:
-        """Take the same steps as rank 0 and nothing else: what every other rank does."""
+        """What every other rank does: take the same steps as rank 0, and nothing else."""
         seed = f"{self.config.seed}/{self.group.rank}/{self.state.progress.steps}"
         torch.manual_seed(random.Random(seed).getrandbits(32))  # its own, for dropout
         with defer_signals() as check_signals:
@@ -297,7 +297,7 @@ class Run:
         if not (self.options.keep_state and takes_more_epochs(self.config)):
             self.keeps_state = False
             self.save()
-        if self.parent is None:  # a job has them in its checkpoint only
+        if self.parent is None:  # a job has them only in its checkpoint
             self.folder.save_weights(model.state_dict())
         result = self.result()
         if self.config.tracking.figures:
@@ -306,7 +306,7 @@ class Run:
         return result
 
     def test(self, model: nn.Module) -> None:
-        """Open the test set for the kept weights, unless they were tested before."""
+        """Evaluate the kept weights on the test set, unless that was done before."""
         best = self.result().epoch
         if self.tested is None or self.tested.epoch != best.number:
             split = self.dataset.prepare(self.dataset.test, *self.parts.tensor_options)
@@ -338,7 +338,7 @@ class Run:
             log.info(text, self.state.progress.number, self.resume_command())
 
     def log_model(self) -> None:
-        """Log the kept model in a file that needs none of this code."""
+        """Log the kept model as a file that needs none of this code."""
         best, path, kind = self.result().epoch, self.folder.served_model, self.dataset.kind
         if self.hooks.export is None:
             return
@@ -362,12 +362,12 @@ class Run:
 
     @property
     def smallest_micro_batch(self) -> int:
-        """Images in the smallest micro-batch that this process computes, of any batch."""
+        """Images in the smallest micro-batch that this process computes in any batch."""
         size, parts = self.config.batch_size, self.options.accumulate
         left = len(self.dataset.train) - (self.epoch_steps - 1) * size
         rank, world_size = self.group.rank, self.group.world_size
         shards = [len(range(rank, n, world_size)) for n in {size, min(left, size)}]
-        # Tensor.chunk gives micro-batches of equal size, but for the last, which has what is left.
+        # Tensor.chunk gives micro-batches of equal size, except the last, which gets the rest.
         return min((shard - 1) % math.ceil(shard / parts) + 1 for shard in shards if shard)
 
     def splits(self) -> tuple[Split, Split]:
@@ -442,13 +442,13 @@ class Run:
         self.folder.save_checkpoint(self.state_dict(), is_best)
 
     def save_epoch(self) -> None:
-        """Save the end of an epoch, as the best one too if it is."""
+        """Save a checkpoint at the end of an epoch, also as the best one if it is."""
         progress = self.state.progress
         is_best = progress.best and progress.best is progress.epochs[-1] and not progress.losses
         self.save(bool(is_best))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of the run has: to go on with, or of an ended run its weights."""
+        """What a checkpoint contains: all that the run needs to go on, or just the kept weights."""
         state = self.state.state_dict()
         return {
             "name": self.name,
@@ -465,8 +465,8 @@ class Run:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from a checkpoint.
 
-        Raises BadInput if it is of other images, or if more epochs need the state that it has not
-        kept, and what `TrainState.load_state_dict` does.
+        Raises BadInput if it is from other images, or if more epochs would need state that it did
+        not keep, and what `TrainState.load_state_dict` raises.
         """
         self.dataset.kind.check_digest(saved["data"]["digest"])
         if saved["format"] < 3:

@@ -26,7 +26,7 @@ from mnist_exp.training.state import Progress as Training
 
 log = logging.getLogger(__name__)
 console = Console(highlight=False)
-relay: Callable[..., None] | None = None  # of a job beside others, which has no screen of its own
+relay: Callable[..., None] | None = None  # of a job beside others, without a screen of its own
 
 REDRAW_SECONDS = 0.2
 WINDOW = 100  # batches of which the progress bar shows the loss
@@ -110,7 +110,7 @@ def progress_bar(epochs: int, images: int, batch_size: int) -> Iterator[Callable
 
 
 def format_loss(training: Training, batch_size: int) -> str:
-    """The loss over the last batches; on a GPU, which it would stall, that of the last epoch."""
+    """The loss over the last batches; on a GPU, which that would stall, the last epoch's."""
     if training.losses[-1].device.type == "cpu":
         losses = training.losses[-WINDOW:]
         return f"loss {torch.stack(losses).sum().item() / (len(losses) * batch_size):.4f}  "

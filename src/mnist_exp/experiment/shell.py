@@ -23,7 +23,7 @@ def quote_path(path: Path) -> str:
 
 def quote(value: str) -> str:
     """A string that Hydra's grammar reads as this one, whatever is in it."""
-    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)  # elsewhere a backslash is itself
+    doubled = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value)  # elsewhere a backslash is literal
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
@@ -35,7 +35,7 @@ def train_command(*arguments: str) -> str:
 
 
 def name_commands(text: str) -> str:
-    """The text with commands as they are where the package is installed, without its scripts."""
+    """The text, with its commands as an installed package has them, where there are no scripts."""
     return re.sub(r"python (\w+)\.py", r"mnist-exp \1", text) if IS_INSTALLED else text
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a run after its current step: of a person, a terminal that closes, or Slurm."""
+"""Signals that end a run after its current step: from a person, a closing terminal, or Slurm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIGNALS = [  # under nohup SIGHUP stays ignored
     *(signal.SIGINT, signal.SIGTERM),
     *(n for n in (SIGHUP, *USER) if n and signal.getsignal(n) is not signal.SIG_IGN),
 ]
-ONE_SIGNAL = 0.2  # seconds; a repetition within them is the same signal
+ONE_SIGNAL = 0.2  # seconds; a repetition within this time is the same signal
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,7 +35,7 @@ def reset_signals() -> None:
 
 
 def close_terminal() -> None:
-    """Let output go nowhere if its terminal has closed: to write to that would be an error."""
+    """Discard output if its terminal has closed: writing to that would be an error."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")
@@ -95,7 +95,7 @@ def raise_on_ctrl_c() -> AbstractContextManager[None]:
 def defer_signals() -> Iterator[Callable[..., None]]:
     """Raise Interrupted when the yielded function is next called after a signal, or at the end.
 
-    A second signal ends the process at once. The function takes another one by which several
+    A second signal ends the process at once. The function takes another one, by which several
     processes agree on the signal's number.
     """
     received: list[int] = []
@@ -114,7 +114,7 @@ def call_launcher() -> Iterator[None]:
     """After Interrupted, call the handler that a launcher had set for the signal.
 
     submitit's requeues the job in Slurm and exits. If Slurm refuses, because it has requeued the
-    job itself or requeues none, the job ends without a result, and its state in the queue decides.
+    job itself or never does, the job ends without a result, and its state in the queue decides.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

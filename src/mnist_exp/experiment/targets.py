@@ -102,7 +102,7 @@ def read_options(group: str, target: Any) -> Iterator[tuple[str, dict[Any, Any]]
                 options = OmegaConf.to_container(OmegaConf.create(text))
                 if isinstance(options, dict):
                     yield path.stem, options
-        except Exception:  # YAML has its own kinds
+        except Exception:  # YAML raises errors of its own
             continue  # Hydra reports the file if an option chooses it
 
 
@@ -137,7 +137,7 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
             raise ValueError(f"at least {MOST_VALUES} values")
         config = OmegaConf.create(restore_home(rename(plain)))
         plain = OmegaConf.to_container(config)
-    except Exception as error:  # YAML has its own kinds
+    except Exception as error:  # YAML raises errors of its own
         raise BadInput(f"{source}: the saved config cannot be read ({one_line(error)})") from None
     if not isinstance(config, DictConfig) or not isinstance(plain, dict):
         raise BadInput(f"{source}: the saved config is not a mapping")

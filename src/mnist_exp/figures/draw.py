@@ -44,7 +44,7 @@ COLUMNS = 6  # images in a row
 TEXT_HEIGHT = 0.4  # of two lines below an image, in widths of an image
 BARS = 10  # of the most probable classes beside an image
 LOG_FROM = 4.0  # from this ratio of the largest to the smallest, an axis is logarithmic
-MAX_TICKS = 8  # on a swept axis with more values, not each has a tick
+MAX_TICKS = 8  # on a swept axis with more values, not every one has a tick
 
 # Decorates functions that draw: names of classes are text, never formulas.
 use_style = matplotlib.rc_context({"text.parse_math": False})
@@ -253,11 +253,11 @@ def list_bars(digits: Sequence[Digit]) -> list[tuple[str, float]]:
 
 @use_style
 def predictions(path: Path, pictures: Sequence[tuple[str, Images, float, Sequence[Digit]]]) -> None:
-    """Each picture with the boxes of its digits, what the model gets of them, and probabilities.
+    """Each picture with the boxes of its digits, what the model sees of them, and probabilities.
 
-    pictures: a name; the picture, uint8 [height, width, 3]; how many pixels of its file one of its
-    is; and its digits. The bars are the most probable classes of a picture's only digit, or of
-    several each one's own.
+    pictures: a name; the picture, uint8 [height, width, 3]; a pixel's width in pixels of its
+    file; and its digits. The bars are the most probable classes of a picture's only digit, or the
+    most probable class of each of several.
     """
     bars = [list_bars(digits) for *_, digits in pictures]
     heights = [0.5 + 0.17 * max(len(some), 4) for some in bars]

@@ -33,7 +33,7 @@ Source = tuple[str, Path | BinaryIO]  # the file or the number of a picture, and
 
 
 class Prediction(NamedTuple):
-    """What the model says of a picture, or of one of the digits on it."""
+    """What the model says about a picture, or about one of the digits on it."""
 
     label: str  # the most probable class
     probabilities: dict[str, float]  # by class, the highest first
@@ -66,7 +66,7 @@ class Classifier:
     ) -> Iterator[list[Prediction] | UnreadableImage]:
         """The predictions for each picture, or why there are none.
 
-        workers: processes that prepare files; 0 to prepare them in this one, as few are.
+        workers: processes that prepare files; 0 to prepare them in this one, as for a few.
         """
         names = self.trained.kind.class_names
         batches: DataLoader[Any] = DataLoader(

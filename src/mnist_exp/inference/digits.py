@@ -21,7 +21,7 @@ TILT = 0.1  # rises or falls by at most this
 THICKEST = 0.06
 UNBROKEN = 0.8  # has ink on at least this
 COVERED = 0.7  # digits lie on at most this
-STRONGER = 0.25  # of full ink: what has so much more than the line is a stroke that crosses it
+STRONGER = 0.25  # of full ink: what exceeds the line by this much is a stroke that crosses it
 
 MOST_PIECES = 100
 SPECK = 0.05  # of the ink of the largest piece: a piece with less is dirt

@@ -34,7 +34,7 @@ from mnist_exp.training.metrics import Metrics
 log = logging.getLogger(__name__)
 
 WIDEST = 25  # classes of the largest confusion matrix that is printed
-LETTERS = 100  # of a class's name in that of a metric, of which MLflow takes 250
+LETTERS = 100  # of a class's name in a metric's name, which MLflow limits to 250
 PLAIN = re.compile(rf"\w[\w.: -]{{,{LETTERS - 1}}}")
 SPLIT_OPTIONS = ("data.val_fraction=", "data.split_seed=", "data.folds=", "data.fold=")
 
@@ -188,7 +188,7 @@ def evaluate_checkpoint(
 
     data: checked overrides, the data set's name first; none for the run's own. Raises BadInput if
     there are no images or they do not fit the model, and what `load_model` and
-    the set do.
+    the set raise.
     """
     trained = load_model(checkpoint, device)
     dataset = load_other_dataset(trained, data) if data else trained.dataset()

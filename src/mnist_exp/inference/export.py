@@ -64,7 +64,7 @@ def export(
 
     preprocessing: the file takes uint8 images [n, channels, height, width]; otherwise floats,
     normalized by the kind's mean and standard deviation. The file replaces the one at `path` after
-    it gave PyTorch's answers to the raw images of `test`; None skips this check.
+    it has given PyTorch's answers to the raw images of `test`; None skips this check.
 
     Raises ExportError; OSError if the file cannot be written.
     """

@@ -49,7 +49,7 @@ def draw_filters(folder: Path, model: nn.Module, kind: Kind) -> None:
     largest = weights.flatten(1).norm(dim=1).sort(descending=True, stable=True).indices[:FILTERS]
     chosen = weights[largest]
     bound = chosen.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(chosen.dtype).tiny)
-    images = (chosen / bound + 1) / 2  # each on its own scale, nothing in the middle
+    images = (chosen / bound + 1) / 2  # each on its own scale, zero in the middle
     few = f"the {len(chosen)} largest of " if len(chosen) < len(weights) else ""
     heading = f"{few}{len(weights)} filters of the first layer"
     draw.filters(folder / "filters.png", images.permute(0, 2, 3, 1).numpy(), heading)

@@ -86,7 +86,7 @@ class Demo:
     async def check(self, request: Request) -> None:
         """Refuse a request for a name that is not ours, and a POST from another site's page.
 
-        In DNS rebinding, the owner of a name makes it lead to this machine, so that the browser
+        In DNS rebinding, the owner of a name points it at this machine, so that the browser
         takes our page for theirs; the Host header still has their name. Nobody can do that with an
         address: if we listen on all addresses, any is accepted.
         """

@@ -63,7 +63,7 @@ FAINT = 0.15  # of full ink: less is only the edge of a stroke
 FULL = 5  # darkest pixels, whose mean becomes full ink
 FAINTEST = 0.06  # of black on white: less is not ink
 ABOVE_NOISE = 5  # standard deviations of the background: less is not ink
-LINE = 0.1  # of full ink: a line of the paper has at least so much
+LINE = 0.1  # of full ink: a line of the paper has at least this much
 FITTED = 2_500  # pixels to which the background is fitted
 
 
@@ -71,13 +71,13 @@ class Found(NamedTuple):
     """An image for the model, and where it is in the picture."""
 
     image: NDArray[np.uint8]  # [channels, height, width]
-    box: Box | None  # None for all of a picture that is plainly resized
+    box: Box | None  # None for a whole picture that is simply resized
 
 
 def preprocess(source: Path | BinaryIO, kind: Kind) -> list[Found]:
     """Convert an image file to this kind; several digits on a picture are found in reading order.
 
-    A picture that is not larger than an image of the kind has one digit, and no lines of a paper.
+    A picture that is not larger than an image of the kind has one digit, and no lines of the paper.
     Raises UnreadableImage for a file that is missing, empty, truncated, or not an image; for one
     that is too large, before it is decoded; for a folder, a pipe, a socket, or a device; and if no
     ink is found.

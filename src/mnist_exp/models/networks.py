@@ -205,7 +205,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """The input plus its result after two times batch norm, ReLU, and 3×3 convolution.
+    """The input plus its result after batch norm, ReLU, and 3×3 convolution, twice.
 
     If their shapes differ, a 1×1 convolution of the first ReLU's output replaces the input.
     """

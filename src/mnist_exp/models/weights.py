@@ -10,7 +10,7 @@ MOST_NAMES = 4  # in a message
 
 
 def load_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Copy into the model each tensor of a state_dict that has the name and shape of one of its.
+    """Copy into the model the tensors of a state_dict whose name and shape match one of its own.
 
     If the model takes gray images and the weights took color ones, the first layer is summed over
     its input channels: its result is then that of three equal channels.

@@ -1,7 +1,7 @@
 """Several processes, on one machine or many, that share the study of a search.
 
 Optuna keeps the study in a file or a database. It has no lock around counting the trials and asking
-for one more, and its heartbeat works only within its own loop, which replaces a dead trial by
+for one more, and its heartbeat works only within its own loop, which replaces a dead trial with
 another. So trials are taken under a lock here, and whoever trains one renews a lease: a time in the
 trial's attributes. If a lease has not changed for GRACE seconds, on the clock of whoever looks, the
 trial is given to another process. So clocks need not agree, and a file system may cache.
@@ -58,7 +58,7 @@ class SharedStudy:
     def lock(self) -> Iterator[None]:
         """Keep the other processes out. The lock of a dead process is void after half a minute.
 
-        A file's lock is Optuna's for network file systems, a server's is on a row that Optuna never
+        A file's lock is Optuna's for network file systems; a server's is on a row that Optuna never
         changes.
         """
         if self.server:
@@ -73,7 +73,7 @@ class SharedStudy:
             with repeat(RENEW, self.lock_path.touch):
                 yield
         finally:
-            with suppress(RuntimeError):  # void, because this process was stopped for long
+            with suppress(RuntimeError):  # void, because this process was stopped for too long
                 lock.release()
 
     def share(self, sweep: Sweep) -> Sweep:

@@ -86,9 +86,9 @@ def spread(values: Iterable[float | None]) -> float | None:
 
 
 def rank(outcomes: Iterable[Outcome]) -> list[Row]:
-    """The best mean score first, of equal ones the lowest validation loss; the failed at the end.
+    """The best mean score first, among ties the lowest validation loss; failed jobs at the end.
 
-    Without validation all stay in their order.
+    Without validation, all keep their order.
     """
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Outcome]] = {}
     for outcome in outcomes:
@@ -136,7 +136,7 @@ def format_row(row: Row, number: int, metrics: Sequence[str]) -> dict[str, str]:
 
 
 def format_markdown(rows: Sequence[Row], names: Mapping[str, str]) -> str:
-    """The same as a table in Markdown; of many rows the first."""
+    """The same as a table in Markdown; only the first of many rows."""
     header, lines = format_table(rows[:MARKDOWN_ROWS], names)
     table = [header, ["---"] * len(header), *lines]
     escaped = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in table]

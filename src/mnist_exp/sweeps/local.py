@@ -83,7 +83,7 @@ class Jobs:
     def run(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
         """Run the jobs with these overrides, by number; those that have ended stay as they are.
 
-        Raises Interrupted, after the end of those that run.
+        Raises Interrupted, after those that are running have ended.
         """
         screen.log_to(self.folder / "sweep.log")  # Hydra has set up logging for its own messages
         for outcome in read_outcomes(self.folder):
@@ -230,7 +230,7 @@ def describe_return(returned: JobReturn) -> str:
 
 
 def explain_exit(code: int) -> str:
-    """Why a job ended that could not say it. code: of its process, -n after signal n."""
+    """Why a job ended that could not say so itself. code: of its process, -n after signal n."""
     if code >= 0:
         return f"its process ended with exit code {code}"
     names = {number.value: number.name for number in signal.Signals}
@@ -271,7 +271,7 @@ def run_in_process(
 
 
 class Relay:
-    """Stands for the Worker in a job; passes every call on to that of the sweep's process."""
+    """Stands for the Worker in a job; passes every call on to the one in the sweep's process."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

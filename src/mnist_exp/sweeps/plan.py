@@ -188,7 +188,7 @@ def resume_sweep(
     planned: what the arguments say of it. file: whose rows are planned, or None. option: that named
     the folder.
 
-    Raises BadInput if they say something else than its record, and Damaged.
+    Raises BadInput if they say something other than its record, and Damaged.
     """
     record, name = read_sweep(folder), f"{option}={quote_path(folder)}"
     if select_job_arguments(record.typed) != select_job_arguments(planned.typed):
@@ -212,7 +212,7 @@ def complete_job(job: Chosen, words: Iterable[str]) -> list[str]:
 
 
 def show_jobs(plan: SweepPlan, loader: ConfigLoader) -> None:
-    """Print each job's number, folder and overrides; of a search those so far, and its space."""
+    """Print each job's number, folder and overrides; for a search, those so far and its space."""
     jobs = [complete_job(job, plan.words) for job in plan.record.jobs]
     if plan.record.search:
         jobs = [list(outcome.overrides) for outcome in read_outcomes(plan.folder)]

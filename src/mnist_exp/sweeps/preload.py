@@ -1,6 +1,6 @@
 """What the jobs of a local sweep share: imported by the process that they are forked from.
 
-A fork has all of it at once, and the memory is there once, as long as nobody writes to it. No
+A fork has all of it at once, and the memory exists once, as long as nobody writes to it. No
 thread may start here, since a fork has the locks of a thread but not the thread: torch gets one
 thread, and nothing touches a GPU.
 """

@@ -34,7 +34,7 @@ class Damaged(Failure):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a job and a resumed sweep need to know of the sweep."""
+    """What a job and a resumed sweep need to know about the sweep."""
 
     __pydantic_config__ = FINITE
 
@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def repeat(self) -> tuple[str | None, ...]:
-        """Seed, split and fold: in what jobs of the same hyperparameters differ."""
+        """Seed, split and fold: what jobs of the same hyperparameters differ in."""
         return tuple(self.chosen.get(key) for key in REPEATS)
 
     def to_json(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def read_record(kind: type[Record], path: Path) -> Record:
     raise Damaged(f"{path}: damaged ({reason})")
 
 
-@functools.cache  # to make one takes longer than to use it
+@functools.cache  # making one takes longer than using it
 def make_adapter(kind: Any) -> Any:
     """What checks and builds objects of this kind."""
     from pydantic import TypeAdapter

@@ -252,7 +252,7 @@ def get_pruner(study: optuna.Study, number: int) -> Callable[[int, float], bool]
         try:
             trial.report(score, epoch)
             return bool(trial.should_prune())
-        except StorageInternalError as error:  # a training does not end with its database
+        except StorageInternalError as error:  # a database's failure does not end a training
             log.warning("not pruned: %s", first_line(error))
             return False
 

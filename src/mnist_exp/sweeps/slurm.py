@@ -1,7 +1,7 @@
 """Jobs on Slurm: finds those that have died, on a cluster with or without accounting.
 
-Submitit asks sacct, and without accounting waits for ever for a job that was cancelled, or whose
-node failed. And it raises for such a job, while the other jobs of the sweep run.
+Submitit asks sacct, and without accounting waits forever for a job that was canceled, or whose
+node failed. It also raises for such a job while other jobs of the sweep are running.
 """
 
 from __future__ import annotations

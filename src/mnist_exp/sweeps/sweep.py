@@ -46,7 +46,7 @@ from mnist_exp.training.metrics import Epoch
 
 log = logging.getLogger(__name__)
 
-RENEW_SECONDS = 5  # between two looks at what jobs have ended
+RENEW_SECONDS = 5  # between two looks at which jobs have ended
 
 
 # --- the sweep ---
@@ -171,7 +171,7 @@ def find_winner(rows: Sequence[leaderboard.Row]) -> leaderboard.Row | None:
 
 
 def winner_command(winner: leaderboard.Row | None) -> str:
-    """What trains it; empty without a winner, or if the jobs are repeats, none of which wins."""
+    """Its command; empty without a winner, or if the jobs are repeats, none of which wins."""
     return train_command(*winner.finished[0].overrides) if winner and winner.chosen else ""
 
 
@@ -328,7 +328,7 @@ def run_job(config: DictConfig, folder: Path, number: int, overrides: Sequence[s
     except Occupied as error:  # the other process writes the outcome
         log.error("job %d: %s", number, error)
         return outcome
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # a person's own code can raise all
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # a user's own code can raise any
         if isinstance(error, SystemExit):
             if not quits_debugger(error):
                 raise
@@ -414,7 +414,7 @@ def build_run(outcome: Outcome, sweep: Sweep, config: DictConfig) -> Run:
     folder = outcome.folder
     config.trainer.test = sweep.test == "all"
     if (folder / LAST).exists():
-        config.trainer.threads = "auto"  # as many as it has had, for the sake of the last bits
+        config.trainer.threads = "auto"  # as many as it had, for the sake of the last bits
         run = load_run(config, folder, list(config), HOOKS)
         before = run.tags.get("code", records.UNKNOWN).split("+")
         codes = before if run.ended else dict.fromkeys([*before, outcome.code])

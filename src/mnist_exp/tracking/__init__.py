@@ -119,7 +119,7 @@ class Tracker(Protocol):
 
 
 def get_user() -> str:
-    """The name of who runs this process; in a container it may have a number only."""
+    """The name of the user of this process; in a container there may be only a number."""
     try:
         return getpass.getuser()
     except (ImportError, KeyError, OSError):
@@ -127,7 +127,7 @@ def get_user() -> str:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether a server has refused a request for good: of a deleted run, or of a file too large."""
+    """Whether a server has refused a request for good: for a deleted run, or a file too large."""
     status = getattr(getattr(error, "response", None), "status_code", 0)  # of requests
     if get_status := getattr(error, "get_http_status_code", None):  # of MLflow
         status = get_status()

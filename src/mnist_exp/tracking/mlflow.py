@@ -28,7 +28,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 class MLflowTracker:
     """One MLflow run, logged through a client that leaves MLflow's global state alone.
 
-    note: of a person's, above the description. tags: of a person's own. run_name: whether a person
+    note: the user's, above the description. tags: the user's own. run_name: whether a person
     has chosen the name in the record; otherwise it is numbered if other runs have it.
     """
 

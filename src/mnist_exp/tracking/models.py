@@ -23,7 +23,7 @@ CHAMPION = "champion"
 EPOCH, DIGEST = "epoch", "data_digest"  # tags
 
 # MLflow checks that what a model requires is installed. To know the modules of each package, which
-# it would not need, it would look through the files of all packages: half a second.
+# it does not need here, it would look through the files of all packages: half a second.
 requirements_utils._MODULES_TO_PACKAGES = {}  # type: ignore[assignment]
 
 

@@ -59,13 +59,13 @@ LOCAL_URI = f"sqlite:///{HOME / 'mlflow.db'}"  # where a bare `mlflow ui` looks
 ARTIFACTS = "mlruns"
 LOCAL_ARTIFACTS = HOME / ARTIFACTS
 
-# Where MLflow has whole paths of artifacts, and runs from before 0.4.0 that of their output folder.
+# Where MLflow has absolute paths of artifacts, and runs from before 0.4.0 of their output folder.
 LOCATIONS = (
     *("experiments.artifact_location", "runs.artifact_uri", "logged_models.artifact_location"),
     *("model_versions.source", "model_versions.storage_location", "trace_tags.value"),
     "tags.value",
 )
-FIRST_ANSWER = 6  # seconds until it is said that there is no server
+FIRST_ANSWER = 6  # seconds until a server counts as absent
 LATER_ANSWER, RETRIES = 60, 2  # a server that has answered may be slow or busy
 MAX_RUNS = 50_000  # in one answer; MLflow allows no more
 PREFIX = "mnist_exp."  # of our tags; up to version 0.2 they had none
@@ -155,7 +155,7 @@ def migrate(database: Path) -> None:
 
 
 def lock_store(uri: str) -> AbstractContextManager[None]:
-    """Held by one process at a time, while it creates something: beside a database that is a file.
+    """A lock for a process that creates something; for a database that is a file, beside it.
 
     For a server, only the processes of this user on this machine wait for each other.
     """
@@ -199,7 +199,7 @@ def follow_move(database: Path) -> None:
 
 
 def end_killed_runs(client: MlflowClient) -> None:
-    """Tell KILLED of runs that are RUNNING, but have no process any more, as after a power cut.
+    """Mark runs as KILLED that are RUNNING but no longer have a process, as after a power cut.
 
     A lock in the output folder shows that: it is held until MLflow knows how the run has ended.
     Runs of other people are left alone, and those of other machines, whose locks may not be seen
@@ -238,7 +238,7 @@ def raise_tracker_errors(uri: str) -> Iterator[None]:
 
 
 def get_viewer(uri: str, experiment_id: str) -> str:
-    """The address of the experiment's runs, after the command that serves it where one has to."""
+    """The address of the experiment's runs, after the command that serves it if one is needed."""
     query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
     page = f"#/experiments/{experiment_id}/runs?{query}"
     if uri.startswith("http"):
@@ -385,7 +385,7 @@ def find_finished_runs(experiment: str, uri: str | None) -> tuple[list[FinishedR
 
 
 def get_kept_score(client: MlflowClient, run: Run) -> Score | None:
-    """Of the kept weights. MLflow's answer has only the value of the last epoch."""
+    """The score of the kept weights. MLflow's answer has only the value of the last epoch."""
     params = run.data.params
     name = params.get("trainer.monitor", "val/accuracy")
     last = run.data.metrics.get(name)

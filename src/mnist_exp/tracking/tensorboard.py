@@ -1,8 +1,8 @@
 """Runs for TensorBoard: one event file each.
 
 Written without torch.utils.tensorboard.SummaryWriter, which imports torch into the worker process.
-It was measured to need 500 MB of resident memory where this module needs 28 MB, and eight times as
-long to import: 4 s on a busy machine.
+It was measured to need 500 MB of resident memory where this module needs 28 MB, and to take eight
+times as long to import: 4 s on a busy machine.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TensorBoardTracker:
 
     def log(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         self.step = step
-        # TensorBoard sorts by name: a ~ comes behind train, val and test.
+        # TensorBoard sorts by name: a ~ comes after train, val and test.
         tags = {f"~{key}" if key.startswith("speed/") else key: metrics[key] for key in metrics}
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
         self._add(Summary(value=values), at)

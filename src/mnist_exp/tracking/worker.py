@@ -2,7 +2,7 @@
 
 MLflow takes two seconds to import and to open its store. In another process this happens during
 the import of torch and the first epoch; a thread, which shares the interpreter's lock with the
-training steps, measured no gain. The process costs 150 MB while the run lasts.
+training steps, gave no measurable gain. The process costs 150 MB while the run lasts.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ RESTARTS = 3  # of a worker process that was killed
 PATIENCE = 3  # seconds for the call that a worker makes when its parent is killed
 LOST = (EOFError, OSError, pickle.UnpicklingError)  # what the end of the other process raises
 MEGABYTE = 2**20
-# Seconds at the end of a run in which no request ends and no megabyte moves, until it stops to
-# wait. After a signal they are few: Slurm kills the process half a minute later.
+# Seconds at the end of a run in which no request ends and no megabyte moves, until it stops
+# waiting. After a signal they are few: Slurm kills the process half a minute later.
 LONGEST_PAUSE: Mapping[Status, float] = {"FINISHED": 60, "FAILED": 60, "KILLED": 20}
-FIRST_LINE, NEXT_LINE = 3, 60  # seconds until it is said what is waited for, and said again
+FIRST_LINE, NEXT_LINE = 3, 60  # seconds until it says what it waits for, and says so again
 
 
 class Trackers:
@@ -114,7 +114,7 @@ class Trackers:
         return self._ask(_get_results)
 
     def _call(self, method: str, *arguments: object) -> Future[None]:
-        repeat = method not in ("describe", "end")  # which say how things are at one time
+        repeat = method not in ("describe", "end")  # which describe one moment
         call = self._submit(_call, self.key, method, *arguments, repeat=repeat)
         call.add_done_callback(self._warn)
         return call

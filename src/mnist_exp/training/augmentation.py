@@ -48,7 +48,7 @@ class Affine:
     shear: float = 0.0  # degrees, the most to each side
     flip: bool | str = False  # left and right, half of the images; "alternate": every other epoch
     padding: str = "border"  # beyond the border, one of the modes of grid_sample
-    erase: int | str = 0  # pixels, the side of a square of mean grey (DeVries and Taylor, 2017);
+    erase: int | str = 0  # pixels, the side of a square of mean gray (DeVries and Taylor, 2017);
     # "random": in half of the images, a rectangle
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:

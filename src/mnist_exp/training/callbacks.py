@@ -40,7 +40,7 @@ def run_callbacks(callbacks: Mapping[str, object], hook: str, *arguments: Any) -
 def read_added(added: Mapping[str, Any]) -> dict[str, Any]:
     """What callbacks added to the metrics, as Python's numbers.
 
-    Raises TypeError if it is not, and ValueError for a name that MLflow would refuse.
+    Raises TypeError if they are not, and ValueError for a name that MLflow would refuse.
     """
     numbers: dict[str, Any] = {}
     for name, value in added.items():
@@ -58,7 +58,7 @@ def read_added(added: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_number(value: Any) -> float:
-    """Raises TypeError or ValueError if it is none."""
+    """Raises TypeError or ValueError if it is not a number."""
     if isinstance(value, str):
         raise TypeError
     return value if type(value) in (int, float) else float(value)

@@ -30,9 +30,9 @@ from mnist_exp.training.precision import FLOAT32, Precision
 from mnist_exp.training.sampling import draw_order, draw_uniform
 from mnist_exp.training.state import Progress, TrainState
 
-# These change the speed and the memory of an evaluation, but no metric.
+# These affect the speed and memory use of an evaluation, but no metric.
 EVALUATION_BATCH = 4096  # images
-EVALUATION_VALUES = 2**22  # of images, 16 MB as float32: fewer images where they are large
+EVALUATION_VALUES = 2**22  # per batch, 16 MB as float32: fewer images if they are large
 
 
 def fit(
@@ -48,7 +48,7 @@ def fit(
     group: ProcessGroup = SINGLE,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Epoch]:
-    """Train from where `state` stands to the end; yield each epoch when it ends.
+    """Train from where `state` is to the end; yield each epoch as it ends.
 
     train, val: images [n, channels, height, width] and int64 labels [n], on the model's device and
     in its dtype. batch_size: images per optimizer step. seed: determines the order and the
@@ -99,12 +99,12 @@ def train_step(
             # Divide by the mean shard size: DDP averages the gradients over the processes.
             state.scaler.scale(loss / (batch_size / group.world_size)).backward()
         sums.append(sum_batch(loss.detach(), logits.detach(), micro_batch.labels, state.metrics))
-    state.scaler.unscale_(state.optimizer)  # does nothing but for float16
+    state.scaler.unscale_(state.optimizer)  # does nothing except for float16
     if options.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), options.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    if not isinstance(state.scheduler, ReduceLROnPlateau):  # which follows the monitor
+    if not isinstance(state.scheduler, ReduceLROnPlateau):  # that one follows the monitor
         state.scheduler.step()
     if state.ema is not None:
         state.ema.update_parameters(state.model)
@@ -114,9 +114,9 @@ def train_step(
 def end_epoch(
     state: TrainState, images: int, val: Split, options: TrainerOptions, group: ProcessGroup
 ) -> Epoch:
-    """Validate, and end the current epoch, in which the model was trained on so many images."""
+    """Validate, and end the current epoch, in which the model was trained on `images` images."""
     progress, model = state.progress, state.averaged_model
-    state.optimizer.zero_grad()  # the next step would: until then, it is memory
+    state.optimizer.zero_grad()  # the next step would; until then they take up memory
     train_metrics = compute_metrics(progress.losses, progress.sums, images, state.metrics)
     val_metrics = None
     if len(val):
@@ -140,7 +140,7 @@ def batches(
     augment: Augmentation,
     group: ProcessGroup,
 ) -> Iterator[tuple[Split, int]]:
-    """Yield this process's shard of each batch that is left of the epoch, and the batch's size.
+    """Yield this process's shard of each remaining batch of the epoch, and the batch's size.
 
     Order and augmentation are functions of the seed and the epoch alone.
     """
@@ -164,7 +164,7 @@ def evaluate(
     group: ProcessGroup = SINGLE,
     on_logits: Callable[[Tensor], None] = lambda logits: None,
 ) -> Metrics:
-    """The mean loss and the metrics of the model on a split that lies on its device.
+    """The mean loss and the metrics of the model on a split that is on its device.
 
     loss: cross-entropy if None. on_logits: called with the logits of each batch, in the order of
     the images if there is only one process.
@@ -214,7 +214,7 @@ def compute_metrics(
 ) -> Metrics:
     """The mean loss over `count` images, from the sum of each batch, and the metrics.
 
-    The only place that reads from the device, so that nothing waits for it within an epoch.
+    This is the only place that reads from the device, so nothing within an epoch waits for it.
     """
     loss = torch.stack(losses).cpu().double().sum() / count
     pairs = zip(metrics.items(), sums, strict=True)

@@ -1,4 +1,4 @@
-"""Metrics, what a finished epoch has of them, and the one that decides which epoch is the best.
+"""Metrics, their values in a finished epoch, and the one that decides which epoch is the best.
 
 A metric of one's own is a class with the members of `Metric`, and a YAML file in conf/metrics/.
 """
@@ -56,7 +56,7 @@ class Accuracy:
 
 
 class MacroF1:
-    """The mean of F1 = 2 TP / (2 TP + FP + FN) over the classes that are there or are predicted."""
+    """The mean of F1 = 2 TP / (2 TP + FP + FN) over the classes that occur or are predicted."""
 
     higher_is_better = True
 
@@ -97,21 +97,21 @@ class Monitor:
     higher_is_better: bool = True
 
     def value(self, epoch: Epoch) -> float | None:
-        """None for a metric of the validation where there is none."""
+        """None for a validation metric if there is no validation."""
         split, _, metric = self.name.partition("/")
         metrics: Metrics | None = getattr(epoch, split)
         return None if metrics is None else metrics[metric]
 
     def score(self, value: float | None) -> float:
-        """The value so that a larger one is better; infinitely bad for none and nan."""
+        """The value, signed so that larger is better; infinitely bad for None and nan."""
         if value is None or math.isnan(value):
             return -math.inf
         return value if self.higher_is_better else -value
 
     def find_best(self, epochs: Sequence[Epoch], first_of_equals: bool = False) -> Epoch:
-        """The best epoch; of equal ones the one with the lowest validation loss.
+        """The best epoch; among ties, the one with the lowest validation loss.
 
-        Without a value, the last one. first_of_equals: take the first of equal ones, as before 0.3.
+        Without a value, the last one. first_of_equals: take the first among ties, as before 0.3.
         """
 
         def key(epoch: Epoch) -> tuple[float, float]:

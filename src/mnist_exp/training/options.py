@@ -1,6 +1,6 @@
 """The options of the trainer, and those of every data set: what each may be, what it means.
 
-An option is two places: its line in conf/trainer/default.yaml or conf/config.yaml, with today's
+An option has two places: its line in conf/trainer/default.yaml or conf/config.yaml, with today's
 default and a comment, and its field here. The default here is the value that changes nothing: what
 a checkpoint that is older than the option gets.
 """

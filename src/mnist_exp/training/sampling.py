@@ -40,7 +40,7 @@ def draw_uniform(order: Tensor, images: int, seed: int, epoch: int) -> Tensor:
     """Uniform random numbers for the augmentation of an epoch, float32 [n, DRAWS].
 
     order: the images of the epoch, int64 [n]. images: how many the training set has. The number
-    in place OWN is an image's own: x in one epoch, 1 - x in the next, and so on. What came after
+    in place OWN is an image's own: x in one epoch, 1 - x in the next, and so on. What comes after
     it has a generator of its own, so that older runs resume with the numbers they had.
     """
     drawn = torch.rand(len(order), OWN, generator=make_generator(f"{seed}/{epoch}/augmentation"))

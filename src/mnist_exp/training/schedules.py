@@ -84,9 +84,9 @@ def warm_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], floa
 def plateau(
     optimizer: Optimizer, *, epochs: int, epoch_steps: int, factor: float, patience: int
 ) -> ReduceLROnPlateau:
-    """Multiply by `factor` when the monitor has not become better for `patience` epochs.
+    """Multiply by `factor` when the monitor has not improved for `patience` epochs.
 
-    It is told a score of which a larger one is better.
+    It is given a score of which larger is better.
     """
     return ReduceLROnPlateau(
         optimizer, "max", factor, patience, threshold=0, threshold_mode="abs", eps=0

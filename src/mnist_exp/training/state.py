@@ -84,7 +84,7 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned, wherever its tensors lie.
 
-        Of a training that has ended, only "progress" may be there.
+        For a training that has ended, "progress" may be all there is.
 
         Raises LookupError, RuntimeError, TypeError or ValueError for the state of another training.
         """
