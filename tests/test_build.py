@@ -55,7 +55,7 @@ class TwoHeads(Mine):
         return (logits, logits) if self.training else logits
 
 
-class NormalisesOnePixel(Mine):
+class NormalizesOnePixel(Mine):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(
             self.norm(images.mean((2, 3), keepdim=True)).expand(-1, 1, 8, 8).flatten(1)
@@ -111,14 +111,14 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_training(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_last_batch_too_small_for_batch_normalisation_is_refused(
+def test_a_last_batch_too_small_for_batch_normalization_is_refused(
     quick: list[str], tmp_path: Path
 ) -> None:
-    config = compose_with(NormalisesOnePixel, *quick, "batch_size=11")  # 1,222 images: one is left
+    config = compose_with(NormalizesOnePixel, *quick, "batch_size=11")  # 1,222 images: one is left
     with pytest.raises(BadInput) as caught:
         Run(config, tmp_path, "unfit")
     assert str(caught.value) == Like(
-        f"model={__name__}.NormalisesOnePixel: …training step of 1 image…[1, 1, 1, 1]…batch_size…"
+        f"model={__name__}.NormalizesOnePixel: …training step of 1 image…[1, 1, 1, 1]…batch_size…"
     )
     config.trainer.max_batches = 111  # leaves it out
     assert Run(config, tmp_path, "fit").smallest_micro_batch == 11

@@ -798,12 +798,12 @@ def through_torchvision(
 def test_prepared_images_equal_torchvisions_bit_for_bit(digits_set: Dataset) -> None:
     every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     some = torch.from_numpy(RANDOM.integers(0, 256, (50, 1, 28, 28), np.uint8))
-    colour = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 6), np.uint8))
+    color = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 6), np.uint8))
     three = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     for images, mean, std in (
         (every_byte, (0.1307,), (0.3081,)),
         (some, (0.1307,), (0.3081,)),
-        (colour, *three),
+        (color, *three),
         (digits_set.train.images, digits_set.kind.mean, digits_set.kind.std),
     ):
         split = Split(images, torch.zeros(len(images), dtype=torch.int64))
@@ -817,9 +817,9 @@ def test_batches_keep_the_memory_format_of_the_images(digits_set: Dataset) -> No
     images = torch.from_numpy(RANDOM.integers(0, 256, (50, 3, 8, 8), np.uint8))
     split = Split(images, torch.zeros(50, dtype=torch.int64))
     kind = replace(digits_set.kind, mean=(0.5,) * 3, std=(0.25,) * 3)
-    colour = replace(digits_set, kind=kind)
-    plain = colour.prepare(split, torch.device("cpu"))
-    prepared = colour.prepare(split, torch.device("cpu"), memory_format=torch.channels_last)
+    color = replace(digits_set, kind=kind)
+    plain = color.prepare(split, torch.device("cpu"))
+    prepared = color.prepare(split, torch.device("cpu"), memory_format=torch.channels_last)
     assert torch.equal(prepared.images, plain.images)
     for index in (torch.tensor([7, 1, 3]), slice(10, 20)):
         assert prepared.images[index].is_contiguous(memory_format=torch.channels_last)

@@ -53,10 +53,8 @@ def as_in_a_run(model: nn.Module, precision: str = "float32") -> nn.Module:
     return model.to(Precision(precision, CPU).dtype).to(memory_format=layout).eval()
 
 
-def colour(side: int = 14) -> Kind:
-    return Kind(
-        "colour", (3, side, side), tuple("abcd"), (0.5, 0.4, 0.3), (0.3, 0.2, 0.1), "0" * 64
-    )
+def color(side: int = 14) -> Kind:
+    return Kind("color", (3, side, side), tuple("abcd"), (0.5, 0.4, 0.3), (0.3, 0.2, 0.1), "0" * 64)
 
 
 def images_of(kind: Kind, count: int = 33) -> Split:
@@ -77,7 +75,7 @@ def randomize(model: nn.Module, kind: Kind) -> nn.Module:
 
 def check(name: str, format_name: str, preprocessing: bool, path: Path) -> None:
     torch.manual_seed(0)
-    kind = colour(32 if name == "torchvision" else 14)
+    kind = color(32 if name == "torchvision" else 14)
     model = as_in_a_run(randomize(MODELS[name](kind.image_shape, 4), kind))
     test = images_of(kind)
     found = export(model, kind, format_name, path, preprocessing, test)
@@ -113,7 +111,7 @@ def test_every_model_in_every_format(
 
 
 def test_a_file_computes_in_float32_whatever_the_model_does(tmp_path: Path) -> None:
-    kind = colour()
+    kind = color()
     model = as_in_a_run(CNN(kind.image_shape, 4), "float64")
     test = images_of(kind)
     found = export(model, kind, "torchscript", tmp_path / "model", False, test)
@@ -125,7 +123,7 @@ def test_a_file_computes_in_float32_whatever_the_model_does(tmp_path: Path) -> N
 
 
 def test_an_exported_file_has_its_classes_and_needs_no_code_of_ours(tmp_path: Path) -> None:
-    kind = colour()
+    kind = color()
     model = Linear(kind.image_shape, 4)
     export(model, kind, "onnx", tmp_path / "a.onnx", True, None)
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
@@ -156,7 +154,7 @@ class Fickle(nn.Module):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_an_export_with_other_labels_is_not_written_and_the_old_file_stays(tmp_path: Path) -> None:
-    kind = colour()
+    kind = color()
     model = Fickle()
     (tmp_path / "a.pt").write_text("old")
     problem = r"^torchscript: .*not written.*33 images"
@@ -168,7 +166,7 @@ def test_an_export_with_other_labels_is_not_written_and_the_old_file_stays(tmp_p
 
 
 def test_different_labels_are_counted_and_nan_is_a_difference() -> None:
-    kind = replace(colour(), image_shape=(1, 1, 4), mean=(0.0,), std=(1.0,))
+    kind = replace(color(), image_shape=(1, 1, 4), mean=(0.0,), std=(1.0,))
     model = nn.Flatten()  # the pixels are the logits
     images = torch.tensor([[9, 9, 1, 0], [0, 3, 2, 2]], dtype=torch.uint8).view(2, 1, 1, 4)
     nudge = torch.tensor([[0, 1e-7, 0, 0], [0, 0, 0, 0]])
@@ -234,11 +232,11 @@ def options(tmp_path: Path, **more: object) -> Namespace:
 class AwayFromItsData:
     """A trained model whose images are not on this machine."""
 
-    kind, precision = colour(), Precision("bfloat16", CPU)
+    kind, precision = color(), Precision("bfloat16", CPU)
     model = Linear(kind.image_shape, 4)
 
     def dataset(self) -> None:
-        raise DataError("data=colour: nowhere to be had")
+        raise DataError("data=color: nowhere to be had")
 
 
 def test_packages_that_are_not_there_are_named_with_what_installs_them(
@@ -254,14 +252,14 @@ def test_without_the_test_set_only_unchecked_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(load, "load_model", lambda path, device: AwayFromItsData())
-    with pytest.raises(DataError, match=r"^data=colour: nowhere to be had.*--unchecked"):
+    with pytest.raises(DataError, match=r"^data=color: nowhere to be had.*--unchecked"):
         script.export_model(options(tmp_path))
     assert list(tmp_path.iterdir()) == []
     assert script.export_model(options(tmp_path, unchecked=True)) == 0
     *_, precision, checked = capsys.readouterr().out.splitlines()
     assert precision == Like("        float32…bfloat16")
     assert checked == "checked no"
-    assert torch.export.load(tmp_path / "a.pt2").module()(images_of(colour()).images).shape == (
+    assert torch.export.load(tmp_path / "a.pt2").module()(images_of(color()).images).shape == (
         33,
         4,
     )

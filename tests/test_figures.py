@@ -36,7 +36,7 @@ def test_a_curve_and_a_scatter_are_drawn(tmp_path: Path) -> None:
     assert size(tmp_path / "dots.png") == (832, 576)
 
 
-def test_a_confusion_writes_every_count_and_colours_only_the_errors(
+def test_a_confusion_writes_every_count_and_colors_only_the_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
@@ -45,11 +45,11 @@ def test_a_confusion_writes_every_count_and_colours_only_the_errors(
     draw.confusion(tmp_path / "errors.png", ["cat", "dog", "eel"], counts)
     (axes,) = drawn[0].axes
     written = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
-    grey = "0.45"
+    gray = "0.45"
     assert written == {
-        (0, 0): ("3", grey),
-        (1, 1): ("1", grey),
-        (2, 2): ("1", grey),
+        (0, 0): ("3", gray),
+        (1, 1): ("1", gray),
+        (2, 2): ("1", gray),
         (1, 0): ("4", "white"),  # four cats, in the upper row, were taken for dogs
         (0, 2): ("1", "black"),
     }

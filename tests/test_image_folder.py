@@ -121,7 +121,7 @@ def test_large_files_are_decoded_by_several_threads_in_the_same_order(tmp_path: 
     assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(np.stack(chosen)))
 
 
-def test_one_colour_image_to_train_on_makes_all_of_them_colour(tmp_path: Path) -> None:
+def test_one_color_image_to_train_on_makes_all_of_them_color(tmp_path: Path) -> None:
     make(tmp_path / "pets")
     picture(tmp_path / "pets" / "dog" / "00.png", mode="RGB")
     dataset = open_set(tmp_path / "pets", tmp_path / "cache")

@@ -136,7 +136,7 @@ def test_of_many_filters_the_largest_are_drawn_each_on_its_own_scale(
     assert not (tmp_path / "none").exists()
 
 
-def test_colours_many_classes_and_no_errors_are_drawn_as_well(tmp_path: Path) -> None:
+def test_colors_many_classes_and_no_errors_are_drawn_as_well(tmp_path: Path) -> None:
     draw_predictions(tmp_path / "few", *few(channels=3), kind_of(3))
     draw_filters(tmp_path / "few", CNN((3, 6, 4), 3), kind_of(3))
     many = kind_of(1, tuple(f"class {n}" for n in range(40)))

@@ -39,10 +39,10 @@ def photograph(
     across, down = np.meshgrid(*[np.linspace(-1, 1, 400)] * 2)
     angle = random.uniform(0, 2 * np.pi)
     light = 1 + 0.15 * (np.cos(angle) * across + np.sin(angle) * down) - 0.08 * across**2
-    fibres = Image.fromarray(random.normal(0, 0.02, (100, 100)).astype(np.float32))
-    grain = random.normal(0, 0.03, (400, 400)) + np.asarray(fibres.resize((400, 400)))
-    colours = (of_paper + (of_ink - of_paper) * ink) * light[..., None] + grain[..., None]
-    return Image.fromarray((colours.clip(0, 1) * 255).astype(np.uint8))
+    fibers = Image.fromarray(random.normal(0, 0.02, (100, 100)).astype(np.float32))
+    grain = random.normal(0, 0.03, (400, 400)) + np.asarray(fibers.resize((400, 400)))
+    colors = (of_paper + (of_ink - of_paper) * ink) * light[..., None] + grain[..., None]
+    return Image.fromarray((colors.clip(0, 1) * 255).astype(np.uint8))
 
 
 def pictures_of(

@@ -66,10 +66,10 @@ def sixteen_bits(image: Image.Image) -> Image.Image:
 PICTURES: dict[str, Callable[[], Tensor]] = {
     "light on dark": lambda: prepare_drawing(draw("black", "white")),
     "faint": lambda: prepare_drawing(draw((150, 150, 150), (120, 120, 120))),
-    "coloured": lambda: prepare_drawing(draw((250, 230, 90), (30, 40, 160))),
-    "coloured alike in grey": lambda: prepare_drawing(draw((0, 150, 0), (255, 30, 60))),
+    "colored": lambda: prepare_drawing(draw((250, 230, 90), (30, 40, 160))),
+    "colored alike in gray": lambda: prepare_drawing(draw((0, 150, 0), (255, 30, 60))),
     "elsewhere": lambda: prepare_drawing(draw("white", "black", at=(170, 80))),
-    "grey": lambda: prepare_drawing(draw(255, 0, "L")),
+    "gray": lambda: prepare_drawing(draw(255, 0, "L")),
     "two tones": lambda: prepare_drawing(draw(1, 0, "1")),
     "a palette": lambda: prepare_drawing(draw("white", "black").quantize(4)),
     "16 bits": lambda: prepare_drawing(sixteen_bits(draw("white", "black"))),
@@ -77,7 +77,7 @@ PICTURES: dict[str, Callable[[], Tensor]] = {
     "for print": lambda: prepare_drawing(draw("white", "black").convert("CMYK"), "TIFF"),
     "black strokes on nothing": lambda: prepare_drawing(draw((0, 0, 0, 0), "black", "RGBA")),
     "white strokes on nothing": lambda: prepare_drawing(draw((0, 0, 0, 0), "white", "RGBA")),
-    "grey strokes on nothing": lambda: prepare_drawing(draw((255, 0), (60, 255), "LA")),
+    "gray strokes on nothing": lambda: prepare_drawing(draw((255, 0), (60, 255), "LA")),
     "a sheet on nothing": lambda: prepare_drawing(
         ImageOps.expand(draw("white", "black", "RGBA"), 40, (0, 0, 0, 0))
     ),
@@ -105,7 +105,7 @@ def test_the_same_digit_is_seen_alike_however_it_was_drawn(picture: str) -> None
     assert min((image - clean).abs().mean() for image in aside) < 1.5  # of 255; one aside: 12
 
 
-def test_a_digit_fills_twenty_pixels_around_its_centre_of_mass() -> None:
+def test_a_digit_fills_twenty_pixels_around_its_center_of_mass() -> None:
     image = prepare_drawing(draw("white", "black"))
     rows, columns = image.sum(1), image.sum(0)
     assert int((rows > 0).sum()) == 20
@@ -134,7 +134,7 @@ def test_digits_of_8_by_8_come_back_as_they_were(digits_cache: Path) -> None:
     assert torch.stack(differences).mean() < 20  # of 255; one pixel aside is 60
 
 
-def test_other_sets_are_plainly_resized_in_their_colours() -> None:
+def test_other_sets_are_plainly_resized_in_their_colors() -> None:
     image = draw((10, 200, 30), (200, 0, 0))
     ((found, box),) = preprocess(encode(image), kind("cifar10", 3, 32, 32))
     assert box is None

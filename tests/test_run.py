@@ -27,12 +27,12 @@ TORCHS = (
 )
 
 
-def colour_set() -> Dataset:
+def color_set() -> Dataset:
     """120 images of three channels and of sides that differ, in four classes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (120, 3, 12, 10), dtype=torch.uint8, generator=generator)
     whole = Split(images, torch.arange(120) % 4)
-    kind = Kind("colour", (3, 12, 10), tuple("abcd"), (0.5,) * 3, (0.3,) * 3, "0" * 64)
+    kind = Kind("color", (3, 12, 10), tuple("abcd"), (0.5,) * 3, (0.3,) * 3, "0" * 64)
     return Dataset(kind, whole[:80], whole[80:100], whole[100:])
 
 
@@ -171,7 +171,7 @@ MODELS = {
 }
 DATA_SETS: dict[str, list[str] | Dataset] = {
     "digits": ["data=digits"],
-    "colour": colour_set(),
+    "color": color_set(),
 }
 OPTIMIZERS = {
     "muon": ["optimizer=muon"],
@@ -235,8 +235,8 @@ def short(quick: list[str]) -> list[str]:
     ("model", "data_set"),
     [
         *((model, "digits") for model in MODELS),
-        ("cnn", "colour"),
-        *(pytest.param(m, "colour", marks=pytest.mark.slow) for m in MODELS if m != "cnn"),
+        ("cnn", "color"),
+        *(pytest.param(m, "color", marks=pytest.mark.slow) for m in MODELS if m != "cnn"),
     ],
 )
 def test_every_model_resumes_on_every_data_set_bit_for_bit(

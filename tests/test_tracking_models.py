@@ -25,7 +25,7 @@ from conftest import Clone, Like
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
-from test_export import colour
+from test_export import color
 
 from mnist_exp.experiment.load import load_model
 from mnist_exp.inference.export import export
@@ -49,7 +49,7 @@ SCORE = Score("val/accuracy", 0.5, True)
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
     """The record of an untrained model of color images, in its second epoch."""
-    kind, file = colour(), tmp_path_factory.mktemp("exported") / "model.pt"
+    kind, file = color(), tmp_path_factory.mktemp("exported") / "model.pt"
     model = MLP(kind.image_shape, 4, hidden_sizes=[8])
     export(model, kind, "torchscript", file, preprocessing=True, test=None)
     image = torch.arange(3 * 14 * 14).remainder(256).view(1, 3, 14, 14)

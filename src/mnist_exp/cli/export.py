@@ -39,7 +39,7 @@ def export() -> None:
     parser.add_argument(
         "--preprocessing",
         action="store_true",
-        help="the file takes raw uint8 images [n, channels, height, width] and normalises them",
+        help="the file takes raw uint8 images [n, channels, height, width] and normalizes them",
     )
     parser.add_argument(
         "--unchecked", action="store_true", help="skip the comparison, which needs the test set"

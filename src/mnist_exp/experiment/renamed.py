@@ -36,7 +36,7 @@ GROUPS: dict[str, dict[str, Any]] = {
 }
 
 # `_target_` → keys that are newer than some configs, with the value that changes nothing.
-YOUNGER: dict[str, dict[str, Any]] = {
+NEWER: dict[str, dict[str, Any]] = {
     "mnist_exp.data.image_folder": {"labels": None, "fit": "stretch", "stratified": False},
     "mnist_exp.models.torchvision_model": {"pretrained": False},
 }
@@ -95,8 +95,8 @@ def rename(config: Any) -> Any:
     for name, node in groups.items():
         options = OPTIONS.get(name)
         defaults = {f.name: f.default for f in fields(options)} if options else {}
-        younger = defaults | YOUNGER.get(str(node.get("_target_")), {})
-        renamed[name] = {k: v for k, v in younger.items() if v is not MISSING} | node
+        newer = defaults | NEWER.get(str(node.get("_target_")), {})
+        renamed[name] = {k: v for k, v in newer.items() if v is not MISSING} | node
     return renamed
 
 

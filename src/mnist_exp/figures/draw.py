@@ -334,7 +334,7 @@ def scatter(
     ys, xs = zip(*points, strict=True)
     figure = Figure((5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    dots = axes.scatter(xs, ys, c=values, cmap=COLORMAP, edgecolors="grey")
+    dots = axes.scatter(xs, ys, c=values, cmap=COLORMAP, edgecolors="gray")
     axes.set_xscale(choose_scale(xs))
     axes.set_yscale(choose_scale(ys))
     name_and_save(figure, names, dots, metric, path)
