@@ -86,7 +86,7 @@ start() {
     check_requirements
     mkdir -p "${folder:=$(mktemp -d "${TMPDIR:-/tmp}/slurm.XXXXXX")}"/{state,spool}
     folder=$(realpath "$folder")
-    [[ ! -e $folder/slurmctld.pid ]] || fail "$folder has a Slurm already; stop it first"
+    [[ ! -e $folder/slurmctld.pid ]] || fail "$folder already has a Slurm; stop it first"
     chmod 755 "$folder"  # the clients of other users read the conf and open munge's socket
     write_conf
     [[ -s $folder/munge.key ]] || (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")

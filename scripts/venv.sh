@@ -36,7 +36,7 @@ fi
 
 if [ "$present" != "$wanted" ]; then
     if [ -e .venv ] && [ ! -e $mark ]; then
-        fail ".venv was not made by make, and its Python is another or does not start; remove it"
+        fail ".venv was not made by make, and its Python differs or does not start; remove it"
     fi
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$python has no module venv; install it (on Debian: apt install python3-venv)"

@@ -148,7 +148,7 @@ NOT_EVEN_READ = {
     "hydra.rund.dir=x": "…rund…; did you mean hydra.run.dir?",
     "hydra.job.num=abc": "…abc…Integer",
     "hydra.searchpath=[file:///x]": "not supported…--config-dir FOLDER…",
-    "hydra.launcher._target_=os.system": "…_target_ cannot be typed…YAML…",
+    "hydra.launcher._target_=os.system": "…_target_ cannot be set…YAML…",
 }
 
 

@@ -196,7 +196,7 @@ def test_an_archive_that_torch_save_did_not_write_is_refused_before_it_is_unpack
         archive.writestr("archive/data.pkl", b"1")
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("archive/data.pkl", b"2")
-    assert "one name" in get_refusal(path)
+    assert "same name" in get_refusal(path)
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:

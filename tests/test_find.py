@@ -199,11 +199,11 @@ def test_a_run_id_is_its_folder_or_where_that_is_gone_its_copy_in_mlflow(
 
 def test_a_folder_is_to_be_resumed_only_if_it_has_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / METRICS).touch()
-    with pytest.raises(BadInput, match="holds a run already; another folder"):
+    with pytest.raises(BadInput, match="already contains a run; choose another folder"):
         check_new(tmp_path)
     (tmp_path / LAST).parent.mkdir()
     (tmp_path / LAST).touch()
-    with pytest.raises(BadInput, match="holds a run already; resume="):
+    with pytest.raises(BadInput, match="already contains a run; resume="):
         check_new(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_a_run_whose_folder_is_gone_is_resumed_from_mlflow_in_a_new_folder(
     assert find_run(run_id, store, new=new) == new
     assert (new / LAST).read_bytes() == b"weights"
     assert str(new) in capsys.readouterr().out
-    with pytest.raises(BadInput, match="holds a run already"):
+    with pytest.raises(BadInput, match="already contains a run"):
         find_run(run_id, store, new=new)
 
     run_id, checkpoint = record_run(store, "away", tmp_path / "lost", [0.5])

@@ -109,9 +109,9 @@ class Harmful:
 
 FILES = {
     "no tensor": ({"weight": Harmful()}, "…more than numbers, strings and tensors…"),
-    "a number": ({"layers.0.bias": 3}, "…layers.0.bias is no tensor…"),
+    "a number": ({"layers.0.bias": 3}, "…layers.0.bias is not a tensor…"),
     "nan": ({"layers.0.bias": torch.full((128,), torch.nan)}, "…layers.0.bias is not finite…"),
-    "sparse": ({"layers.0.bias": torch.zeros(128).to_sparse()}, "…no dense tensor…"),
+    "sparse": ({"layers.0.bias": torch.zeros(128).to_sparse()}, "…not a dense tensor…"),
     "a list": ([torch.zeros(128)], "…plain state_dict is needed…"),
     "another model": (
         {"head.bias": torch.zeros(10)},

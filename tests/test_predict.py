@@ -190,7 +190,7 @@ def test_a_missing_or_foreign_model_is_one_line(trained: Clone, tmp_path: Path) 
         (["--top", "0", "a.png"], "--top 0: …integer >= 1"),
         (["--show", "a.txt", "a.png"], "--show a.txt: ….png, .pdf, .svg"),
         (["--show", "absent/a.png", "b.png"], "--show absent/a.png: …no folder absent"),
-        (["--show", "a.png", *["b.png"] * 51], "--show a.png: 51 images…50"),
+        (["--show", "a.png", *["b.png"] * 51], "--show a.png: …50 images…51"),
         (["--run", "best", "--checkpoint", "a", "b"], "…--checkpoint: …"),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_run_trained_further_is_reproduced_and_a_changed_model_is_detected(
             ["optimizer.lr=0.5: …0.01…", "trainer.epochs=9: …8…"],
         ),
         ([f"reproduce={'a' * 32}"], [f"no MLflow run {'a' * 32}…"]),
-        (["reproduce=outputs/no"], ["reproduce=outputs/no: no folder…latest"]),
+        (["reproduce=outputs/no"], ["reproduce=outputs/no: not a folder…latest"]),
         (["reproduce=src"], ["reproduce=src: there is no …/src/config.yaml"]),
     ],
 )

@@ -167,21 +167,21 @@ def parse_jobs(
     except FileNotFoundError:
         return [], [], [f"sweep.jobs={file}: no such file"]
     except Exception as error:  # YAML and CSV raise errors of their own
-        reason = f"{one_line(error)}; a CSV file has keys in its first line, a YAML file a list"
+        reason = f"{one_line(error)}; a CSV file needs keys in its first line, a YAML file a list"
         return [], [], [f"sweep.jobs={file}: {reason} of mappings"]
     arguments, problems = [], []
     for key in rows[0]:
         found, more = parse(dict.fromkeys(f"{key}={row[key]}" for row in rows), loader)
         several = [text for text, override, _ in found if override.is_sweep_override()]
-        problems += [*more, *(f"{text}: has several values, in one job" for text in several)]
+        problems += [*more, *(f"{text}: has several values; a job needs one" for text in several)]
         if found:
             settings = [single for argument in found for single in argument.settings]
             arguments.append(found[0]._replace(settings=settings))
             key = found[0].override.key_or_group
         if key in typed:
-            problems.append(f"{key}: is in sweep.jobs={file}, too; leave it out of one of them")
+            problems.append(f"{key}: is in sweep.jobs={file}, too; remove it from one of them")
         elif key.startswith(NOT_OF_A_JOB):
-            problems.append(f"{key}: cannot differ between jobs, as sweep.jobs={file} has it")
+            problems.append(f"{key}: cannot differ between jobs; remove it from sweep.jobs={file}")
     return rows, arguments, problems
 
 
@@ -222,7 +222,7 @@ def check_mode(override: Override, multirun: bool) -> str | None:
     if key in ("resume", "reproduce") and multirun:
         return "is only for a single run; leave out -m"
     if key == "reproduce" and is_distributed():
-        return "compares one process with one; leave out torchrun"
+        return "works in a single process only; leave out torchrun"
     if key == "hydra.mode":
         return "cannot be set; a sweep needs -m"
     return None
@@ -288,7 +288,7 @@ def set_hydra_key(config: DictConfig, override: Override, loader: Loader) -> str
     if key == "hydra.searchpath":
         return "not supported; --config-dir FOLDER adds a folder of options"
     if TARGET in str(override.input_line):
-        return f"a {TARGET} cannot be typed; name it in a YAML file"
+        return f"a {TARGET} cannot be set on the command line; put it in a YAML file"
     try:
         if problem := check_secret(key, override.value()):
             return problem
@@ -417,7 +417,7 @@ def check_job(
     if job.problem:
         unknown = [*unknown, *(option.partition("=")[0] for option in job.options)]
     for key, rule in RULES.items():
-        yield key, None if key in job.defaults else f"in no YAML file; must be {rule.allowed}"
+        yield key, None if key in job.defaults else f"not in any YAML file; must be {rule.allowed}"
     typed = [s for s in typed if s.key in job.defaults or s.key.partition(".")[0] not in unknown]
     in_force = {setting.key: setting for setting in [*job.in_files, *typed]}
     for setting in [*typed, *in_force.values()]:
@@ -474,7 +474,7 @@ def check_support(setting: Setting, config: DictConfig) -> str | None:
 def describe_unknown_key(key: str, job: Job) -> str:
     """Which keys there are instead, and the nearest: one of the same name, or a similar one."""
     if new := KEYS.get(key):
-        return f"it is {new} now"
+        return f"it is now {new}"
     group, _, name = key.partition(".")
     if group in job.choices:
         names = [k.removeprefix(f"{group}.") for k in job.defaults if k.startswith(f"{group}.")]
@@ -492,7 +492,7 @@ def find_in_other_options(key: str, group: str) -> str:
     """Which options of the group have the key; empty where none has."""
     files = [(o, OmegaConf.create({group: values})) for o, values in read_options(group, "")]
     having = sorted(option for option, file in files if key in dict(iterate_settable(file)))
-    return f"; {key} is there with {group}={' | '.join(having)}" if having else ""
+    return f"; {key} exists with {group}={' | '.join(having)}" if having else ""
 
 
 def iterate_settable(config: DictConfig) -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,7 @@ def demo() -> None:
         help="the address to listen on, by default 127.0.0.1; a second --host is another name for "
         "the page, such as a proxy's",
     )
-    parser.add_argument("--port", type=int, default=7860, help="0: a free one; default 7860")
+    parser.add_argument("--port", type=int, default=7860, help="0 picks a free one; default 7860")
     options = parser.parse_args()
     if not 0 <= options.port < 2**16:
         parser.error(f"--port {options.port}: must be an integer from 0 to {2**16 - 1}")

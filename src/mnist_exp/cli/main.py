@@ -169,7 +169,7 @@ def check_flags(flags: Namespace) -> None:
     if flags.multirun and (about_one_run or flags.cfg in ("hydra", "all")):
         raise BadInput("-m --cfg job lists the jobs of a sweep; other flags are about one run")
     if flags.resolve and not flags.cfg:
-        raise BadInput("--resolve is for --cfg")
+        raise BadInput("--resolve works only with --cfg")
 
 
 def find_folder(

@@ -38,7 +38,7 @@ class Parser(ArgumentParser):
             "conf/config.yaml; the default), best:NAME (on the data set NAME), latest, an output "
             "folder, or an MLflow run id",
         )
-        source.add_argument("--checkpoint", metavar="PATH", help="the file of a checkpoint instead")
+        source.add_argument("--checkpoint", metavar="PATH", help="a checkpoint file instead")
         self.add_argument(
             "--experiment",
             default=EXPERIMENT,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Classify image files of any size, dark on light or light on dark, photographed or drawn. Several
-digits on a picture are read in reading order.
+digits in a picture are read in reading order.
 
   python predict.py five.png
   python predict.py --run latest --top 1 --json scans/*.jpg
@@ -50,7 +50,7 @@ def predict() -> None:
         "--top", type=int, default=3, metavar="N", help="how many classes to print; default 3"
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--json", action="store_true", help="one JSON object per line")
     form.add_argument("--csv", action="store_true", help="a table with a row for each digit")
     parser.add_argument(
         "--show",
@@ -68,7 +68,9 @@ def predict() -> None:
         parser.error(f"--show {options.show}: there is no folder {options.show.parent}")
     options.images = [file for path in options.images for file in list_files(path)]
     if options.show and len(options.images) > MOST_SHOWN:
-        parser.error(f"--show {options.show}: {len(options.images)} images, at most {MOST_SHOWN}")
+        parser.error(
+            f"--show {options.show}: at most {MOST_SHOWN} images, not {len(options.images)}"
+        )
     run_and_exit(lambda: classify_files(options))
 
 

@@ -139,7 +139,7 @@ def read_and_check(path: Path) -> io.BytesIO:
                 if sum(entry.file_size for entry in entries) > file.seek(0, io.SEEK_END):
                     raise zipfile.BadZipFile("its records overlap")
                 if len(set(names)) < len(names):
-                    raise zipfile.BadZipFile("two records have one name")
+                    raise zipfile.BadZipFile("two records have the same name")
                 for entry in entries:
                     checked.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
     except CheckpointError:
@@ -159,7 +159,7 @@ def read_and_check(path: Path) -> io.BytesIO:
 
 def foreign(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path}: not a checkpoint of this project; a run has them in its folder {LAST.parent}/"
+        f"{path}: not a checkpoint of this project; a run keeps its own in {LAST.parent}/"
     )
 
 

@@ -98,9 +98,9 @@ def check_support(key: str, value: object, device: torch.device) -> str | None:
             return "mps does not compute in float64; use float32, or trainer.device=cpu"
         case "batch_size", int(size), _ if left := size % (count := get_process_group().world_size):
             near = [str(whole) for whole in (size - left, size - left + count) if whole]
-            return f"cannot be shared out evenly among {count} processes; take {' or '.join(near)}"
+            return f"cannot be divided evenly among {count} processes; use {' or '.join(near)}"
         case "trainer.compile", True | str(), "cpu" if shutil.which(find_cxx_compiler()) is None:
-            return f"needs a C++ compiler, and there is no {find_cxx_compiler()}; use false"
+            return f"needs a C++ compiler, but there is no {find_cxx_compiler()}; use false"
         case "trainer.compile", True | str(), "cuda" if find_spec("triton") is None:
             return "needs the package triton, which is not installed; use false"
     return None

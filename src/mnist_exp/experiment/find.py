@@ -63,7 +63,7 @@ def find_run(
             (new / LAST).parent.mkdir(parents=True, exist_ok=True)
             with replace_file(new / LAST) as temporary:
                 shutil.copyfile(copy, temporary)
-            print_line(f"{folder} is not here: its last checkpoint in MLflow is now in {new}")
+            print_line(f"{folder} is not here; its last checkpoint was copied from MLflow to {new}")
             folder = new
     if folder is None:
         words = ["auto", "latest"] if option == "resume=" else ["best", "latest"]
@@ -165,13 +165,13 @@ def check_new(folder: Path) -> None:
     """Raises BadInput for a folder that has a run, belongs to a sweep, or cannot be written."""
     check_writable(folder)
     if any((folder / name).exists() for name in (LAST, METRICS)):
-        advice = "another folder takes a new run"
+        advice = "choose another folder for a new run"
         if (folder / LAST).exists():
-            advice = f"resume={quote_path(folder)} resumes it, {advice}"
-        raise BadInput(f"hydra.run.dir={quote_path(folder)}: holds a run already; {advice}")
+            advice = f"resume={quote_path(folder)} resumes it, or {advice}"
+        raise BadInput(f"hydra.run.dir={quote_path(folder)}: already contains a run; {advice}")
     if sweep := find_sweep_above(folder / SWEEP):
-        advice = "take a folder outside of it"
-        raise BadInput(f"hydra.run.dir={quote_path(folder)}: {sweep} is a sweep's; {advice}")
+        advice = "choose a folder outside it"
+        raise BadInput(f"hydra.run.dir={quote_path(folder)}: {sweep} belongs to a sweep; {advice}")
 
 
 def replace_lost_checkpoint(folder: Path) -> None:
@@ -198,7 +198,7 @@ def replace_lost_checkpoint(folder: Path) -> None:
             for path in files:
                 if path.exists():
                     path.replace(f"{path}.damaged")
-            text = "no readable checkpoint; the run starts again, what it left is now *.damaged"
+            text = "no readable checkpoint; the run starts again; its old files are now *.damaged"
     print_line(f"{show_path(last)}: {text}", sys.stderr)
 
 
@@ -207,7 +207,7 @@ def check_writable(folder: Path) -> None:
     exists = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
     if not (exists.is_dir() and os.access(exists, os.W_OK)):
         reason = "cannot be written" if exists.is_dir() else "not a folder"
-        raise BadInput(f"{exists}: {reason}; MNIST_EXP_HOME=FOLDER says where to write")
+        raise BadInput(f"{exists}: {reason}; set MNIST_EXP_HOME=FOLDER to write elsewhere")
 
 
 def find_best_run(

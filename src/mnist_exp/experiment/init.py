@@ -66,11 +66,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def check_tensor(name: object, tensor: object) -> None:
     """Raises ValueError for anything that cannot be a weight of a model."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is no tensor: a run or a plain state_dict is needed")
+        raise ValueError(f"{name} is not a tensor: a run or a plain state_dict is needed")
     size = tensor.numel() * tensor.element_size()
     plain = tensor.device.type == "cpu" and tensor.layout == torch.strided
     if not plain or tensor.is_complex() or tensor.untyped_storage().nbytes() < size:
-        raise ValueError(f"{name} is no dense tensor of real numbers")
+        raise ValueError(f"{name} is not a dense tensor of real numbers")
     if not tensor.isfinite().all():
         raise ValueError(f"{name} is not finite")
 

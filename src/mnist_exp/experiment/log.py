@@ -60,7 +60,7 @@ class RunLog:
         log.info("outputs  %s", folder)
         if result.epoch.val is None or max_batches:
             reason = "with trainer.max_batches" if result.epoch.val else "without validation"
-            text = "--run best chooses no run %s; this one is --run %s"
+            text = "--run best never chooses a run %s; for this one, use --run %s"
             log.info(text, reason, shlex.quote(folder))
 
     def show_links(self, viewers: bool) -> None:
@@ -78,7 +78,7 @@ class RunLog:
         """
         for name, files in self.folder.artifacts().items():
             self.tracker.upload(files, name)
-        text = "the tracker has not received everything%s; once it answers:\n%s"
+        text = "the tracker has not received everything%s; once it answers, run:\n%s"
         try:
             with raise_on_ctrl_c():
                 missing = self.tracker.end(status)

@@ -81,7 +81,7 @@ def reproduce(
         return result
     again = read_history(entry.to_json() for entry in run.entries())
     if differing := compare(first.metrics, again):
-        raise Failure(f"not reproduced; the first that differs is {differing[0]}")
+        raise Failure(f"not reproduced; the first difference is {differing[0]}")
     log.info("reproduced: every metric is the same, bit for bit")
     return result
 
@@ -95,7 +95,9 @@ def read_files(word: str) -> RecordedRun | None:
     path = folder / CONFIG if folder else Path(word)
     if not path.is_file():
         if folder or not RUN_ID.fullmatch(word):
-            what = f"there is no {path}" if folder else "no folder, config file, run id, or latest"
+            what = (
+                f"there is no {path}" if folder else "not a folder, config file, run id, or latest"
+            )
             raise BadInput(f"reproduce={word}: {what}")
         return None
     journal, versions = path.with_name(METRICS), path.with_name(VERSIONS)
@@ -146,7 +148,7 @@ def list_differences(first: RecordedRun, run: Run) -> Iterator[str]:
             next((line for line in lines if line.startswith(f"{name}==")), f"no {name}")
             for lines in (was, here)
         )
-        yield f"{old} was installed, {new} is"
+        yield f"{old} was installed, {new} is now"
 
 
 def compare(first: History, again: History) -> list[str]:

@@ -209,7 +209,7 @@ def check_with_others(key: str, value: Any, config: DictConfig, typed: bool) -> 
         metrics = ["loss", *config.metrics]
         if metric not in metrics:
             near = did_you_mean(metric, metrics)
-            return f"not computed; there are {', '.join(metrics)}, and what metrics adds{near}"
+            return f"not computed; there are {', '.join(metrics)}, and any that metrics adds{near}"
         if typed and split == "val" and OmegaConf.select(config, "data.val_fraction") == 0:
             return None if folds else "data.val_fraction=0 leaves no validation"
     if key == "data.fold" and RULES["data.folds"].admits(folds) and RULES[key].admits(value):

@@ -72,7 +72,7 @@ def target_problems(config: Any) -> Iterator[tuple[str, str]]:
             for _, options in read_options(group, value)
         ):
             folders = " or ".join(f"{folder}/{group}/" for folder in ("conf", *config_dirs[1:]))
-            yield key, f"{value!r} is in no YAML file of {folders}; --config-dir adds a folder"
+            yield key, f"{value!r} is not in any YAML file of {folders}; --config-dir adds a folder"
 
 
 def walk(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -147,7 +147,7 @@ def check_saved_config(saved: Any, source: object) -> DictConfig:
                 raise BadInput(f"{source}: the saved config has {text!r}; runs save plain values")
     for key in ("defaults", "hydra"):
         if key in plain:
-            raise BadInput(f"{source}: the saved config has {key}: it is Hydra's own")
+            raise BadInput(f"{source}: the saved config has {key}: this key is Hydra's own")
     for key, problem in chain(target_problems(plain), value_problems(config)):
         raise BadInput(f"{source}: the saved config has {key}: {problem}")
     return config

@@ -75,7 +75,7 @@ class Evaluation:
             return "equal to the metrics that the run logged, bit for bit"
         return (
             f"the run logged {', '.join(f'{name} {value}' for name, value in logged.items())}; "
-            "equal bits need its device, versions, and threads, a single process, and no "
+            "equal bits need the same device, versions, and threads, a single process, and no "
             "trainer.compile"
         )
 

@@ -44,9 +44,9 @@ class Comparison:
         return TOLERANCE * self.largest
 
     def __str__(self) -> str:
-        ties = f" but for {self.ties} ties" if self.ties else ""
+        ties = f" except for {self.ties} ties" if self.ties else ""
         return (
-            f"{self.images:,} images, {self.correct / self.images:.2%} right: PyTorch's labels"
+            f"{self.images:,} images, {self.correct / self.images:.2%} right, with PyTorch's labels"
             f"{ties}; logits of up to {self.largest:.3g} differ by {self.difference:.1e} at most, "
             f"{self.tolerance:.1e} is allowed"
         )
@@ -92,7 +92,7 @@ def export(
         except Exception as error:  # exporters have dozens of types
             raise ExportError(f"{format_name}: {first_line(error)}") from error
         if found and not found.difference <= found.tolerance:  # nan is not, either
-            raise ExportError(f"{format_name}: not written, its answers differ: {found}")
+            raise ExportError(f"{format_name}: not written, because its answers differ: {found}")
     return found
 
 

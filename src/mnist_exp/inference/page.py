@@ -72,7 +72,7 @@ class Demo:
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", "not a host name").lower()
             in_use = getattr(error, "errno", None) == EADDRINUSE
-            remedy = "; --port 0 takes a free one" if in_use else ""
+            remedy = "; --port 0 picks a free one" if in_use else ""
             raise BadInput(f"{shown[0]}:{port}: {reason}{remedy}") from None
         bound, port, *_ = self.socket.getsockname()
         self.given = {name.lower() for name in hosts[1:]}
@@ -180,7 +180,7 @@ def classify(picture: bytes, load: Callable[[int], Classifier], number: int) -> 
         (found,) = classifier.classify([("", BytesIO(picture))])
     except Exception as error:  # its message may name folders, so it stays on this machine
         print_line(f"error: {one_line(error)}", sys.stderr)
-        return {"error": "this run does not work; demo.py says why in its terminal"}
+        return {"error": "this run does not work; the terminal of demo.py says why"}
     if isinstance(found, UnreadableImage):
         return {"error": str(found)}
     names = classifier.trained.kind.class_names

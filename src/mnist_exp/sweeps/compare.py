@@ -34,7 +34,9 @@ def read_sample(word: str) -> Sample:
     finished = rows[0].finished if rows else []
     if len(finished) < 2:
         advice = "an interval needs at least two seeds: -m seed=1,2,3"
-        raise BadInput(f"--compare {word}: {len(finished)} finished run of its best row; {advice}")
+        raise BadInput(
+            f"--compare {word}: finished runs in its best row: {len(finished)}; {advice}"
+        )
     tested = [sweep.tested.get(str(job.job), {}) for job in finished]
     runs = [
         {**job.metrics, **{f"test/{name}": value for name, value in metrics.items()}}

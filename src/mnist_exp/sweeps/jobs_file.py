@@ -23,16 +23,16 @@ def read_rows(path: Path) -> list[Chosen]:
     else:
         rows = yaml.load(text, yaml.BaseLoader)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("no list of mappings")
+        raise ValueError("not a list of mappings")
     jobs: list[Chosen] = []
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():  # how DictReader says it
-            raise ValueError(f"combination {number} has not as many values as there are keys")
+            raise ValueError(f"combination {number} does not have as many values as keys")
         job = {str(key): as_typed(value) for key, value in row.items()}
         if jobs and job.keys() != jobs[0].keys():
             raise ValueError(f"combination {number} has other keys than the first")
         if job in jobs:
-            raise ValueError(f"combination {number} is there twice")
+            raise ValueError(f"combination {number} appears twice")
         jobs.append(job)
     return jobs
 

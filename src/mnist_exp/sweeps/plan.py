@@ -100,7 +100,7 @@ def plan_sweep(
         rows = rows or [{}]
         job_count *= len(rows)
     if job_count > config.sweep.max_jobs:
-        raise BadInput(f"{job_count:,} jobs; if this is intended: sweep.max_jobs={job_count}")
+        raise BadInput(f"{job_count:,} jobs; if this is intended, set sweep.max_jobs={job_count}")
     both = product(rows, combinations)
     jobs = [{**row, **dict(zip(swept, values, strict=True))} for row, values in both]
     folder, keys = Path(config.hydra.sweep.dir), [*dict.fromkeys(chain(*rows)), *axes]
@@ -151,7 +151,7 @@ def join_study(join: str, folder: Path, record: Sweep) -> tuple[Path, Sweep]:
     the same study; there each process has a folder of its own. Raises BadInput.
     """
     if not record.search:
-        raise BadInput(f"sweep.join={join}: shares a search; add hydra/sweeper=optuna")
+        raise BadInput(f"sweep.join={join}: is only for a search; add hydra/sweeper=optuna")
     if "://" not in join:
         return expand(join), record
     address, _, file = join.partition("sqlite:///")
@@ -192,7 +192,7 @@ def resume_sweep(
     """
     record, name = read_sweep(folder), f"{option}={quote_path(folder)}"
     if select_job_arguments(record.typed) != select_job_arguments(planned.typed):
-        reason = "that sweep has other arguments, or has them in another order"
+        reason = "that sweep has other arguments, or the same in another order"
         resume = train_command("-m", f"sweep.resume={quote_path(folder)}")
         raise BadInput(f"{name}: {reason}; type {resume}")
     if file is not None and planned.jobs != record.jobs:
@@ -229,7 +229,7 @@ def show_jobs(plan: SweepPlan, loader: ConfigLoader) -> None:
         print_line(f"{number}  {sanitize(show_path(folder))}  {' '.join(overrides)}")
     if plan.record.search:
         where = show_path(plan.folder)
-        print_line(f"at most {plan.job_count} jobs in {where}, chosen as the search runs from")
+        print_line(f"at most {plan.job_count} jobs in {where}, chosen during the search from")
         for key, values in plan.axes.items():
             print_line(f"{key}={values}")
 
@@ -241,7 +241,7 @@ def check_new(folder: Path) -> None:
     if any(any(folder.glob(file)) for file in files):
         value = quote_path(folder)
         advice = f"sweep.resume={value} resumes a sweep, or choose another folder"
-        raise BadInput(f"hydra.sweep.dir={value}: contains a sweep or a run already; {advice}")
+        raise BadInput(f"hydra.sweep.dir={value}: already contains a sweep or a run; {advice}")
 
 
 def select_job_arguments(typed: Sequence[str]) -> list[str]:

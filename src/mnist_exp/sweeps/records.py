@@ -96,7 +96,7 @@ def read_sweep(folder: Path) -> Sweep:
         return read_record(Sweep, folder / SWEEP)
     except Damaged as error:
         advice = (
-            "the sweep cannot be resumed, start it again; "
+            "the sweep cannot be resumed, so start it again; "
             f"resume={quote_path(folder)}/0 resumes its first job, and so on"
         )
         raise Damaged(f"{error}; {advice}") from error

@@ -127,7 +127,7 @@ def check_study(folder: Path, outcomes: Iterable[Outcome]) -> None:
                 raise ValueError(f"it does not have the trial of job {outcome.job}")
     except Exception as error:  # Optuna can raise anything
         advice = (
-            "the search cannot be resumed, start it again; "
+            "the search cannot be resumed, so start it again; "
             "its jobs' folders, checkpoints and leaderboard are still there"
         )
         raise Damaged(f"{path}: damaged ({one_line(error)}); {advice}") from error
@@ -169,7 +169,7 @@ def next_batch(
         if trial.params.keys() != search.space.keys():  # the search was killed while it asked
             study.tell(trial.number, state=TrialState.FAIL)
         elif same := find_same_trial(study, trial):
-            log.info("trial %d repeats %d, whose result it gets", trial.number, same.number)
+            log.info("trial %d repeats trial %d and gets its result", trial.number, same.number)
             value = same.value if same.state is TrialState.COMPLETE else None
             study.tell(trial.number, value, same.state, skip_if_finished=True)
         else:

@@ -59,7 +59,7 @@ class Job(slurm.SlurmJob[JobReturn]):
             launcher: Any = submitted.function
             overrides, _, number, *_ = submitted.args
             folder = Path(launcher.config.hydra.sweep.dir, str(number))
-            reason = f"Slurm's job {self.job_id} has ended: {self.state}"
+            reason = f"Slurm job {self.job_id} has ended: {self.state}"
             returned = JobReturn(status=JobStatus.COMPLETED)
             returned.return_value = end_job(folder, number, overrides, reason)
             return [returned]

@@ -212,8 +212,8 @@ def report(
         if command := winner_command(winner):
             log.info("winner   %s", command)
         if with_test and sweep.database and not (winner.finished[0].folder / LAST).exists():
-            advice = "if it has died, sweep.resume=FOLDER, with its folder, does it there"
-            log.info("test     by the process that trained the winner; %s", advice)
+            advice = "if that has died, run sweep.resume=FOLDER there, with its folder"
+            log.info("test     left to the process that trained the winner; %s", advice)
         elif with_test:
             ended = sum(job.status in ENDED for job in outcomes)
             test_winner(folder, sweep, winner, tracker, ended)

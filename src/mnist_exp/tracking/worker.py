@@ -199,7 +199,7 @@ class Worker:
         try:
             while not call.done() and (now := time.monotonic()) < self.moved + patience:
                 if now > says_next:
-                    text = "waiting for the tracker to %s; Ctrl-C ends the waiting"
+                    text = "waiting for the tracker to %s; Ctrl-C stops the wait"
                     log.info(text, self.sending)
                     says_next += NEXT_LINE
                 wait_for([call], timeout=1)
