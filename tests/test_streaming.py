@@ -296,4 +296,6 @@ def test_a_set_four_times_the_limit_stays_within_it_and_trains_as_fast(
     whole = measure(clone, "data.memory_limit=8")
     assert streamed.metrics == whole.metrics
     assert streamed.resident < limit + 0.4 < whole.resident
-    assert streamed.speed > 0.4 * whole.speed  # equal on a quiet machine
+    if streamed.speed <= 0.7 * whole.speed:  # equal on a quiet machine: other tests disturbed it
+        streamed = measure(clone, f"data.memory_limit={limit}")
+    assert streamed.speed > 0.7 * whole.speed
