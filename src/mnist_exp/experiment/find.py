@@ -175,7 +175,7 @@ def check_new(folder: Path) -> None:
 
 
 def replace_lost_checkpoint(folder: Path) -> None:
-    """If a run's last.pt is lost, let the run go on from best.pt, or else make way for a new one.
+    """If a run's last.pt is lost, resume from best.pt, or else make way for a new one.
 
     The files that a new run would find are then renamed. Raises Occupied, and CheckpointError
     for a last.pt that cannot be read for another reason.
@@ -193,7 +193,7 @@ def replace_lost_checkpoint(folder: Path) -> None:
         try:
             checkpoint.load(best)
             link_file(best, last)
-            text = f"damaged; the run goes on from {best.name}"
+            text = f"damaged; the run resumes from {best.name}"
         except checkpoint.LostCheckpoint:
             for path in files:
                 if path.exists():

@@ -448,7 +448,7 @@ class Run:
         self.save(bool(is_best))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint contains: all that the run needs to go on, or just the kept weights."""
+        """What a checkpoint contains: all that is needed to resume, or just the kept weights."""
         state = self.state.state_dict()
         return {
             "name": self.name,
