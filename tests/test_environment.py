@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Like
+from conftest import Clone, Like
 
 from mnist_exp.errors import BadInput
 from mnist_exp.experiment import environment
@@ -98,3 +100,18 @@ def test_a_digest_is_of_every_name_and_byte_but_of_caches(tmp_path: Path) -> Non
     (tmp_path / "a").rename(tmp_path / "b")
     digests.append(environment.files_digest(tmp_path))
     assert len(set(digests)) == 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_a_training_keeps_the_memory_of_its_steps(
+    clone: Clone, quick: list[str], tmp_path: Path
+) -> None:
+    def count_page_faults(epochs: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+        options = ["model=resnet", "batch_size=256", "trainer.test=false"]
+        options += [f"trainer.epochs={epochs}", f"hydra.run.dir={tmp_path}/{epochs}"]
+        assert clone.run("train.py", *quick, *options, fork=False).returncode == 0
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before
+
+    # Given back after each step, it would be 12,000 pages an epoch.
+    assert count_page_faults(3) - count_page_faults(1) < 10_000

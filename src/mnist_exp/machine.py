@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from contextlib import suppress
@@ -11,6 +12,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of both versions
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 LOOKS, PAUSE = 5, 0.01  # at what is running; seconds between them
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def count_cores() -> int:
@@ -54,3 +56,18 @@ def count_idle_cores() -> int:
             busy.append(running - 1 - states.count("R"))
             time.sleep(PAUSE)
     return (os.cpu_count() or 1) - max(0, min(busy, default=0))
+
+
+def keep_freed_memory(largest_block: int, at_most: int) -> None:
+    """Let the C library keep freed memory for later use, instead of giving it back at once.
+
+    Large images or activations would otherwise be given back and gotten again, page by page, for
+    each picture or training step.
+
+    largest_block: bytes, up to 32 MB; larger blocks are always given back. at_most: bytes that each
+    thread keeps.
+    """
+    with suppress(AttributeError, OSError):  # only glibc has it
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(M_MMAP_THRESHOLD, largest_block)
+        set_option(M_TRIM_THRESHOLD, at_most)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +32,6 @@ digits in a picture are read in reading order.
 PICTURES = (".png", ".pdf", ".svg")
 MOST_WORKERS = 8  # processes; each may hold a large image
 MOST_SHOWN = 50  # images in one picture; more would be too small to see
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 CSV_HEADER = ("image", "label", "probability", "left", "top", "right", "bottom")
 
 Answer = list["Prediction"]  # one for each digit of an image, or one for all of it
@@ -97,13 +94,14 @@ def classify_files(options: Namespace) -> int:
     from mnist_exp.experiment.load import load_model
     from mnist_exp.inference.classifier import BATCH, Classifier
     from mnist_exp.inference.preprocess import UnreadableImage
-    from mnist_exp.machine import count_cores
+    from mnist_exp.machine import count_cores, keep_freed_memory
 
     trained = load_model(choose_checkpoint(options), options.device)
     paths, code = options.images, 0
     shown: list[tuple[Path, Answer]] = []
     width = max(len(sanitize(str(path))) for path in paths)
-    return_large_blocks()
+    # Larger blocks are those of large images: kept, they would add up over the threads.
+    keep_freed_memory(largest_block=4 << 20, at_most=32 << 20)
     print_line(f"{trained.source}, trained on {trained.kind.name}", sys.stderr)
     screen = Console(stderr=True, soft_wrap=True)
     with Progress(
@@ -134,18 +132,6 @@ def classify_files(options: Namespace) -> int:
     if shown:
         draw_pictures(options.show, shown, trained.kind.class_names)
     return code
-
-
-def return_large_blocks() -> None:
-    """Let the C library give back blocks of more than 4 MB, as large images take, at once.
-
-    Otherwise it would keep blocks of up to 32 MB for each thread, on top of what images take.
-    Smaller blocks are kept: giving them back and getting them again takes 2 ms of CPU per image.
-    """
-    with suppress(AttributeError, OSError):  # only glibc has it
-        set_option = ctypes.CDLL(None).mallopt
-        set_option(M_MMAP_THRESHOLD, 4 << 20)
-        set_option(M_TRIM_THRESHOLD, 32 << 20)
 
 
 def keep_top(probabilities: dict[str, float], count: int) -> dict[str, float]:

@@ -56,6 +56,7 @@ from mnist_exp.experiment.rules import leaves
 from mnist_exp.experiment.shell import quote, quote_path, resume_command, show_path, train_command
 from mnist_exp.experiment.signals import Interrupted, defer_signals
 from mnist_exp.experiment.targets import check_saved_config
+from mnist_exp.machine import keep_freed_memory
 from mnist_exp.paths import FIGURES, LAST, replace_home, shorten_path
 from mnist_exp.tracking import DatasetRecord, ModelRecord, RunRecord, Score, Status, TrackerError
 from mnist_exp.tracking.worker import Trackers
@@ -276,6 +277,7 @@ class Run:
 
     def epochs(self, on_step: Callable[[Progress], None]) -> Iterator[Epoch]:
         train, val = self.splits()
+        keep_freed_memory(largest_block=32 << 20, at_most=2**31 - 1)  # for the next step
         return fit(
             self.state,
             train,
