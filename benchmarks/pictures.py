@@ -165,7 +165,7 @@ def hardest(
         (said, times), *_ = Counter(names[wrong] for *_, wrong in found).most_common(1)
         predicted.append((said, times / len(runs)))
         true.append((names[found[0][1]], 1 - len(found) / len(runs)))
-    heading = f"misclassified most often in {len(runs)} runs, and the fraction of runs for each class"
+    heading = f"misclassified most often in {len(runs)} runs, with the fraction for each class"
     draw.most_wrong(path, images, predicted, true, heading)
 
 
