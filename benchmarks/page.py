@@ -50,9 +50,9 @@ All seeds together, each with the weights that were tested.
 """
 
 HARDEST = """\
-![The test images that most seeds get wrong]({})
+![The test images that are wrong most often]({})
 
-The class that most seeds predict is above the true one; beside each is the part of the seeds.
+Above the true class is the wrong one that most seeds predict; the fractions are of all seeds.
 """
 
 RECIPE = """\
