@@ -52,7 +52,7 @@ All seeds together, each with the weights that were tested.
 HARDEST = """\
 ![The test images that are wrong most often]({})
 
-Above the true class is the wrong one that most seeds predict; the fractions are of all seeds.
+Above the true class is the wrong one predicted most often; the fractions are of all seeds.
 """
 
 RECIPE = """\
